@@ -1,0 +1,171 @@
+"""python -m flaxnets: the zoo's table, one net's facts, and classification of images."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flaxnets import zoo
+from flaxnets.config import Preprocess, Weights
+from flaxnets.errors import FlaxnetsError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog='python -m flaxnets', description=__doc__.partition(': ')[2])
+    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+
+    add = commands.add_parser('list', help='names of the nets')
+    add.add_argument('pattern', nargs='?', default='*', help="wildcard, such as 'resnest*'")
+    add.add_argument('--weights', action='store_true', help='the published weights in place of the nets')
+    add.set_defaults(run=_list)
+
+    add = commands.add_parser('info', help='a net: architecture, size, published weights')
+    add.add_argument('name', help='a net, published weights, or a directory of weights')
+    add.set_defaults(run=_info)
+
+    add = commands.add_parser('predict', help='classify images')
+    add.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
+    add.add_argument('--model', required=True, help='a directory of weights, or a .pth file')
+    add.add_argument('--arch', help='name of the net, for a .pth file whose name does not tell')
+    add.add_argument('--topk', type=int, default=5, metavar='K', help='how many classes to show (5)')
+    add.set_defaults(run=_predict)
+
+    for command in commands.choices.values():
+        command.add_argument('--json', action='store_true', help='machine-readable output')
+    options = parser.parse_args(arguments)
+    run: Callable[[argparse.Namespace], int] = options.run
+    try:
+        return run(options)
+    except FlaxnetsError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    names = zoo.list_models(options.pattern, weights=options.weights)
+    if not names:
+        raise FlaxnetsError(f'no name matches {options.pattern!r}; `python -m flaxnets list` shows all')
+    if options.json:
+        print(json.dumps(names))
+        return 0
+    for name in names:
+        arch, row = zoo.resolve(name)
+        print(f'{name:44} {_accuracy(row)}' if options.weights else f'{name:26} {_describe_arch(arch)}')
+    return 0
+
+
+def _describe_arch(name: str) -> str:
+    arch = zoo.ARCHS[name]
+    parts = [arch.block, '-'.join(map(str, arch.layers)), f'{arch.cardinality}x{arch.base_width}d']
+    if arch.block == 'res2net':
+        parts.append(f'scale {arch.scale}')
+    if arch.block == 'resnest':
+        parts.append(f'radix {arch.radix}, avd {"first" if arch.avd_first else "last"}')
+    parts += ['SE'] * arch.se + [f'deep stem {arch.stem_width}'] * arch.deep_stem + ['avg_down'] * arch.avg_down
+    return ', '.join(parts)
+
+
+def _accuracy(row: Weights | None) -> str:
+    if row is None or not row.accuracy:
+        return 'no published accuracy'
+    best = row.accuracy[0]
+    top5 = '' if best.top5 is None else f'/{best.top5:.2f}'
+    return f'top-1{"/5" if top5 else ""} {best.top1:.2f}{top5} % at {best.size} px ({best.source})'
+
+
+def _info(options: argparse.Namespace) -> int:
+    from flaxnets.load import config
+    from flaxnets.resnet import abstract_variables, build, count_macs, count_parameters
+
+    conf = config(options.name)
+    net = build(conf.arch, conf.num_classes, conf.in_chans)
+    # A published name stands for all the files of its net; a directory for itself.
+    rows = zoo.weights_of(conf.name) if not Path(options.name).is_dir() else (conf.weights,) * bool(conf.weights)
+    facts: dict[str, Any] = {
+        'name': conf.name,
+        'architecture': _describe_arch(conf.name),
+        'classes': conf.num_classes,
+        'input channels': conf.in_chans,
+        'parameters': count_parameters(abstract_variables(net)),
+        'MACs': count_macs(net, conf.preprocess.size),
+        'input': _describe_preprocess(conf.preprocess),
+        'default weights': conf.weights.name if conf.weights else None,
+        'weights': [_weights_facts(row) for row in rows],
+    }
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    _print_info(facts)
+    return 0
+
+
+def _describe_preprocess(preprocess: Preprocess) -> str:
+    how = {'center': 'resize, then centre crop', 'center_first': 'centre crop, then resize'}
+    return (
+        f'{preprocess.size} px, crop {preprocess.crop_pct:g}, {preprocess.interpolation}, '
+        f'{how[preprocess.crop_mode]}, mean {preprocess.mean}, std {preprocess.std}'
+    )
+
+
+def _weights_facts(row: Weights) -> dict[str, Any]:
+    return {
+        'name': row.name,
+        'accuracy': [_accuracy_facts(row, i) for i in range(len(row.accuracy))],
+        'licence': row.licence,
+        'input': _describe_preprocess(row.preprocess),
+        'layout': row.layout,
+        'sha256': row.sha256,
+        'urls': list(row.urls),
+        'hub': row.hub_id,
+        'aliases': list(row.aliases),
+    }
+
+
+def _accuracy_facts(row: Weights, i: int) -> dict[str, Any]:
+    accuracy = row.accuracy[i]
+    return {'top1': accuracy.top1, 'top5': accuracy.top5, 'size': accuracy.size, 'source': accuracy.source}
+
+
+def _print_info(facts: dict[str, Any]) -> None:
+    print(f'{facts["name"]}: {facts["architecture"]}')
+    print(f'{facts["parameters"]:,} parameters, {facts["MACs"]:,} MACs at the input size')
+    print(f'{facts["classes"]} classes, {facts["input channels"]} input channels')
+    print(f'input: {facts["input"]}')
+    for row in facts['weights']:
+        default = ' (default)' if row['name'] == facts['default weights'] and len(facts['weights']) > 1 else ''
+        print(f'\n{row["name"]}{default}')
+        for accuracy in row['accuracy']:
+            top5 = '' if accuracy['top5'] is None else f', top-5 {accuracy["top5"]:.2f} %'
+            print(f'  top-1 {accuracy["top1"]:.2f} %{top5} at {accuracy["size"]} px ({accuracy["source"]})')
+        if row['input'] != facts['input']:
+            print(f'  input: {row["input"]}')
+        print(f'  licence {row["licence"]}, {row["layout"]} key names, sha256 {row["sha256"] or "not published"}')
+        for place in (*row['urls'], *([f'hf-hub:{row["hub"]}'] if row['hub'] else [])):
+            print(f'  {place}')
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from flaxnets.predict import predict
+
+    results = predict(options.images, options.model, arch=options.arch, topk=options.topk)
+    if options.json:
+        print(json.dumps(results, indent=1))
+        return 0
+    for result in results:
+        print(result['image'])
+        for guess in result['top']:
+            print(f'  {guess["probability"]:7.2%}  {guess["class"]}')
+    return 0
+
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The layers that the blocks are made of, with PyTorch's geometry, initialisation and statistics.
+
+All maps are [N, H, W, C]. Each docstring names the torch call that it equals. A layer that behaves
+differently in training takes `train` as an argument of its call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from flaxnets.convolution import conv2d
+from flaxnets.errors import FlaxnetsError
+
+BN_EPSILON = 1e-5
+BN_MOMENTUM = 0.1  # torch's sense: the weight of the new batch in the running statistics
+
+
+def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for linear weights and for every bias."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """`torch.nn.Conv2d(C, features, kernel_size, stride, padding, dilation, groups, use_bias)`.
+
+    The padding is the symmetric one that keeps a map's size at stride 1: dilation * (kernel_size - 1) / 2.
+    The kernel, [kernel_size, kernel_size, C / groups, features], starts as kaiming normal, fan out.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel, in pixels; odd.
+      stride, dilation: in pixels, the same for height and width.
+      groups: channels are convolved in so many contiguous groups.
+      use_bias: adds a bias, which starts as torch's: U(+-1/sqrt(fan_in)).
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel_size
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise FlaxnetsError(
+                f'{x.shape[-1]} input and features={self.features} channels must both be divisible by '
+                f'groups={self.groups}'
+            )
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param(
+            'kernel', nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), shape, self.param_dtype
+        )
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.dilation * (k - 1) // 2,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            fan_in = k * k * shape[2]
+            bias = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
+            y = y + bias.astype(self.dtype)
+        return y
+
+
+class BatchNorm(nn.Module):
+    """`torch.nn.BatchNorm2d(C, eps=1e-5, momentum=0.1)`; with `axis_name`, `torch.nn.SyncBatchNorm`.
+
+    The batch is normalised with its biased variance, and the running variance is updated with the
+    unbiased one: Flax's own layer stores the biased one, and a net trained with it drifts from torch's.
+    Statistics are computed and kept in float32 at least, whatever `dtype` is.
+
+    Attributes:
+      zero_scale: the scale starts at 0 instead of 1 (last normalisation of a residual branch).
+      axis_name: mapped axis over whose devices the batch statistics are taken in training.
+      dtype: of the result.
+      param_dtype: of scale and bias.
+    """
+
+    zero_scale: bool = False
+    axis_name: str | None = None
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = (x.shape[-1],)
+        start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        scale = self.param('scale', start, shape, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
+        exact = jnp.promote_types(self.param_dtype, jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
+
+        x = x.astype(exact)
+        if train:
+            mean, var, count = self._batch_statistics(x)
+            if not self.is_initializing():
+                unbiased = var * (count / (count - 1))
+                running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
+                running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        else:
+            mean, var = running_mean.value, running_var.value
+        factor = scale.astype(exact) * lax.rsqrt(var + BN_EPSILON)
+        return (x * factor + (bias.astype(exact) - mean * factor)).astype(self.dtype)
+
+    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
+        """Mean and biased variance over N, H, W (and devices), and the number of values behind them."""
+        axis_name = None if self.is_initializing() else self.axis_name
+        count = x.size // x.shape[-1]
+        mean = x.mean((0, 1, 2))
+        square = lax.square(x).mean((0, 1, 2))
+        if axis_name is not None:
+            count *= lax.psum(1, axis_name)
+            mean, square = lax.pmean((mean, square), axis_name)
+        if count == 1 and not self.is_initializing():
+            where = '/'.join(self.path)
+            raise FlaxnetsError(
+                f'{where}: one value per channel in training (input {x.shape}): its variance is 0. Split '
+                'attention pools a map to one pixel, so that a batch of 1 per device cannot train; use at '
+                'least 2 images per device, or axis_name to take the statistics over all devices'
+            )
+        return mean, jnp.maximum(square - lax.square(mean), 0.0), count
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., arXiv 1603.09382): whole samples of a residual branch become 0.
+
+    What is kept is divided by its probability. Draws from the 'dropout' random numbers in training.
+
+    Attributes:
+      rate: probability to drop a sample's branch, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, (x.shape[0], 1, 1, 1))
+        return jnp.where(mask, x / keep, 0)
+
+
+class DropBlock(nn.Module):
+    """DropBlock (Ghiasi et al., arXiv 1810.12890) as the ResNeSt authors trained with it.
+
+    A mask shared by the batch, drawn for each channel, zeroes squares of `block_size` pixels; the rest is
+    scaled so that the mean of the mask is 1. Reference: `resnest/gluon/dropblock.py` of
+    zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in training.
+
+    Attributes:
+      rate: share of the map to drop, in [0, 1).
+      block_size: side of the squares, in pixels; cut to the map's own size.
+    """
+
+    rate: float
+    block_size: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return x
+        _, h, w, channels = x.shape
+        size = min(self.block_size, h, w)
+        # So many seeds that the squares around them cover `rate` of the map, as if none overlapped.
+        seeds = self.rate * h * w / size**2 / ((h - size + 1) * (w - size + 1))
+        mask = jax.random.bernoulli(self.make_rng('dropout'), seeds, (1, h, w, channels))
+        low = (size - 1) // 2
+        pad = (low, size - 1 - low)
+        dropped = nn.max_pool(mask.astype(jnp.float32), (size, size), padding=(pad, pad))
+        keep = 1.0 - dropped
+        return x * (keep * (keep.size / jnp.maximum(keep.sum(), 1.0))).astype(x.dtype)
+
+
+def max_pool_stem(x: Array) -> Array:
+    """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H/2), ceil(W/2), C]."""
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def avg_pool_3x3(x: Array, stride: int) -> Array:
+    """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
+    return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+
+
+def avg_pool_shortcut(x: Array, stride: int) -> Array:
+    """The 2x2 average pool of an `avg_down` shortcut.
+
+    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: an odd map's last row
+    is averaged over what exists. Stride 1, met where dilation replaces a stride, is timm's
+    `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
+    """
+    if stride == 1:
+        return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+    _, h, w, _ = x.shape
+    return nn.avg_pool(x, (2, 2), (2, 2), ((0, h % 2), (0, w % 2)), count_include_pad=False)
+
+
+GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
+
+
+def global_pool(x: Array, kind: str) -> Array:
+    """A map to a vector, as timm's `SelectAdaptivePool2d`: [N, H, W, C] -> [N, C].
+
+    Args:
+      x: the map.
+      kind: 'avg', 'max', 'avgmax' (their mean), 'catavgmax' (both, [N, 2C]) or '' (the map unchanged).
+    """
+    if kind == '':
+        return x
+    if kind == 'avg':
+        return x.mean((1, 2))
+    if kind == 'max':
+        return x.max((1, 2))
+    average, maximum = x.mean((1, 2)), x.max((1, 2))
+    if kind == 'avgmax':
+        return 0.5 * (average + maximum)
+    return jnp.concatenate([average, maximum], axis=-1)

@@ -1,0 +1,153 @@
+"""From weights, wherever they are, to a net and its variables."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from flaxnets import weights, zoo
+from flaxnets.config import Config, Preprocess
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.preprocess import MAX_PIXELS, Transform
+from flaxnets.preprocess import transform as make_transform
+from flaxnets.resnet import ResNet, build
+
+
+def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
+    """A net by name, without weights: `flaxnets.create('resnest101e')`.
+
+    Args:
+      name: any name that `list_models` gives, or an alias: timm's, torchvision's, mmpretrain's, the
+        authors'. A tag (`resnext50_32x4d.gluon_in1k`) is accepted and makes the same net.
+      num_classes: outputs of the classifier; 0 gives pooled features [N, 2048].
+      in_chans: channels of the images.
+      **options: `dtype`, `param_dtype`, `global_pool`, `drop_rate`, `drop_path_rate`,
+        `drop_block_rate`, `output_stride`, `features_only`, `out_indices`, `axis_name`, `remat`,
+        `zero_init_last`: see `flaxnets.resnet.ResNet`.
+
+    Returns:
+      A Flax module. `model.init(key, images)` makes its variables; `model.apply(variables, images,
+      train=False)` takes images [N, H, W, in_chans].
+
+    Raises:
+      FlaxnetsError: unknown name (the nearest ones are named), or bad values (all of them).
+    """
+    arch_name, _ = zoo.resolve(name)
+    return build(zoo.ARCHS[arch_name], num_classes, in_chans, **options)
+
+
+def config(source: str | os.PathLike[str]) -> Config:
+    """What a published name or a directory of weights stands for: architecture, preprocessing, origin.
+
+    Raises:
+      FlaxnetsError: unknown name or tag, or a directory that holds no weights.
+    """
+    if Path(source).is_dir():
+        return weights.read_config(source)[0]
+    return zoo.config(os.fspath(source))
+
+
+def transform(
+    source: str | os.PathLike[str] | Config | Preprocess, *, exif: bool = False, max_pixels: int = MAX_PIXELS
+) -> Transform:
+    """What turns an image into exactly the array that weights expect.
+
+        images = flaxnets.transform('resnest101e')('photo.jpg')[None]  # [1, 256, 256, 3]
+
+    Args:
+      source: a published name, a directory of weights, a `Config` or a `Preprocess`.
+      exif: turn the picture as its EXIF orientation says; timm and torchvision do not.
+      max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+      A `flaxnets.preprocess.Transform`: called with a path, a PIL image or an array it gives float32
+      [size, size, 3], normalised.
+
+    Raises:
+      FlaxnetsError: unknown name, or a directory that holds no weights.
+    """
+    if not isinstance(source, Config | Preprocess):
+        source = config(source)
+    return make_transform(source, exif=exif, max_pixels=max_pixels)
+
+
+def load(
+    source: str | os.PathLike[str],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[ResNet, weights.Variables]:
+    """A net and its variables from a converted directory or straight from a PyTorch `.pth` file.
+
+        model, variables = flaxnets.load('resnest50d', num_classes=10)
+        logits = model.apply(variables, images)
+
+    Args:
+      source: a directory that `python -m convert` or a training run wrote, or a `.pth` file.
+      num_classes: None keeps the classifier of the weights; another number than theirs starts a new one.
+      in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
+      model: name of the architecture; needed for a `.pth` file, refused where a directory contradicts it.
+      seed: of a new classifier.
+      **options: as of `create`.
+
+    Returns:
+      The Flax module, and {'params': ..., 'batch_stats': ...} as JAX arrays for `model.apply`.
+
+    Raises:
+      FlaxnetsError: no such file, a damaged one, one that does not fit the net, bad values.
+    """
+    _, net, variables = load_with_config(source, num_classes, in_chans, model=model, seed=seed, **options)
+    return net, variables
+
+
+def load_with_config(
+    source: str | os.PathLike[str],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Config, ResNet, weights.Variables]:
+    """`load`, and the `Config` of the weights as they are stored."""
+    path = Path(source)
+    if path.is_dir():
+        conf, _ = weights.read_config(path)
+        if model is not None and zoo.resolve(model)[0] != conf.name:
+            raise FlaxnetsError(f'{path} holds weights of {conf.name}, not of model={model!r}')
+        net = _build(conf, num_classes, in_chans, options)
+        return conf, net, weights.merge(weights.read_variables(path), net, seed=seed)
+    if path.is_file():
+        from convert.conversion import read_checkpoint  # the middle floor, only when it is needed
+
+        checkpoint = read_checkpoint(path, model)
+        net = _build(checkpoint.config, num_classes, in_chans, options)
+        return checkpoint.config, net, weights.merge(checkpoint.variables, net, seed=seed)
+    raise CheckpointError(_not_there(os.fspath(source)))
+
+
+def _build(conf: Config, num_classes: int | None, in_chans: int | None, options: dict[str, Any]) -> ResNet:
+    return build(
+        conf.arch,
+        conf.num_classes if num_classes is None else num_classes,
+        conf.in_chans if in_chans is None else in_chans,
+        **options,
+    )
+
+
+def _not_there(source: str) -> str:
+    try:
+        _, published = zoo.resolve(source)
+    except FlaxnetsError:
+        return f'{source}: no such file or directory'
+    if published is None or not published.urls:
+        return f'{source} is a published net, and no file or directory of that name is here'
+    return (
+        f'{source} is published as {published.name}, and no file or directory of that name is here: '
+        f'download {published.urls[0]}, then convert it with '
+        f'python -m convert {published.urls[0].rpartition("/")[2]} --model {published.name} --out {source}'
+    )

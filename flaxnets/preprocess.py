@@ -1,0 +1,296 @@
+"""Image -> array, exactly as the weights expect it.
+
+Pillow decodes and resizes, numpy normalises; JAX is not imported. The resampling is Pillow's own,
+antialiased and in 8 bits, because that is what the published accuracies were measured with: JAX's,
+OpenCV's and TensorFlow's resizing all differ from it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from flaxnets.config import Config, Preprocess
+from flaxnets.errors import FlaxnetsError, ImageError
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
+
+MAX_PIXELS = 178_956_970  # where Pillow, too, stops believing that it is a photograph
+
+_FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+
+_DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
+    ((b'\xff\xd8\xff',), JpegImageFile),
+    ((b'\x89PNG\r\n\x1a\n',), PngImageFile),
+    ((b'RIFF',), WebPImageFile),
+    ((b'GIF87a', b'GIF89a'), GifImageFile),
+    ((b'BM',), BmpImageFile),
+    ((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile),
+    (tuple(b'P%d' % n for n in range(1, 7)), PpmImageFile),
+)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Turns images into the input of a net; `flaxnets.transform` makes one.
+
+    An image is the path of a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file (recognised by its content,
+    not its name; of an animation, the first frame), a Pillow image, or an array: uint8 or uint16
+    `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]` (alpha last).
+
+    Transparency is dropped, not blended, as torchvision and timm do. 16-bit greys, which Pillow alone
+    would clip to white, are scaled to 8 bits (65535 becomes 255). Damage that Pillow decodes without
+    an error, such as changed bytes in the middle of a JPEG, passes unnoticed.
+
+    Attributes:
+      preprocess: size, crop, interpolation and normalisation.
+      in_chans: 3, or 1 for grey: Pillow's 'L', normalised with the average of the three means and
+        of the three standard deviations.
+      exif: turn the picture as its EXIF orientation says. Off by default, because timm and
+        torchvision do not either and the published accuracies were measured that way.
+      max_pixels: a picture of more pixels, as stored or once resized, is refused before it takes
+        memory.
+    """
+
+    preprocess: Preprocess
+    in_chans: int = 3
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.in_chans not in (1, 3):
+            raise FlaxnetsError(
+                f'no transform makes in_chans={self.in_chans} channels, only 3 (RGB) or 1 (grey): '
+                f'prepare arrays [N, H, W, {self.in_chans}] yourself and give them to the net'
+            )
+        if self.max_pixels < 1:
+            raise FlaxnetsError(f'max_pixels={self.max_pixels!r} must be at least 1')
+
+    def __call__(self, image: ImageLike) -> npt.NDArray[np.float32]:
+        """The net's input for one image.
+
+        Returns:
+          float32 `[size, size, in_chans]`: RGB (or grey) scaled to 0..1, less the mean, over std.
+
+        Raises:
+          ImageError: the image cannot be read, or must not be.
+        """
+        mean, std = np.array([self.preprocess.mean, self.preprocess.std], np.float32)
+        if self.in_chans == 1:
+            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        unit = self.pixels(image).astype(np.float32) / np.float32(255)
+        normalised: npt.NDArray[np.float32] = (unit - mean) / std
+        return normalised
+
+    def batch(self, images: Iterable[ImageLike]) -> npt.NDArray[np.float32]:
+        """The net's input for several images, in order.
+
+        Returns:
+          float32 `[N, size, size, in_chans]`.
+
+        Raises:
+          ImageError: an image cannot be read, or must not be; the message counts images from 0.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) != 4:
+            raise ImageError('a batch is a list of images, or an array [N, H, W, C]; this is one image')
+        rows = []
+        for index, image in enumerate(images):
+            try:
+                rows.append(self(image))
+            except ImageError as error:
+                raise ImageError(f'image {index} of the batch: {error}') from error
+        size = self.preprocess.size
+        return np.stack(rows) if rows else np.empty((0, size, size, self.in_chans), np.float32)
+
+    def pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """The resized and cropped bytes, before normalisation.
+
+        Returns:
+          uint8 `[size, size, in_chans]`.
+
+        Raises:
+          ImageError: the image cannot be read, or must not be.
+        """
+        if isinstance(image, str | os.PathLike):
+            name = os.fsdecode(image)
+            with _open(name) as file:
+                return self._pixels(_read_header(file, name), name)
+        if isinstance(image, Image.Image):
+            return self._pixels(image, str(getattr(image, 'filename', '')) or 'the image')
+        return self._pixels(_from_array(image), 'the array')
+
+    def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+        self._check_pixels(image.size, name)
+        try:
+            image.load()
+            if self.exif:
+                image = ImageOps.exif_transpose(image)
+        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+            raise ImageError(_damaged(name, error)) from error
+        image = _to_mode(image, 'RGB' if self.in_chans == 3 else 'L', name)
+        size = self.preprocess.size
+        return np.array(self._shape(image, name)).reshape(size, size, self.in_chans)
+
+    def _shape(self, image: Image.Image, name: str) -> Image.Image:
+        """Crops and resizes to the square that the net takes; the rounding is the authors'."""
+        size, pct = self.preprocess.size, self.preprocess.crop_pct
+        resample = _FILTERS[self.preprocess.interpolation]
+        width, height = image.size
+        short = min(width, height)
+        if self.preprocess.crop_mode == 'center_first':
+            side = pct * short
+            left, top = round((width - side) / 2), round((height - side) / 2)
+            box = (left, top, max(round(left + side), left + 1), max(round(top + side), top + 1))
+            return _cut(image, box).resize((size, size), resample)
+        # The resized picture is never smaller than the crop, since crop_pct is at most 1.
+        target = math.floor(size / pct)
+        width, height = int(target * width / short), int(target * height / short)
+        self._check_pixels((width, height), f'{name}, with its short side resized to {target}')
+        left, top = round((width - size) / 2), round((height - size) / 2)
+        return _cut(image.resize((width, height), resample), (left, top, left + size, top + size))
+
+    def _check_pixels(self, size: tuple[int, int], name: str) -> None:
+        width, height = size
+        if width * height > self.max_pixels:
+            raise ImageError(
+                f'{name}: {width} x {height} pixels are more than max_pixels={self.max_pixels}; '
+                'make the picture smaller, or raise max_pixels if you trust it'
+            )
+
+
+def transform(config: Config | Preprocess, *, exif: bool = False, max_pixels: int = MAX_PIXELS) -> Transform:
+    """What turns images into the input of a net.
+
+    Args:
+      config: the net's `Config`, whose `in_chans` must be 3 or 1, or a `Preprocess` (3 channels).
+      exif: turn pictures as their EXIF orientation says (timm and torchvision do not).
+      max_pixels: larger pictures are refused before they are decoded.
+
+    Returns:
+      A `Transform`: call it with an image for float32 `[size, size, C]`, or its `batch` with several.
+
+    Raises:
+      FlaxnetsError: the net takes neither 3 nor 1 channels.
+    """
+    if isinstance(config, Preprocess):
+        return Transform(config, exif=exif, max_pixels=max_pixels)
+    return Transform(config.preprocess, config.in_chans, exif, max_pixels)
+
+
+def _open(name: str) -> BinaryIO:
+    try:
+        regular = stat.S_ISREG(os.stat(name).st_mode)  # opening a FIFO would wait for ever
+        file = open(name, 'rb') if regular else None  # noqa: SIM115 - the caller closes it
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, 'strerror', None) or error
+        raise ImageError(f'{name}: cannot be opened ({reason}); check the path') from error
+    if file is None:
+        raise ImageError(f'{name}: not a file but a directory or a device; give the path of one image')
+    return file
+
+
+def _read_header(file: BinaryIO, name: str) -> Image.Image:
+    """The image in `file`, not decoded yet.
+
+    `Image.open` would warn of, or refuse, large pictures by a limit that is global to the process;
+    silencing it is not safe while other threads run. Its own decoders, called directly, do not.
+    """
+    start = file.read(16)
+    file.seek(0)
+    if not start:
+        raise ImageError(f'{name}: the file is empty; fetch it again')
+    decoder = next((d for signatures, d in _DECODERS if start.startswith(signatures)), None)
+    if decoder is None:
+        raise ImageError(
+            f'{name}: not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM image: it begins with {start!r}; '
+            'fetch it again, or convert it'
+        )
+    try:
+        image = decoder(file, name)
+    except Exception as error:  # SyntaxError, OSError, ValueError, struct.error, Pillow's own, ...
+        raise ImageError(_damaged(name, error)) from error
+    if isinstance(image, TiffImageFile) and image.mode.startswith('I;16'):
+        bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
+        if bits != (16,) or photometric != 1:  # Pillow would neither scale 12 bits nor invert the greys
+            raise ImageError(
+                f'{name}: a grey TIFF with BitsPerSample={bits} and PhotometricInterpretation={photometric} '
+                'has no faithful 8-bit form here; convert it to 8 bits'
+            )
+    return image
+
+
+def _damaged(name: str, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f'{name}: cannot be decoded, it is damaged or truncated ({reason}); replace it'
+
+
+def _from_array(array: Any) -> Image.Image:
+    if not hasattr(array, '__array__'):
+        raise ImageError(
+            f'{type(array).__name__} is not an image: give a path, a Pillow image or a uint8 array [H, W, 3]'
+        )
+    array = np.asarray(array)
+    if array.dtype.kind != 'u' or array.dtype.itemsize > 2:
+        raise ImageError(
+            f'an array of {array.dtype} is not an image: give uint8 0..255 '
+            '(of values in 0..1: np.round(255 * x).astype(np.uint8))'
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(
+            f'an array of shape {array.shape} is not an image: give [H, W, 3], [H, W, 1] or [H, W]'
+        )
+    if array.shape[2] == 1:
+        array = array[..., 0]
+    return Image.fromarray(_to_bytes(array) if array.dtype.itemsize == 2 else array)
+
+
+def _to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """0..65535 -> 0..255: the value over 257, rounded (257 is odd: there are no ties)."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """`image` as 'RGB' or 'L', never clipped."""
+    if image.mode == 'F':
+        raise ImageError(f'{name}: floating-point pixels have no agreed range; convert it to 8 bits')
+    if image.mode.startswith('I'):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            raise ImageError(
+                f'{name}: 32-bit pixels in {low}..{high} have no agreed range (16 bits, 0..65535, do); '
+                'convert it to 8 bits'
+            )
+        image = Image.fromarray(_to_bytes(values))
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.copy()  # it may be the caller's
+        del image.info['transparency']  # dropped below anyway, but Pillow would warn
+    try:
+        return image if image.mode == mode else image.convert(mode)
+    except ValueError as error:
+        raise ImageError(f'{name}: {image.mode} pixels have no {mode} form ({error}); convert it') from error
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """`image.crop(box)` of a box inside the image, without crop's warning about large pictures."""
+    left, top, right, bottom = box
+    cut = Image.new(image.mode, (right - left, bottom - top))
+    cut.paste(image, (-left, -top))
+    return cut

@@ -1,0 +1,292 @@
+"""A directory of weights: written whole or not at all, self-describing, checked when opened.
+
+    DIR/config.json     what the net is and how its images are prepared (`flaxnets.config.Config`),
+                        where the weights came from, and which versions wrote them
+    DIR/arrays.json     shape, dtype and SHA-256 of every array
+    DIR/variables/      the arrays, an Orbax checkpoint of {'params': ..., 'batch_stats': ...}
+
+Orbax commits a directory atomically but does not notice a flipped bit: the digests do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flaxnets.config import Config, config_from_json, to_json
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.resnet import ResNet, abstract_variables, initial_head
+from flaxnets.version import VERSION
+
+FORMAT = 'flaxnets'
+FORMAT_VERSION = 1
+LIBRARIES = ('jax', 'flax', 'orbax-checkpoint')
+
+Variables = dict[str, Any]  # {'params': {...}, 'batch_stats': {...}}, nested by layer, arrays at the leaves
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a directory's weights came from.
+
+    Attributes:
+      file: name of the file they were converted from, without its folder; None if they were made here.
+      sha256: of that file.
+      num_batches_tracked: the step counters that torch keeps in every BatchNorm, by layer, so that they
+        can be written back; None if the file had none.
+      note: anything a reader of the directory should know (untrained, fine-tuned on ...).
+    """
+
+    file: str | None = None
+    sha256: str | None = None
+    num_batches_tracked: dict[str, int] | None = None
+    note: str | None = None
+
+
+def save(
+    directory: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    config: Config,
+    source: Source = Source(),
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Writes a directory of weights.
+
+    Args:
+      directory: does not exist yet, or is an earlier directory of weights and `overwrite` is True.
+      variables: {'params': ..., 'batch_stats': ...} with NumPy or JAX arrays.
+      config: describes them.
+      source: where they came from.
+      overwrite: replace an earlier directory of weights once the new one is complete.
+
+    Raises:
+      CheckpointError: the directory exists (and what to do about it).
+    """
+    check_target(directory, overwrite)
+    directory = Path(directory).absolute()
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, so that the last step is a rename within one file system.
+    work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+    try:
+        arrays = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf), dict(variables))
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(work / 'variables', arrays)
+        _write_json(work / 'arrays.json', {name: _describe(array) for name, array in _flatten(arrays)})
+        header = {
+            'format': FORMAT,
+            'format_version': FORMAT_VERSION,
+            'config': to_json(config),
+            'source': dataclasses.asdict(source),
+            'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
+        }
+        _write_json(work / 'config.json', header)
+        os.chmod(work, 0o755)  # mkdtemp made it private
+        _replace(directory, work)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+    return directory
+
+
+def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuses what `save` would not write to; for asking before long work.
+
+    Raises:
+      CheckpointError: the directory exists and is not to be, or must not be, overwritten.
+    """
+    directory = Path(directory)
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(f'{directory} exists; choose another directory or overwrite it (--force)')
+    if not (directory / 'config.json').is_file():
+        raise CheckpointError(f'{directory} is not a directory of weights, so it is not overwritten')
+
+
+def _replace(directory: Path, work: Path) -> None:
+    if not directory.exists():
+        work.rename(directory)
+        return
+    old = work.with_name(work.name + '.old')
+    directory.rename(old)
+    try:
+        work.rename(directory)
+    except BaseException:
+        old.rename(directory)
+        raise
+    shutil.rmtree(old)
+
+
+def read_config(directory: str | os.PathLike[str]) -> tuple[Config, Source]:
+    """What `save` was told about the weights, without reading them.
+
+    Raises:
+      CheckpointError: not a directory of weights, or written by a later flaxnets.
+    """
+    path = Path(directory) / 'config.json'
+    header = _read_json(path)
+    if not isinstance(header, dict) or header.get('format') != FORMAT:
+        raise CheckpointError(f'{path}: not a directory of weights written by flaxnets')
+    if header.get('format_version') != FORMAT_VERSION:
+        raise CheckpointError(
+            f'{path}: format version {header.get("format_version")!r}, this flaxnets reads '
+            f'{FORMAT_VERSION}; update flaxnets'
+        )
+    try:
+        return config_from_json(header['config']), Source(**header['source'])
+    except (FlaxnetsError, KeyError, TypeError) as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
+def read_variables(directory: str | os.PathLike[str]) -> Variables:
+    """The arrays of a directory of weights, as NumPy arrays, every digest checked.
+
+    Raises:
+      CheckpointError: missing files, or arrays that are not the ones that were written, all named.
+    """
+    directory = Path(directory).absolute()
+    expected = _read_json(directory / 'arrays.json')
+    try:
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            variables = checkpointer.restore(directory / 'variables', _targets(expected))
+    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+        raise CheckpointError(f'{directory / "variables"}: cannot be read, damaged or incomplete: {error}') from error
+    found = {name: _describe(array) for name, array in _flatten(variables)}
+    damaged = [name for name in expected if found.get(name) != expected[name]]
+    if damaged:
+        raise CheckpointError(
+            f'{directory}: {len(damaged)} arrays are not those that were written (damaged on disk): '
+            f'{", ".join(damaged)}'
+        )
+    return variables
+
+
+def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
+    """Weights fitted to a net of the same architecture, which may want another head or other inputs.
+
+    - Another number of classes (or of pooled features): the classifier starts anew, from `seed`.
+    - Other input channels than the 3 of the weights: the first kernel is adapted by timm's rule. One
+      channel takes the sum over RGB; n channels take RGB in turn, scaled by 3/n.
+    - No classifier, or features only: what the net does not use is left out.
+    - Parameters become `model.param_dtype`, running statistics float32.
+
+    Args:
+      variables: arrays of a net of `model.arch`.
+      model: the net to fit.
+      seed: of a new classifier.
+
+    Returns:
+      The variables of `model`, as JAX arrays.
+
+    Raises:
+      CheckpointError: arrays that are missing or that have another shape, all named.
+    """
+    have = dict(_flatten(variables))
+    merged: Variables = {}
+    problems = []
+    for name, want in _flatten(abstract_variables(model)):
+        array = have.get(name)
+        if name.startswith('params/fc/') and (array is None or array.shape != want.shape):
+            head = initial_head(model, seed)
+            array = head[name.rpartition('/')[2]]
+        elif name == _first_kernel(model) and array is not None and array.shape[2] != want.shape[2]:
+            array = adapt_input_kernel(array, model.in_chans)
+        if array is None:
+            problems.append(f'{name} is missing')
+        elif array.shape != want.shape:
+            problems.append(f'{name} has shape {array.shape}, the net {want.shape}')
+        else:
+            _put(merged, name, jnp.asarray(array, want.dtype))
+    if problems:
+        raise CheckpointError(f'the weights do not fit the net: {"; ".join(problems)}')
+    return merged
+
+
+def _first_kernel(model: ResNet) -> str:
+    return 'params/conv1/0/kernel' if model.arch.deep_stem else 'params/conv1/kernel'
+
+
+def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
+    """A first kernel [H, W, 3, O] for images of `in_chans` channels, by timm's rule (`adapt_input_conv`).
+
+    Raises:
+      CheckpointError: the kernel is not one for RGB images.
+    """
+    if kernel.shape[2] != 3:
+        raise CheckpointError(
+            f'the weights take images of {kernel.shape[2]} channels; only weights for 3 channels can be '
+            f'adapted to in_chans={in_chans}'
+        )
+    wide = kernel.astype(np.float32)
+    if in_chans == 1:
+        return wide.sum(2, keepdims=True).astype(kernel.dtype)
+    repeats = -(-in_chans // 3)
+    wide = np.tile(wide, (1, 1, repeats, 1))[:, :, :in_chans] * (3 / in_chans)
+    return wide.astype(kernel.dtype)
+
+
+def _targets(described: Mapping[str, Any]) -> Variables:
+    """Empty arrays of the described shapes and dtypes, nested: what tells Orbax to restore NumPy arrays."""
+    tree: Variables = {}
+    for name, entry in described.items():
+        _put(tree, name, np.empty(entry['shape'], np.dtype(entry['dtype'])))
+    return tree
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    array = np.ascontiguousarray(array)
+    digest = hashlib.sha256(array.view(np.uint8).data if array.size else b'').hexdigest()
+    return {'shape': list(array.shape), 'dtype': array.dtype.name, 'sha256': digest}
+
+
+def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield '/'.join(key.key for key in path), leaf
+
+
+def _put(tree: Variables, name: str, leaf: Any) -> None:
+    *layers, last = name.split('/')
+    for layer in layers:
+        tree = tree.setdefault(layer, {})
+    tree[last] = leaf
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise CheckpointError(f'{path}: no such file; not a directory of weights written by flaxnets') from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path}: cannot be read: {error}') from error
+
+
+class _quiet_orbax:
+    """Orbax logs warnings about multi-host set-ups that do not concern a single directory of weights."""
+
+    def __enter__(self) -> None:
+        self.logger = logging.getLogger('absl')
+        self.level = self.logger.level
+        self.logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self.logger.setLevel(self.level)

@@ -1,0 +1,80 @@
+"""timm's nets with random weights, and the same weights in ours: what the parity tests compare."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models.res2net import Bottle2neck
+from timm.models.resnest import ResNestBottleneck
+from timm.models.resnet import Bottleneck, ResNet
+
+from convert.tree import put, to_variables, walk
+from flaxnets import zoo
+from flaxnets.resnet import ResNet as FlaxResNet
+from flaxnets.resnet import abstract_variables
+
+BLOCKS = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
+
+
+def timm_net(name: str, **kwargs: Any) -> torch.nn.Module:
+    """timm's net of that name, randomly initialised; built from timm's blocks where timm has no such name."""
+    if timm.is_model(name):
+        return timm.create_model(name, **kwargs)
+    arch = zoo.ARCHS[name]
+    block_args = {}
+    if arch.block == 'resnest':
+        block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
+    return ResNet(
+        BLOCKS[arch.block],
+        list(arch.layers),
+        cardinality=arch.cardinality,
+        base_width=arch.base_width,
+        stem_type='deep' if arch.deep_stem else '',
+        stem_width=arch.stem_width,
+        avg_down=arch.avg_down,
+        block_args=block_args,
+        **kwargs,
+    )
+
+
+def randomise(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
+    """Random BatchNorm statistics, scales and biases, none of them 0: a wrong path cannot hide behind them."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+        for name, module in net.named_modules():
+            if name.endswith('bn3'):  # a smaller branch keeps a hundred blocks from growing without bound
+                module.weight.mul_(0.25)
+    return net.eval()
+
+
+def numpy_state(net: torch.nn.Module) -> dict[str, Any]:
+    return {name: tensor.detach().numpy() for name, tensor in net.state_dict().items()}
+
+
+def to_flax(net: torch.nn.Module, model: FlaxResNet) -> dict[str, Any]:
+    """The weights of timm's net as the variables of ours."""
+    return to_variables(numpy_state(net), model)
+
+
+def random_variables(model: FlaxResNet, seed: int = 0) -> dict[str, Any]:
+    """Random variables of our net, made by NumPy: to compile an initialisation takes longer than most tests."""
+    rng = np.random.default_rng(seed)
+    variables: dict[str, Any] = {}
+    for path, leaf in walk(abstract_variables(model)):
+        if path[-1] == 'kernel':
+            array = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
+        elif path[-1] in ('scale', 'var'):
+            array = rng.uniform(0.5, 1.5, leaf.shape)
+        else:
+            array = rng.normal(0, 0.1, leaf.shape)
+        put(variables, path, array.astype(leaf.dtype))
+    return variables

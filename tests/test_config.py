@@ -1,0 +1,123 @@
+"""What the dataclasses of config.py refuse, and the JSON that they cannot be made from."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from flaxnets.config import Accuracy, Arch, Config, Preprocess, Weights, config_from_json, to_json
+from flaxnets.errors import FlaxnetsError
+
+ARCH = Arch('resnest', (3, 4, 6, 3), radix=2, deep_stem=True, stem_width=32, avg_down=True)
+WEIGHTS = Weights(
+    'resnest50d',
+    'mine',
+    urls=('https://example.org/a.pth',),
+    sha256='0123abcd',
+    test_preprocess=Preprocess(256, 0.95, 'center_first', 'bicubic', (0.5, 0.5, 0.5), (0.1, 0.2, 0.3)),
+    accuracy=(Accuracy(81.0, None, 224, 'me'), Accuracy(81.5, 95.5, 256, 'me')),
+    aliases=('a', 'b'),
+)
+CONFIG = Config('resnest50d', ARCH, Preprocess(320), 2, 4, WEIGHTS, ('cat', 'dog'))
+
+
+@pytest.mark.parametrize('value', [ARCH, Preprocess(), WEIGHTS, WEIGHTS.accuracy[0], CONFIG])
+def test_frozen(value: Any) -> None:
+    field = dataclasses.fields(value)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(value, field, getattr(value, field))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'block': 'resnet'}, "block='resnet' is not one of resnext, res2net, resnest"),
+        ({'layers': (3, 4, 6)}, r'layers=\(3, 4, 6\) must be four'),
+        ({'layers': (3, 4, 6, 0)}, r'layers=\(3, 4, 6, 0\) must be four'),
+        ({'cardinality': 0}, 'cardinality=0 must be at least 1'),
+        ({'base_width': -4}, 'base_width=-4 must be at least 1'),
+        ({'stem_width': 0}, 'stem_width=0 must be at least 1'),
+        ({'scale': 4}, "scale=4 only means something with block='res2net'"),
+        ({'block': 'res2net'}, "radix=2 only means something with block='resnest'"),
+        ({'block': 'resnext', 'radix': 1, 'avd_first': True}, 'avd_first=True only means something'),
+        ({'se': True}, 'se=True is only built'),
+        ({'se': True, 'scale': 0}, 'scale=0 must be at least 1.*se=True is only built'),
+    ],
+)
+def test_arch_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlaxnetsError, match=message):
+        dataclasses.replace(ARCH, **changes)
+
+
+def test_stem_channels() -> None:
+    # The stems of ResNet (64) and of ResNet-D: 32, 32, 64 channels, or 64, 64, 128.
+    assert Arch('resnext', (3, 4, 6, 3)).stem_channels == 64
+    assert ARCH.stem_channels == 64
+    assert dataclasses.replace(ARCH, stem_width=64).stem_channels == 128
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'size': 0}, 'size=0 must be at least 1'),
+        ({'crop_pct': 0.0}, r'crop_pct=0\.0 must be above 0'),
+        ({'crop_pct': 1.15}, r'crop_pct=1\.15 must be above 0 and at most 1'),
+        ({'crop_mode': 'squash'}, "crop_mode='squash' is not one of center, center_first"),
+        ({'interpolation': 'nearest'}, "interpolation='nearest' is not one of bilinear, bicubic"),
+        ({'mean': (0.5, 0.5)}, r'mean=\(0\.5, 0\.5\)'),
+        ({'std': (0.2, 0.2, 0.0)}, 'std positive'),
+    ],
+)
+def test_preprocess_refuses(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlaxnetsError, match=message):
+        Preprocess(**changes)
+
+
+def test_full_name_of_weights() -> None:
+    assert WEIGHTS.name == 'resnest50d.mine'
+
+
+@pytest.mark.parametrize('config', [CONFIG, Config('mine', ARCH)])
+def test_json_round_trip(config: Config) -> None:
+    again = config_from_json(json.loads(json.dumps(to_json(config))))
+    assert again == config
+    assert hash(again) == hash(config)
+
+
+@pytest.mark.parametrize(
+    ('path', 'value', 'message'),
+    [
+        (('colour',), 1, 'colour'),
+        (('arch', 'colour'), 1, 'colour'),
+        (('arch', 'block'), 'vgg', "block='vgg'"),
+        (('arch',), None, 'not a configuration of flaxnets'),
+        (('preprocess', 'size'), -1, 'size=-1'),
+        (('weights', 'colour'), 1, 'colour'),
+        (('weights', 'accuracy'), [{'top1': 1.0}], 'top5'),
+    ],
+)
+def test_json_with_a_wrong_field_is_refused(path: tuple[str, ...], value: Any, message: str) -> None:
+    data = to_json(CONFIG)
+    inner = data
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    with pytest.raises(FlaxnetsError, match=message):
+        config_from_json(data)
+
+
+@pytest.mark.parametrize('field', ['name', 'arch', 'preprocess'])
+def test_json_without_a_needed_field_is_refused(field: str) -> None:
+    data = to_json(CONFIG)
+    del data[field]
+    with pytest.raises(FlaxnetsError, match=field):
+        config_from_json(data)
+
+
+@pytest.mark.parametrize('data', [[], None, 'resnest50d', 3])
+def test_json_that_is_no_object_is_refused(data: Any) -> None:
+    with pytest.raises(FlaxnetsError, match='not a configuration of flaxnets'):
+        config_from_json(data)

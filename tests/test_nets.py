@@ -1,0 +1,435 @@
+"""The nets themselves: sizes, names, options, what acts in training and what is refused."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import timm
+import torch
+from nets import random_variables, timm_net
+
+import flaxnets
+from convert.tree import entries
+from flaxnets import zoo
+from flaxnets.blocks import Block, SplitAttention
+from flaxnets.config import Arch
+from flaxnets.errors import FlaxnetsError
+from flaxnets.layers import BatchNorm, Conv, DropBlock, DropPath
+from flaxnets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
+
+# name: (input size, parameters, multiply-accumulates of convolutions and classifier, state dict keys
+# with and without num_batches_tracked). Computed from the papers' and timm's definitions, not from here.
+COUNTS = {
+    'res2net50_26w_4s': (224, 25_699_120, 4_255_166_464, 512, 427),
+    'res2net50_48w_2s': (224, 25_287_304, 4_159_832_064, 320, 267),
+    'res2net50_14w_8s': (224, 25_059_816, 4_178_898_944, 896, 747),
+    'res2net50_26w_6s': (224, 37_051_448, 6_295_523_328, 704, 587),
+    'res2net50_26w_8s': (224, 48_403_776, 8_335_880_192, 896, 747),
+    'res2net101_26w_4s': (224, 45_206_688, 8_066_974_464, 1022, 852),
+    'res2net50d': (224, 25_718_352, 4_494_807_040, 524, 437),
+    'res2net101d': (224, 45_225_920, 8_306_615_040, 1034, 862),
+    'res2next50': (224, 24_671_464, 4_172_677_120, 512, 427),
+    'resnext50_32x4d': (224, 25_028_904, 4_230_479_872, 320, 267),
+    'resnext50d_32x4d': (224, 25_048_136, 4_470_120_448, 332, 277),
+    'resnext101_32x4d': (224, 44_177_704, 7_969_996_800, 626, 522),
+    'resnext101_32x8d': (224, 88_791_336, 16_414_015_488, 626, 522),
+    'resnext101_64x4d': (224, 83_455_272, 15_460_270_080, 626, 522),
+    'resnext101_32x16d': (224, 194_026_792, 36_163_289_088, 626, 522),
+    'resnext101_32x32d': (224, 468_530_472, 87_106_781_184, 626, 522),
+    'resnext101_32x48d': (224, 828_411_176, 153_310_199_808, 626, 522),
+    'resnext152_32x4d': (224, 59_951_400, 11_709_513_728, 932, 777),
+    'seresnext50_32x4d': (224, 27_559_896, 4_232_994_816, 384, 331),
+    'seresnext101_32x4d': (224, 48_955_416, 7_974_739_968, 758, 654),
+    'seresnext101_64x4d': (224, 88_232_984, 15_465_013_248, 758, 654),
+    'resnest14d': (224, 10_611_688, 2_749_405_184, 152, 129),
+    'resnest26d': (224, 17_069_448, 3_623_391_232, 260, 221),
+    'resnest50d': (224, 27_483_240, 5_371_160_576, 476, 405),
+    'resnest101e': (256, 48_275_016, 13_321_472_000, 935, 796),
+    'resnest200e': (320, 70_201_544, 35_519_694_848, 1826, 1555),
+    'resnest269e': (416, 110_929_480, 77_348_702_208, 2447, 2084),
+    'resnest50d_4s2x40d': (224, 30_417_592, 4_369_060_736, 476, 405),
+    'resnest50d_1s4x24d': (224, 25_677_000, 4_399_827_456, 476, 405),
+    'resnest50_fast_1s1x64d': (224, 26_217_896, 4_329_459_712, 476, 405),
+    'resnest50_fast_2s1x64d': (224, 27_483_240, 4_330_711_040, 476, 405),
+    'resnest50_fast_4s1x64d': (224, 31_912_712, 4_335_112_192, 476, 405),
+    'resnest50_fast_1s2x40d': (224, 25_946_680, 4_364_642_816, 476, 405),
+    'resnest50_fast_2s2x40d': (224, 26_943_792, 4_365_622_336, 476, 405),
+}
+
+TINY = {
+    'resnext': Arch('resnext', (1, 1, 1, 2), 4, 4),
+    'res2net': Arch('res2net', (1, 1, 1, 2), 1, 8, scale=4),
+    'resnest': Arch('resnest', (1, 1, 1, 2), 2, 8, radix=2, deep_stem=True, stem_width=8, avg_down=True),
+}
+
+
+def test_counts_cover_the_zoo() -> None:
+    assert set(COUNTS) == set(zoo.ARCHS)
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_counts(name: str) -> None:
+    size, parameters, macs, keys, keys_without_counters = COUNTS[name]
+    model = flaxnets.create(name)
+    assert count_parameters(abstract_variables(model)) == parameters
+    assert count_macs(model, size) == macs
+    tensors = entries(model)
+    assert len(tensors) == keys_without_counters
+    assert len(tensors) + sum(key.endswith('running_mean') for key in tensors) == keys
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_names_order_and_shapes_are_timms(name: str) -> None:
+    with torch.device('meta'):
+        reference = timm_net(name)
+    theirs = {k: tuple(t.shape) for k, t in reference.state_dict().items() if not k.endswith('num_batches_tracked')}
+    ours = {key: entry.torch_shape for key, entry in entries(flaxnets.create(name)).items()}
+    assert list(ours.items()) == list(theirs.items())
+
+
+# --- options
+
+
+@pytest.mark.parametrize('output_stride', [8, 16, 32])
+@pytest.mark.parametrize('name', ['res2net50d', 'resnest101e'])
+def test_feature_info_is_timms(name: str, output_stride: int) -> None:
+    kwargs: dict[str, Any] = dict(features_only=True, output_stride=output_stride, out_indices=(0, 2, 4))
+    with torch.device('meta'):
+        reference = timm.create_model(name, **kwargs).feature_info
+    model = flaxnets.create(name, **kwargs)
+    assert [f.channels for f in model.feature_info] == reference.channels()
+    assert [f.reduction for f in model.feature_info] == reference.reduction()
+    assert [f.name for f in model.feature_info] == reference.module_name()
+    maps = jax.eval_shape(
+        lambda v, x: model.apply(v, x), abstract_variables(model), jax.ShapeDtypeStruct((2, 64, 96, 3), 'float32')
+    )
+    expected = [(2, 64 // f.reduction, 96 // f.reduction, f.channels) for f in model.feature_info]
+    assert [m.shape for m in maps] == expected
+
+
+@pytest.mark.parametrize('out_indices, names', [((1,), ['layer1']), (2, ['layer3', 'layer4']), ((-1,), ['layer4'])])
+def test_features_only_has_no_parameters_it_does_not_use(out_indices: Any, names: list[str]) -> None:
+    model = build(TINY['resnest'], features_only=True, out_indices=out_indices)
+    assert [f.name for f in model.feature_info] == names
+    layers = set(abstract_variables(model)['params'])
+    last = int(names[-1][-1])
+    assert layers == {'conv1', 'bn1', *(f'layer{i}' for i in range(1, last + 1))}
+
+
+def test_head_methods() -> None:
+    model = build(TINY['resnext'], num_classes=7)
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    variables = random_variables(model)
+    features = jax.jit(partial(model.apply, method='forward_features'))(variables, images)
+    pooled = model.apply(variables, features, pre_logits=True, method='forward_head')
+    logits = model.apply(variables, features, method='forward_head')
+    assert (features.shape, pooled.shape, logits.shape) == ((2, 2, 2, 2048), (2, 2048), (2, 7))
+    np.testing.assert_allclose(logits, jax.jit(model.apply)(variables, images), rtol=1e-5)
+    headless = build(TINY['resnext'], num_classes=0)
+    assert 'fc' not in abstract_variables(headless)['params']
+    np.testing.assert_allclose(pooled, jax.jit(headless.apply)(variables, images), rtol=1e-5)
+
+
+def test_feature_info_of_a_plain_net() -> None:
+    assert flaxnets.create('resnest101e').feature_info[:2] == (
+        FeatureInfo('act1', 128, 2),
+        FeatureInfo('layer1', 256, 4),
+    )
+
+
+BAD = [
+    (dict(num_classes=-1), 'num_classes=-1'),
+    (dict(num_classes=10.0), 'num_classes=10.0'),
+    (dict(in_chans=0), 'in_chans=0'),
+    (dict(global_pool='mean'), "global_pool='mean'"),
+    (dict(global_pool=''), "global_pool=''.*num_classes=0"),
+    (dict(output_stride=4), 'output_stride=4'),
+    (dict(drop_rate=1.0), 'drop_rate=1.0'),
+    (dict(drop_path_rate=-0.1), 'drop_path_rate=-0.1'),
+    (dict(drop_block_rate='a'), "drop_block_rate='a'"),
+    (dict(dtype='int32'), "dtype='int32'"),
+    (dict(param_dtype='float99'), "param_dtype='float99'"),
+    (dict(features_only=True, out_indices=(5,)), r'out_indices=\(5,\)'),
+    (dict(features_only=True, out_indices=()), r'out_indices=\(\)'),
+    (dict(axis_name=3), 'axis_name=3'),
+]
+
+
+@pytest.mark.parametrize('options, message', BAD, ids=[message for _, message in BAD])
+def test_bad_values_are_refused_by_name_and_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlaxnetsError, match=message):
+        flaxnets.create('resnext50_32x4d', **options)
+
+
+def test_all_bad_values_in_one_message() -> None:
+    with pytest.raises(FlaxnetsError, match='num_classes=-1.*in_chans=0.*output_stride=7'):
+        flaxnets.create('resnext50_32x4d', num_classes=-1, in_chans=0, output_stride=7)
+
+
+def test_unknown_option_and_unknown_net() -> None:
+    with pytest.raises(TypeError, match='drop_rat'):
+        flaxnets.create('resnext50_32x4d', drop_rat=0.1)
+    with pytest.raises(FlaxnetsError, match='resnest50d'):
+        flaxnets.create('resnest50dd')
+
+
+def test_wrong_images_are_refused() -> None:
+    model = build(TINY['resnext'])
+    variables = abstract_variables(model)
+    for shape in ((1, 3, 64, 64), (64, 64, 3)):
+        with pytest.raises(FlaxnetsError, match=re.escape(str(shape))):
+            jax.eval_shape(model.apply, variables, jax.ShapeDtypeStruct(shape, 'float32'))
+
+
+@pytest.mark.parametrize('kind', TINY)
+def test_bfloat16(kind: str) -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+    exact, half = build(TINY[kind], 10), build(TINY[kind], 10, dtype='bfloat16')
+    variables = random_variables(exact)
+    logits = jax.jit(half.apply)(variables, images)
+    assert logits.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(abstract_variables(half)))
+    expected = jax.jit(exact.apply)(variables, images)
+    assert jnp.abs(logits - expected).max() < 0.05 * jnp.abs(expected).max()
+
+
+@pytest.mark.parametrize('kind', TINY)
+def test_remat_changes_no_gradient(kind: str) -> None:
+    with jax.enable_x64(True):  # in float32 a ReLU at 0 may open in one program and not in the other
+        images = jax.random.normal(jax.random.key(0), (4, 32, 32, 3), 'float64')
+        options = dict(num_classes=10, dtype='float64', param_dtype='float64')
+        plain, remat = build(TINY[kind], **options), build(TINY[kind], **options, remat=True)
+        variables = random_variables(plain)
+
+        def gradient(model: Any) -> Any:
+            def loss(params: Any) -> jax.Array:
+                both = {**variables, 'params': params}
+                return model.apply(both, images, train=True, mutable=['batch_stats'])[0].mean()
+
+            return jax.jit(jax.grad(loss))
+
+        assert str(gradient(remat).trace(variables['params']).jaxpr).count('remat') >= 5
+        a, b = gradient(plain)(variables['params']), gradient(remat)(variables['params'])
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-9), a, b)
+
+
+# --- initialisation
+
+
+def test_initialisation_is_torchs() -> None:
+    torch.manual_seed(0)
+    reference = {k: t.detach().numpy() for k, t in timm.create_model('resnest26d').state_dict().items()}
+    model = flaxnets.create('resnest26d')
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    for key, entry in entries(model).items():
+        ours: Any = variables
+        for part in entry.path:
+            ours = ours[part]
+        theirs = reference[key]
+        if theirs.std() == 0:
+            np.testing.assert_array_equal(ours, theirs, err_msg=key)
+        elif ours.size >= 2000:  # moments of a random tensor; both are samples
+            assert abs(ours.mean()) < 5 * theirs.std() / theirs.size**0.5 + 1e-6, key
+            assert ours.std() == pytest.approx(theirs.std(), rel=0.1), key
+            assert jnp.abs(ours).max() == pytest.approx(np.abs(theirs).max(), rel=0.5), key
+        elif key.endswith('bias'):  # uniform: its bound tells it from any other
+            bound = 1 / np.sqrt(np.prod(reference[key.replace('bias', 'weight')].shape[1:]))
+            assert jnp.abs(ours).max() <= bound and jnp.abs(ours).max() > 0.7 * bound, key
+
+
+def test_zero_init_last() -> None:
+    def scales(**options: Any) -> list[float]:
+        model = build(TINY['res2net'], **options)
+        params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))['params']
+        return [float(params[f'layer{i}']['0']['bn3']['scale'].max()) for i in range(1, 5)]
+
+    assert scales() == [0] * 4
+    assert scales(zero_init_last=False) == [1] * 4
+
+
+# --- layers in training
+
+
+def test_batch_norm_keeps_torchs_running_statistics() -> None:
+    x = np.random.default_rng(0).normal(2, 3, (4, 5, 6, 7)).astype(np.float32)
+    reference = torch.nn.BatchNorm2d(7)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), x, False)
+    for _ in range(3):
+        expected = reference(torch.from_numpy(x.transpose(0, 3, 1, 2)))
+        y, changed = layer.apply(variables, x, True, mutable=['batch_stats'])
+        variables = {**variables, **changed}
+    np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(changed['batch_stats']['mean'], reference.running_mean, rtol=1e-5)
+    np.testing.assert_allclose(changed['batch_stats']['var'], reference.running_var, rtol=1e-5)
+
+
+def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch() -> None:
+    x = np.random.default_rng(0).normal(2, 3, (8, 3, 3, 5)).astype(np.float32)
+    whole, shared = BatchNorm(), BatchNorm(axis_name='batch')
+    variables = whole.init(jax.random.key(0), x, False)
+    expected, stats = whole.apply(variables, x, True, mutable=['batch_stats'])
+
+    def one(part: jax.Array) -> Any:
+        return shared.apply(variables, part, True, mutable=['batch_stats'])
+
+    found, found_stats = jax.vmap(one, axis_name='batch')(x.reshape(4, 2, 3, 3, 5))
+    np.testing.assert_allclose(found.reshape(x.shape), expected, atol=1e-5)
+    for key in ('mean', 'var'):
+        for device in range(4):
+            np.testing.assert_allclose(
+                found_stats['batch_stats'][key][device], stats['batch_stats'][key], rtol=1e-5
+            )
+
+
+def test_split_attention_refuses_to_train_on_one_image() -> None:
+    model = build(TINY['resnest'])
+    variables = abstract_variables(model)
+
+    with pytest.raises(FlaxnetsError, match=r'layer1/0/conv2/bn1.*at least 2 images per device'):
+        jax.eval_shape(
+            lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats']),
+            variables,
+            jax.ShapeDtypeStruct((1, 64, 64, 3), 'float32'),
+        )
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+    x = jnp.ones((4000, 2, 2, 3))
+    y = DropPath(0.3).apply({}, x, True, rngs={'dropout': jax.random.key(0)})
+    per_sample = y.reshape(4000, -1)
+    np.testing.assert_array_equal(per_sample.min(1), per_sample.max(1))
+    assert set(np.unique(y).round(4)) == {0, np.float32(1 / 0.7).round(4)}
+    assert (per_sample[:, 0] == 0).mean() == pytest.approx(0.3, abs=0.03)
+    np.testing.assert_array_equal(DropPath(0.3).apply({}, x, False), x)
+
+
+def test_drop_block_drops_squares_shared_by_the_batch() -> None:
+    x = jnp.ones((3, 14, 14, 500))
+    y = np.asarray(DropBlock(0.1).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+    np.testing.assert_array_equal(y[0], y[1])
+    dropped = y[0] == 0
+    # The seeds' probability by the authors' formula, and what squares around them then cover.
+    gamma = 0.1 * 14 * 14 / 9 / (12 * 12)
+    inner = dropped[1:-1, 1:-1].mean()
+    assert inner == pytest.approx(1 - (1 - gamma) ** 9, rel=0.1)
+    assert y.mean() == pytest.approx(1, rel=1e-4)
+    # Any dropped pixel lies in a dropped 3x3 square, but for squares that the border cuts.
+    padded = np.pad(dropped, ((2, 2), (2, 2), (0, 0)), constant_values=True)
+    squares = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(0, 1)).all((-1, -2))
+    covered = np.lib.stride_tricks.sliding_window_view(squares, (3, 3), axis=(0, 1)).any((-1, -2))
+    assert (covered | ~dropped).all()
+    np.testing.assert_array_equal(DropBlock(0.1).apply({}, x, False), x)
+
+
+@pytest.mark.parametrize('kind', TINY)
+def test_drop_path_and_drop_block_act_on_every_block_kind(kind: str) -> None:
+    images = jax.random.normal(jax.random.key(0), (2, 64, 64, 3))
+    model = build(TINY[kind], num_classes=0, zero_init_last=False)
+    variables = random_variables(model)
+
+    def stages(**options: Any) -> list[dict[str, Any]]:
+        """The output of each block of each stage, in training."""
+        net = build(TINY[kind], num_classes=0, **options)
+
+        @jax.jit
+        def run(images: jax.Array) -> Any:
+            _, state = net.apply(
+                variables,
+                images,
+                train=True,
+                mutable=['batch_stats', 'intermediates'],
+                capture_intermediates=lambda module, _: isinstance(module, Block),
+                rngs={'dropout': jax.random.key(2)},
+            )
+            return state['intermediates']
+
+        found = run(images)
+        return [{i: b['__call__'][0] for i, b in found[f'layer{s}'].items()} for s in range(1, 5)]
+
+    plain = stages()
+    assert not np.allclose(plain[3]['1'], plain[3]['0'])
+    # Rates grow from 0 at the first block to this at the last one, whose branch is then always dropped:
+    # what enters leaves, through its identity shortcut.
+    dropped = stages(drop_path_rate=1 - 1e-6)
+    np.testing.assert_allclose(dropped[0]['0'], plain[0]['0'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(dropped[3]['1'], dropped[3]['0'])
+    blocked = stages(drop_block_rate=0.2)
+    for stage in (0, 1):
+        np.testing.assert_allclose(blocked[stage]['0'], plain[stage]['0'], rtol=1e-4, atol=1e-5)
+    for stage in (2, 3):
+        assert not np.allclose(blocked[stage]['0'], plain[stage]['0'], atol=1e-2)
+
+
+def test_dropout_acts_before_the_classifier() -> None:
+    model = build(TINY['resnext'], num_classes=10, drop_rate=0.5)
+    features = jnp.ones((64, 2, 2, 2048))
+    variables = random_variables(model)
+    rngs = {'dropout': jax.random.key(1)}
+    pooled = model.apply(variables, features, True, pre_logits=True, method='forward_head', rngs=rngs)
+    assert (pooled == 0).mean() == pytest.approx(0.5, abs=0.02)
+    np.testing.assert_array_equal(
+        model.apply(variables, features, False, pre_logits=True, method='forward_head'), np.ones((64, 2048))
+    )
+
+
+# --- split attention
+
+
+@pytest.mark.parametrize('radix', [1, 2, 4])
+@pytest.mark.parametrize('cardinality', [1, 2, 4])
+def test_split_attention_against_a_loop_over_cardinal_groups(radix: int, cardinality: int) -> None:
+    """The paper's equations 1 and 2, one cardinal group at a time, with random weights everywhere."""
+    features, channels = 16 * cardinality, 8 * cardinality * radix
+    rng = np.random.default_rng(radix * 10 + cardinality)
+    x = rng.normal(size=(3, 7, 9, channels)).astype(np.float32)
+    layer = SplitAttention(features, 1, cardinality, radix, Conv, BatchNorm)
+    variables = layer.init(jax.random.key(0), x, False)
+    variables = jax.tree.map(lambda leaf: np.abs(rng.normal(size=leaf.shape)).astype(np.float32), variables)
+    variables['params'] = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, variables['params']
+    )
+    found = layer.apply(variables, x, False)
+    np.testing.assert_allclose(found, _naive(variables, x, features, cardinality, radix), rtol=1e-4, atol=1e-4)
+
+
+def _naive(variables: Any, x: np.ndarray, features: int, cardinality: int, radix: int) -> np.ndarray:
+    p, s = variables['params'], variables['batch_stats']
+
+    def norm(name: str, y: np.ndarray, channels: slice) -> np.ndarray:
+        a, b, m, v = (t[channels] for t in (p[name]['scale'], p[name]['bias'], s[name]['mean'], s[name]['var']))
+        return np.maximum((y - m) / np.sqrt(v + 1e-5) * a + b, 0)
+
+    n, h, w, channels = x.shape
+    each, inputs = features // cardinality, channels // (cardinality * radix)
+    inner = p['fc1']['kernel'].shape[-1] // cardinality
+    out = np.zeros((n, h, w, features), np.float32)
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for k in range(cardinality):
+        splits = []
+        for r in range(radix):
+            group = r * cardinality + k  # radix-major
+            chosen = slice(group * each, (group + 1) * each)
+            kernel = p['conv']['kernel'][..., chosen]
+            own = padded[..., group * inputs : (group + 1) * inputs]
+            y = sum(
+                own[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3)
+            )
+            splits.append(norm('bn0', y, chosen))
+        gap = sum(splits).mean((1, 2))
+        a, b = slice(k * inner, (k + 1) * inner), slice(k * radix * each, (k + 1) * radix * each)
+        z = gap @ p['fc1']['kernel'][0, 0][:, a] + p['fc1']['bias'][a]
+        logits = norm('bn1', z, a) @ p['fc2']['kernel'][0, 0][:, b] + p['fc2']['bias'][b]
+        logits = logits.reshape(n, radix, each)
+        if radix == 1:
+            weights = 1 / (1 + np.exp(-logits))
+        else:
+            weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        out[..., k * each : (k + 1) * each] = sum(splits[r] * weights[:, r][:, None, None] for r in range(radix))
+    return out

@@ -1,0 +1,313 @@
+"""Hostile pickles: nothing they ask for is called, and every way to be wrong is one error."""
+
+from __future__ import annotations
+
+import contextlib
+import copyreg
+import io
+import pickle
+import struct
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+
+import pth_files as pf
+import pytest
+
+from convert.pth import read_pth
+from flaxnets.errors import CheckpointError
+
+# Every one of these makes the directory `canary` when Python's own unpickler reads it.
+
+
+def make(canary: str) -> bytes:
+    return pf.call('os', 'mkdir', pf.text(canary))
+
+
+def python(canary: str) -> bytes:
+    return pf.text(f'__import__("os").mkdir({canary!r})')
+
+
+def trap(canary: str = '') -> bytes:
+    return pf.name('pth_files', 'Trap') + pf.EMPTY_TUPLE + pf.NEWOBJ
+
+
+def extension(opcode: bytes) -> Callable[[str], bytes]:
+    return lambda canary: opcode + pf.MARK + pf.text(canary) + pf.TUPLE + pf.REDUCE
+
+
+PAYLOADS: dict[str, Callable[[str], bytes]] = {
+    'GLOBAL': make,
+    'GLOBAL of the C module': lambda c: pf.call('posix', 'mkdir', pf.text(c)),
+    'GLOBAL, shell': lambda c: pf.call('posix', 'system', pf.text(f'mkdir {c}')),
+    'STACK_GLOBAL': lambda c: (
+        pf.text('os') + pf.text('mkdir') + pf.STACK_GLOBAL + pf.MARK + pf.text(c) + pf.TUPLE + pf.REDUCE
+    ),
+    'STACK_GLOBAL of a dotted name': lambda c: (
+        b'\x80\x04'
+        + (pf.text('shutil') + pf.text('os.mkdir') + pf.STACK_GLOBAL)
+        + (pf.MARK + pf.text(c) + pf.TUPLE + pf.REDUCE)
+    ),
+    'INST': lambda c: pf.MARK + pf.text(c) + b'ios\nmkdir\n',
+    'OBJ': lambda c: pf.MARK + pf.name('os', 'mkdir') + pf.text(c) + pf.OBJ,
+    'NEWOBJ': lambda c: pf.name('pth_files', 'Trap') + pf.text(c) + pf.TUPLE1 + pf.NEWOBJ,
+    'NEWOBJ_EX': lambda c: (
+        pf.name('pth_files', 'Trap')
+        + pf.EMPTY_TUPLE
+        + (pf.EMPTY_DICT + pf.text('path') + pf.text(c) + pf.SETITEM)
+        + pf.NEWOBJ_EX
+    ),
+    'BUILD with __setstate__': lambda c: trap() + pf.text(c) + pf.BUILD,
+    'BUILD with slots': lambda c: (
+        (pf.name('pth_files', 'Armed') + pf.EMPTY_TUPLE + pf.NEWOBJ)
+        + (pf.NONE + pf.EMPTY_DICT + pf.text('path') + pf.text(c) + pf.SETITEM + pf.TUPLE2)
+        + pf.BUILD
+    ),
+    'SETITEM': lambda c: trap() + pf.text('key') + pf.text(c) + pf.SETITEM,
+    'SETITEMS': lambda c: trap() + pf.MARK + pf.text('key') + pf.text(c) + pf.SETITEMS,
+    'APPEND': lambda c: trap() + pf.text(c) + pf.APPEND,
+    'APPENDS': lambda c: trap() + pf.MARK + pf.text(c) + b'e',
+    'ADDITEMS': lambda c: trap() + pf.MARK + pf.text(c) + b'\x90',
+    'EXT1': extension(b'\x82\xf0'),
+    'EXT2': extension(b'\x83\xf1\xf1'),
+    'EXT4': extension(b'\x84\xf2\xf2\xf2\x00'),
+    'eval': lambda c: pf.call('builtins', 'eval', python(c)),
+    'exec': lambda c: pf.call('builtins', 'exec', python(c)),
+    'eval by its name of Python 2': lambda c: pf.call('__builtin__', 'eval', python(c)),
+    'getattr': lambda c: (
+        pf.call('builtins', 'getattr', pf.call('importlib', 'import_module', pf.text('os')), pf.text('mkdir'))
+        + (pf.text(c) + pf.TUPLE1 + pf.REDUCE)
+    ),
+    'operator.methodcaller': lambda c: (
+        pf.call('operator', 'methodcaller', pf.text('mkdir'), pf.text(c))
+        + (pf.call('importlib', 'import_module', pf.text('os')) + pf.TUPLE1 + pf.REDUCE)
+    ),
+    'functools.partial': lambda c: (
+        pf.call('functools', 'partial', pf.name('os', 'mkdir'), pf.text(c)) + pf.EMPTY_TUPLE + pf.REDUCE
+    ),
+    'map': lambda c: pf.call(
+        'builtins',
+        'list',
+        pf.call('builtins', 'map', pf.name('os', 'mkdir'), pf.EMPTY_LIST + pf.text(c) + pf.APPEND),
+    ),
+    'timeit': lambda c: pf.call(
+        'timeit', 'timeit', python(c), pf.text('pass'), pf.name('time', 'time'), b'K\x01'
+    ),
+    'runpy': lambda c: pf.call(
+        'runpy',
+        '_run_code',
+        pf.call('builtins', 'compile', python(c), pf.text('x'), pf.text('exec')),
+        pf.EMPTY_DICT,
+    ),
+    'a pickle in a pickle': lambda c: pf.call(
+        'pickle',
+        'loads',
+        pf.call('_codecs', 'encode', pf.text((make(c) + pf.STOP).decode('latin-1')), pf.text('latin1')),
+    ),
+    'through the memo': lambda c: (
+        pf.name('os', 'mkdir') + b'q\x07' + pf.TUPLE1 + b'h\x07' + pf.text(c) + pf.TUPLE1 + pf.REDUCE
+    ),
+    'as a key': lambda c: pf.EMPTY_DICT + make(c) + pf.NONE + pf.SETITEM,
+    'in a list': lambda c: pf.EMPTY_LIST + make(c) + pf.APPEND,
+    'in a set': lambda c: b'\x8f' + pf.MARK + make(c) + b'\x90',
+    'in the arguments of OrderedDict': lambda c: pf.call('collections', 'OrderedDict', make(c)),
+    'in the state of OrderedDict': lambda c: (
+        pf.call('collections', 'OrderedDict')
+        + (pf.EMPTY_DICT + pf.text('_metadata') + make(c) + pf.SETITEM + pf.BUILD)
+    ),
+    'in the state of a Namespace': lambda c: (
+        (pf.name('argparse', 'Namespace') + pf.EMPTY_TUPLE + pf.NEWOBJ)
+        + (pf.EMPTY_DICT + pf.text('lr') + make(c) + pf.SETITEM + pf.BUILD)
+    ),
+    "in a tensor's hooks": lambda c: pf.tensor(hooks=make(c)),
+    "in a tensor's storage": lambda c: pf.tensor(where=make(c)),
+    'in a persistent id': lambda c: (
+        (pf.MARK + pf.text('storage') + make(c) + pf.text('0') + pf.text('cpu') + b'K\x04')
+        + (pf.TUPLE + pf.BINPERSID)
+    ),
+    'as a persistent id': lambda c: make(c) + pf.BINPERSID,
+    "in a NumPy number's type": lambda c: pf.call('numpy', 'dtype', make(c)),
+    'in the arguments of _codecs.encode': lambda c: pf.call('_codecs', 'encode', make(c), pf.text('latin1')),
+    'in the arguments of torch.device': lambda c: pf.call('torch', 'device', make(c)),
+}  # fmt: skip
+
+
+class Victim(pickle.Unpickler):
+    """Python's own, which does what it is told."""
+
+    def persistent_load(self, identity: object) -> object:
+        return identity
+
+
+@pytest.mark.parametrize('payload', PAYLOADS.values(), ids=PAYLOADS)
+def test_nothing_is_called(tmp_path: Path, monkeypatch, payload: Callable[[str], bytes]) -> None:
+    for code in (0xF0, 0xF1F1, 0xF2F2F2):
+        monkeypatch.setitem(copyreg._inverted_registry, code, ('os', 'mkdir'))
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    canary = tmp_path / 'canary'
+    program = b'\x80\x02' + payload(str(canary)) + pf.STOP
+    with contextlib.suppress(Exception):
+        Victim(io.BytesIO(program)).load()
+    assert canary.exists(), 'the payload is a dud'
+    canary.rmdir()
+    copyreg.clear_extension_cache()
+    for path in (
+        pf.write_zip(tmp_path / 'zip.pth', program),
+        pf.write_legacy(tmp_path / 'legacy.pth', program),
+    ):
+        with pytest.raises(CheckpointError, match=r'asks for|uses the opcode') as error:
+            read_pth(path)
+        assert str(error.value).startswith(str(path))
+        assert not canary.exists()
+
+
+@pytest.mark.parametrize('part', ['magic', 'protocol', 'system', 'keys'])
+@pytest.mark.parametrize('payload', ['GLOBAL', 'INST', 'EXT1', 'NEWOBJ', 'as a persistent id'])
+def test_nothing_is_called_around_the_saved_object(tmp_path: Path, part: str, payload: str) -> None:
+    canary = tmp_path / 'canary'
+    program = b'\x80\x02' + PAYLOADS[payload](str(canary)) + pf.STOP
+    pf.refused(pf.write_legacy(tmp_path / 'a.pth', pf.GOOD, **{part: program}))
+    assert not canary.exists()
+
+
+def test_the_small_pickles_name_nothing_at_all(tmp_path: Path) -> None:
+    keys = b'\x80\x02' + pf.call('collections', 'OrderedDict') + pf.STOP
+    pf.refused(pf.write_legacy(tmp_path / 'a.pth', pf.GOOD, keys=keys), "asks for 'collections.OrderedDict'")
+
+
+SELF = pf.EMPTY_DICT + b'q\x00' + pf.text('self') + b'h\x00' + pf.SETITEM
+SELF_LIST = pf.EMPTY_LIST + b'q\x00' + b'h\x00' + pf.APPEND
+LAUGHS = pf.EMPTY_TUPLE + b''.join(b'q' + bytes([i]) + b'h' + bytes([i]) + pf.TUPLE2 for i in range(50))
+ORDERED_LAUGHS = pf.call('collections', 'OrderedDict') + b''.join(
+    b'q' + bytes([i]) + pf.call('collections', 'OrderedDict') + pf.MARK + pf.text('a') + b'h' + bytes([i])
+    + pf.text('b') + b'h' + bytes([i]) + pf.SETITEMS for i in range(50)
+)  # fmt: skip
+BAD_PICKLES = {
+    'contains itself': SELF,
+    'list contains itself': SELF_LIST,
+    'a tuple of 2**50 tuples': LAUGHS,
+    '2**50 tuples in a message': LAUGHS + pf.BINPERSID,
+    '2**50 dictionaries in a message': ORDERED_LAUGHS + pf.TUPLE1 + pf.BINPERSID,
+    'nested 100,000 deep': pf.EMPTY_LIST * 100_000 + pf.APPEND * 99_999,
+    'nothing': b'',
+    'no value': pf.MARK,
+    'two values': pf.NONE + pf.NONE,
+    'mark left': pf.MARK + pf.NONE,
+    'tuple without mark': pf.NONE + pf.TUPLE,
+    'items without mark': pf.EMPTY_DICT + pf.SETITEMS,
+    'items without dictionary': pf.MARK + pf.SETITEMS,
+    'odd items': pf.EMPTY_DICT + pf.MARK + pf.text('a') + pf.SETITEMS,
+    'items of a number': b'K\x01' + pf.MARK + pf.text('a') + pf.NONE + pf.SETITEMS,
+    'append to a dictionary': pf.EMPTY_DICT + pf.NONE + pf.APPEND,
+    'add to a list': pf.EMPTY_LIST + pf.MARK + b'K\x01\x90',
+    'list as key': pf.EMPTY_DICT + pf.EMPTY_LIST + pf.NONE + pf.SETITEM,
+    'list in a set': b'\x8f' + pf.MARK + pf.EMPTY_LIST + b'\x90',
+    'unknown memo': b'h\x05',
+    'memo of nothing': b'q\x05',
+    'reduce of nothing': pf.REDUCE,
+    'reduce without function': pf.EMPTY_TUPLE + pf.REDUCE,
+    'call of a number': b'K\x01' + pf.EMPTY_TUPLE + pf.REDUCE,
+    'call of a class': pf.name('argparse', 'Namespace') + pf.EMPTY_TUPLE + pf.REDUCE,
+    'arguments that are no tuple': pf.name('collections', 'OrderedDict') + pf.EMPTY_LIST + pf.REDUCE,
+    'function as a value': pf.name('collections', 'OrderedDict'),
+    'dtype as a value': pf.call('numpy', 'dtype', pf.text('f8')),
+    'object of a function': pf.name('collections', 'OrderedDict') + pf.EMPTY_TUPLE + pf.NEWOBJ,
+    'object with arguments': pf.name('argparse', 'Namespace') + pf.text('a') + pf.TUPLE1 + pf.NEWOBJ,
+    'object of a closed class': pf.name('torch', 'Tensor') + pf.EMPTY_TUPLE + pf.NEWOBJ,
+    'state of a number': b'K\x01' + pf.EMPTY_DICT + pf.BUILD,
+    'state of a tensor': pf.tensor() + pf.EMPTY_DICT + pf.BUILD,
+    'state that is no dictionary': pf.call('collections', 'OrderedDict') + b'K\x01' + pf.BUILD,
+    'attributes that are none': (
+        pf.name('argparse', 'Namespace') + pf.EMPTY_TUPLE + pf.NEWOBJ + pf.NONE + pf.BUILD
+    ),
+    'name that is no text': b'K\x01K\x02' + pf.STACK_GLOBAL,
+    'name of half a value': pf.text('os') + pf.STACK_GLOBAL,
+    'pairs that are none': pf.call('collections', 'OrderedDict', pf.EMPTY_LIST + pf.text('ab') + pf.APPEND),
+    'pairs with a list as key': pf.call(
+        'collections', 'OrderedDict', pf.EMPTY_LIST + pf.EMPTY_LIST + pf.NONE + pf.TUPLE2 + pf.APPEND
+    ),
+    'text that is not Latin-1': pf.call('_codecs', 'encode', pf.text('\u20ac'), pf.text('latin1')),
+    'another encoding': pf.call('_codecs', 'encode', pf.text('a'), pf.text('rot13')),
+    'unknown device': pf.call('torch', 'device', pf.text('x' * 100)),
+    'size of a list': pf.call('torch', 'Size', pf.EMPTY_LIST),
+    'set of a number': pf.call('builtins', 'set', b'K\x01'),
+    'NumPy objects': pf.call('numpy', 'dtype', pf.text('O8')),
+    'NumPy number too short': pf.call(
+        'numpy._core.multiarray', 'scalar', pf.call('numpy', 'dtype', pf.text('f8')), b'C\x04abcd'
+    ),
+    'NumPy array without data': pf.call(
+        'numpy._core.multiarray', '_reconstruct', pf.name('numpy', 'ndarray'), b'K\x00' + pf.TUPLE1, b'C\x01b'
+    ),
+    'NumPy array too large': pf.call(
+        'numpy._core.multiarray', '_reconstruct', pf.name('numpy', 'ndarray'), b'K\x00' + pf.TUPLE1, b'C\x01b'
+    ) + pf.MARK + b'K\x01' + pf.integers([2**40]) + pf.call('numpy', 'dtype', pf.text('f8')) + pf.FALSE
+    + b'C\x08abcdefgh' + pf.TUPLE + pf.BUILD,
+    'unknown opcode': b'\xff',
+    'pop': pf.NONE + pf.NONE + b'0',
+    'text persistent id': b'Pstorage\n',
+    'escape in a string': b"S'\\d'\n",
+    'string without quotes': b'Sabc\n',
+    'text that is not UTF-8': b'X\x02\x00\x00\x00\xff\xfe',
+    'name that is not ASCII': b'c\xff\xfe\nx\n',
+    'name without end': b'ctorch',
+    'number that is none': b'Iabc\n',
+    'long number': b'L' + b'9' * 10_000 + b'L\n',
+    'wide number': b'\x8b' + struct.pack('<i', 1000) + b'\x7f' * 1000,
+    'out-of-band buffer': b'\x97',
+}  # fmt: skip
+
+
+HUGE_PICKLES = {
+    'LONG4 of 2 GB': b'\x8b' + struct.pack('<i', 2**31 - 1),
+    'LONG4 of negative size': b'\x8b' + struct.pack('<i', -5),
+    'BINBYTES of 4 GB': b'B' + struct.pack('<I', 2**32 - 1),
+    'BINBYTES8 of 4 EB': b'\x8e' + struct.pack('<Q', 2**62),
+    'BINBYTES8 of 16 EB': b'\x8e' + struct.pack('<Q', 2**64 - 1),
+    'BINUNICODE8 of 4 EB': b'\x8d' + struct.pack('<Q', 2**62),
+    'BYTEARRAY8 of 4 EB': b'\x96' + struct.pack('<Q', 2**62),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('program', BAD_PICKLES.values(), ids=BAD_PICKLES)
+def test_bad_pickles(tmp_path: Path, program: bytes) -> None:
+    saved = b'\x80\x04' + program + pf.STOP
+    pf.refused(pf.write_zip(tmp_path / 'zip.pth', saved))
+    pf.refused(pf.write_legacy(tmp_path / 'legacy.pth', saved))
+
+
+@pytest.mark.parametrize('program', HUGE_PICKLES.values(), ids=HUGE_PICKLES)
+def test_sizes_are_not_believed(tmp_path: Path, program: bytes) -> None:
+    saved = b'\x80\x04' + program + pf.STOP
+    for path in (pf.write_zip(tmp_path / 'zip.pth', saved), pf.write_legacy(tmp_path / 'legacy.pth', saved)):
+        tracemalloc.start()
+        pf.refused(path)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 2**20
+
+
+@pytest.mark.parametrize(
+    'step',
+    [
+        pf.NONE + pf.APPEND,
+        pf.call('collections', 'OrderedDict', b'h\x01') + pf.APPEND,
+        pf.call('builtins', 'set', b'h\x02') + pf.APPEND,
+        pf.call('_codecs', 'encode', b'h\x03', pf.text('latin1')) + pf.APPEND,
+    ],
+    ids=['opcodes', 'dictionaries', 'sets', 'bytes'],
+)
+def test_work_without_end(tmp_path: Path, monkeypatch, step: bytes) -> None:
+    """Each step costs as much as it copies, so that small files cannot grow large ones."""
+    monkeypatch.setattr('convert.pickles.MAX_STEPS', 20_000)
+    pair = pf.EMPTY_LIST + pf.text('k') + pf.APPEND + pf.NONE + pf.APPEND
+    start = pf.EMPTY_LIST + pf.MARK + pair * 500 + b'e' + b'q\x01' + pf.APPEND
+    start += pf.EMPTY_LIST + pf.MARK + b'K\x07' * 1000 + b'e' + b'q\x02' + pf.APPEND
+    start += pf.text('x' * 2**16) + b'q\x03' + pf.APPEND
+    few = b'\x80\x02' + pf.EMPTY_LIST + start + step * 2 + pf.STOP
+    many = b'\x80\x02' + pf.EMPTY_LIST + start + step * (9000 if step[:1] == pf.NONE else 40) + pf.STOP
+    assert len(read_pth(pf.write_zip(tmp_path / 'few.pth', few))) == 5
+    pf.refused(pf.write_zip(tmp_path / 'many.pth', many), 'more than 20,000 steps')
+
+
+def test_something_after_the_pickle(tmp_path: Path) -> None:
+    pf.refused(pf.write_zip(tmp_path / 'a.pth', pf.GOOD + b'N.'), 'something follows')

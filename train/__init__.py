@@ -1,0 +1,1 @@
+"""Training of the nets. So far the step itself: see `train.step`."""
