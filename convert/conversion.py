@@ -112,12 +112,12 @@ def export(
     config, source = weights.read_config(directory)
     net = build(config.arch, config.num_classes, config.in_chans)
     state = to_state(weights.read_variables(directory), net)
-    state = _with_counters(state, source.num_batches_tracked)
+    state = add_counters(state, source.num_batches_tracked)
     write_pth(path, state)
     return state
 
 
-def _with_counters(state: State, counters: Mapping[str, int] | None) -> dict[str, np.ndarray]:
+def add_counters(state: State, counters: Mapping[str, int] | None) -> dict[str, np.ndarray]:
     """The step counter of each BatchNorm put back behind its running variance, where PyTorch lists it."""
     out: dict[str, np.ndarray] = {}
     for name, tensor in state.items():

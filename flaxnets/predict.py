@@ -44,7 +44,7 @@ def predict(
     if config.num_classes == 0:
         raise FlaxnetsError(f'{source}: these weights have no classifier, so there are no classes to show')
     to_input = transform(config)
-    names = _names(config)
+    names = class_names_of(config)
 
     @jax.jit
     def probabilities(image: jax.Array) -> jax.Array:
@@ -59,7 +59,8 @@ def predict(
     return results
 
 
-def _names(config: Config) -> Sequence[str]:
+def class_names_of(config: Config) -> Sequence[str]:
+    """The names of a net's outputs: its own, ImageNet's if it has 1000, else numbers."""
     if config.classes is not None:
         return config.classes
     if config.num_classes == 1000:

@@ -80,9 +80,12 @@ def save(
     """
     check_target(directory, overwrite)
     directory = Path(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the target, so that the last step is a rename within one file system.
-    work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target, so that the last step is a rename within one file system.
+        work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+    except OSError as error:
+        raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
     try:
         arrays = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf), dict(variables))
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
@@ -98,9 +101,10 @@ def save(
         _write_json(work / 'config.json', header)
         os.chmod(work, 0o755)  # mkdtemp made it private
         _replace(directory, work)
-    except BaseException:
+    except OSError as error:
+        raise CheckpointError(f'{directory}: cannot be written: {error.strerror or error}') from error
+    finally:
         shutil.rmtree(work, ignore_errors=True)
-        raise
     return directory
 
 

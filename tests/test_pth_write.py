@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.pth import read_pth, read_state_dict
+from convert.pth import read_state_dict
 from convert.pth_write import write_pth
 from flaxnets.errors import FlaxnetsError
 
@@ -64,20 +64,21 @@ def test_our_reader_reads_the_same_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize('count', [1, 2, 60, 1000, 1001, 2000, 2002])
 def test_the_pickle_is_torchs_own(tmp_path: Path, count: int) -> None:
     shapes = [(), (3,), (300, 2), (70_000, 1, 1), (2, 1, 3, 3), (2, 2, 2, 2, 2), (0, 4), (4, 0), (0, 2**33)]
-    state = OrderedDict()
+    state, tensors = OrderedDict(), {}
     for i in range(count):
-        shape = shapes[i % len(shapes)] if i < 60 else ()
-        state[f'layer{i}.weight'] = torch.zeros(shape, dtype=getattr(torch, DTYPES[i % len(DTYPES)]))
-    write_pth(tmp_path / 'ours.pth', read_pth(saved(tmp_path / 'torch.pth', state)))
+        name, kind, shape = (
+            f'layer{i}.weight',
+            DTYPES[i % len(DTYPES)],
+            shapes[i % len(shapes)] if i < 60 else (),
+        )
+        state[name] = torch.zeros(shape, dtype=getattr(torch, kind))
+        tensors[name] = np.zeros(shape, ml_dtypes.bfloat16 if kind == 'bfloat16' else kind)
+    torch.save(state, tmp_path / 'torch.pth')
+    write_pth(tmp_path / 'ours.pth', tensors)
     with zipfile.ZipFile(tmp_path / 'ours.pth') as ours, zipfile.ZipFile(tmp_path / 'torch.pth') as theirs:
         assert ours.read('archive/data.pkl') == theirs.read('torch/data.pkl')
         assert ours.read('archive/version') == theirs.read('torch/version')
         assert ours.read('archive/byteorder') == theirs.read('torch/byteorder')
-
-
-def saved(path: Path, state: Any) -> Path:
-    torch.save(state, path)
-    return path
 
 
 def test_numbers_are_aligned_stored_and_whole(tmp_path: Path) -> None:

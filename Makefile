@@ -1,0 +1,40 @@
+# make demo, make test, make bench: each makes its own virtual environment in .venv if there is none.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One stamp for each set of packages: users need no torch, the tests and benchmarks do.
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+
+.PHONY: demo test check bench clean
+
+demo: $(CORE)
+	$(RUN) examples/demo.py
+
+test: check
+	$(RUN) -m pytest
+
+check: $(DEV)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: $(DEV)
+	$(RUN) benchmarks/resnext50.py
+
+clean:
+	rm -rf $(VENV) demo-output
+
+$(CORE): pyproject.toml constraints.txt
+	@echo 'setting up $(VENV): a minute or two'
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e .
+	touch $@
+
+$(DEV): $(CORE)
+	@echo 'adding what the tests need: two to five minutes'
+	$(INSTALL) -e '.[dev]'
+	touch $@

@@ -1,0 +1,138 @@
+"""python -m flaxnets: what its user sees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nets import random_variables, randomise, timm_net
+from PIL import Image
+from skimage import data as photographs
+from timm.data import ImageNetInfo, create_transform
+
+import flaxnets
+from flaxnets import weights, zoo
+from flaxnets.__main__ import main
+from flaxnets.config import Config
+from flaxnets.imagenet import class_names
+from flaxnets.resnet import build
+
+NET = 'resnest14d'
+
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('photo') / 'cat.png'
+    Image.fromarray(photographs.chelsea()).save(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def reference() -> torch.nn.Module:
+    return randomise(timm_net(NET))
+
+
+@pytest.fixture(scope='module')
+def file(reference: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('weights') / 'net.pth'
+    torch.save(reference.state_dict(), path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 0
+    output = capsys.readouterr()
+    assert output.err == ''
+    return output.out
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: Sequence[str]) -> str:
+    assert main(arguments) == 1
+    output = capsys.readouterr()
+    assert output.out == '' and output.err.startswith('error: ') and 'Traceback' not in output.err
+    return output.err
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = run(capsys, 'list').splitlines()
+    assert [line.split()[0] for line in lines] == flaxnets.list_models()
+    assert json.loads(run(capsys, 'list', 'resnest*d', '--json')) == flaxnets.list_models('resnest*d')
+    tagged = run(capsys, 'list', 'resnext50_32x4d', '--weights')
+    assert 'resnext50_32x4d.gluon_in1k' in tagged and '79.35/94.42 % at 224 px' in tagged
+    assert "no name matches 'vit*'" in refused(capsys, ['list', 'vit*'])
+
+
+def test_info(capsys: pytest.CaptureFixture[str]) -> None:
+    text = run(capsys, 'info', 'resnest101')
+    for words in ('resnest101e', '48,275,016 parameters', '13,321,472,000 MACs', '256 px', '82.9', 'apache-2.0'):
+        assert words in text
+    assert 'resnest101-22405ba7.pth' in text
+    facts = json.loads(run(capsys, 'info', 'resnest101', '--json'))
+    assert facts['parameters'] == 48_275_016
+    assert facts['weights'][0]['sha256'] == '22405ba7'
+    assert 'did you mean' in refused(capsys, ['info', 'resnest102'])
+
+
+def test_info_of_a_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = build(zoo.ARCHS[NET], 7, 1)
+    weights.save(tmp_path / 'mine', random_variables(model), Config(NET, zoo.ARCHS[NET], num_classes=7, in_chans=1))
+    assert '7 classes, 1 input channels' in run(capsys, 'info', str(tmp_path / 'mine'))
+
+
+def test_predictions_are_timms(
+    capsys: pytest.CaptureFixture[str], photo: Path, file: Path, reference: torch.nn.Module
+) -> None:
+    transform = create_transform((3, 224, 224), interpolation='bilinear', crop_pct=0.875)
+    with torch.no_grad():
+        expected = reference(transform(Image.open(photo).convert('RGB'))[None]).softmax(1)[0]
+    probabilities, indices = (t.numpy() for t in expected.topk(4))
+    results = json.loads(
+        run(capsys, 'predict', str(photo), '--model', str(file), '--arch', NET, '--topk', '4', '--json')
+    )
+    assert [r['image'] for r in results] == [str(photo)]
+    top = results[0]['top']
+    assert [guess['index'] for guess in top] == indices.tolist()
+    np.testing.assert_allclose([guess['probability'] for guess in top], probabilities, rtol=1e-4)
+    info = ImageNetInfo()
+    assert [guess['class'] for guess in top] == [info.index_to_description(i) for i in indices]
+
+
+def test_predictions_for_people(capsys: pytest.CaptureFixture[str], photo: Path, tmp_path: Path) -> None:
+    model = build(zoo.ARCHS[NET], 3)
+    config = Config(NET, zoo.ARCHS[NET], num_classes=3, classes=('cat', 'dog', 'fish'))
+    weights.save(tmp_path / 'net', random_variables(model), config)
+    lines = run(capsys, 'predict', str(photo), str(photo), '--model', str(tmp_path / 'net')).splitlines()
+    assert len(lines) == 2 * (1 + 3)
+    assert lines[0] == str(photo)
+    assert {line.split()[-1] for line in lines[1:4]} == {'cat', 'dog', 'fish'}
+    assert sum(float(line.split('%')[0]) for line in lines[1:4]) == pytest.approx(100, abs=0.02)
+
+
+def test_predict_refuses(capsys: pytest.CaptureFixture[str], photo: Path, file: Path, tmp_path: Path) -> None:
+    def words(*arguments: Any) -> str:
+        return refused(capsys, ['predict', *map(str, arguments)])
+
+    assert 'nowhere.jpg' in words('nowhere.jpg', '--model', file, '--arch', NET)
+    assert 'net.pth' in words(file, '--model', file, '--arch', NET)
+    assert 'which net' in words(photo, '--model', file)
+    assert 'nowhere: no such file' in words(photo, '--model', 'nowhere')
+    assert '--topk 0' in words(photo, '--model', file, '--arch', NET, '--topk', 0)
+    assert 'resnest50-528c19ca.pth' in words(photo, '--model', 'resnest50d')
+    headless = build(zoo.ARCHS[NET], 0)
+    weights.save(
+        tmp_path / 'headless', random_variables(headless), Config(NET, zoo.ARCHS[NET], num_classes=0)
+    )
+    assert 'no classifier' in words(photo, '--model', tmp_path / 'headless')
+
+
+def test_names_of_imagenet_are_used_for_1000_classes_only() -> None:
+    from flaxnets.predict import class_names_of
+
+    arch = zoo.ARCHS[NET]
+    assert class_names_of(Config(NET, arch)) == class_names()
+    assert class_names_of(Config(NET, arch, num_classes=2)) == ['class 0', 'class 1']
