@@ -53,17 +53,21 @@ def _convert(options: argparse.Namespace) -> None:
     if counters:
         print(f'{len(counters)} num_batches_tracked counters kept aside for the way back')
     print(f'sha256 {checkpoint.source.sha256}')
-    print(f'wrote {options.out} in {time.perf_counter() - start:.1f} s; open it with flaxnets.load({options.out!r})')
+    _wrote(options.out, start, 'flaxnets.load')
 
 
 def _export(options: argparse.Namespace) -> None:
     start = time.perf_counter()
     if options.model:
-        raise FlaxnetsError(f'--model {options.model}: a directory of weights knows its own net; leave it out')
+        raise FlaxnetsError(f'--model {options.model}: a directory knows its own net; leave it out')
     state = export(options.source, options.out, overwrite=options.force)
     counters = sum(name.endswith(COUNTER) for name in state)
     print(f'{options.source}: {len(state) - counters} tensors, {counters} num_batches_tracked counters')
-    print(f'wrote {options.out} in {time.perf_counter() - start:.1f} s; open it with torch.load({options.out!r})')
+    _wrote(options.out, start, 'torch.load')
+
+
+def _wrote(out: str, start: float, opener: str) -> None:
+    print(f'wrote {out} in {time.perf_counter() - start:.1f} s; open it with {opener}({out!r})')
 
 
 if __name__ == '__main__':

@@ -64,8 +64,9 @@ def read_checkpoint(path: str | os.PathLike[str], model: str | None) -> Checkpoi
         in_chans=_length(state, _first_weight(arch_name), axis=1, default=3),
     )
     published = _published(arch_name, digest)
-    if published or named:
-        config = replace(config, weights=published, preprocess=(published or named).preprocess)
+    row = published or named
+    if row:
+        config = replace(config, weights=published, preprocess=row.preprocess)
     net = build(config.arch, config.num_classes, config.in_chans)
     try:
         variables = to_variables(state, net)
@@ -132,7 +133,9 @@ def _counters(state: State) -> dict[str, int] | None:
     found = {name.removesuffix(COUNTER): t for name, t in state.items() if name.endswith(COUNTER)}
     for layer, tensor in found.items():
         if tensor.shape != () or tensor.dtype.kind not in 'iu':
-            raise CheckpointError(f'{layer}{COUNTER}: must be one whole number, got {tensor.dtype} {tensor.shape}')
+            raise CheckpointError(
+                f'{layer}{COUNTER}: must be one whole number, got {tensor.dtype} {tensor.shape}'
+            )
     return {layer: int(tensor) for layer, tensor in found.items()} or None
 
 

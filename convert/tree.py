@@ -17,7 +17,9 @@ from flaxnets.resnet import ResNet, abstract_variables
 
 State = Mapping[str, np.ndarray]  # PyTorch's name -> tensor in PyTorch's layout
 
-COUNTER = '.num_batches_tracked'  # BatchNorm's count of training steps: torch keeps it, Flax has no use for it
+COUNTER = (
+    '.num_batches_tracked'  # BatchNorm's count of training steps: torch keeps it, Flax has no use for it
+)
 
 # Leaf of a Flax variable -> last part of the torch name.
 LEAVES = {

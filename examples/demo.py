@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,7 +85,7 @@ def compare(published: Path, back: Path, directory: Path) -> None:
     print('logits of the photograph from the file, the directory and the file written back: equal')
 
 
-def draw(top: list[dict[str, object]], path: Path) -> None:
+def draw(top: list[dict[str, Any]], path: Path) -> None:
     """The photograph with its most probable classes beside it."""
     photo = Image.open(PHOTO)
     line, margin, width = 44, 20, 420
@@ -93,10 +94,10 @@ def draw(top: list[dict[str, object]], path: Path) -> None:
     pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=15)
     left = photo.width + margin
     pen.text((left, margin), f'{NET}, untrained: these classes mean nothing', 'firebrick', font)
-    highest = max(float(guess['probability']) for guess in top)
+    highest = max(guess['probability'] for guess in top)
     for i, guess in enumerate(top):
         y = margin + 40 + i * line
-        share = float(guess['probability'])
+        share = guess['probability']
         name = str(guess['class']).partition(',')[0]
         pen.text((left, y), f'{share:.2%}  {name}', 'black', font)
         full = width - 2 * margin

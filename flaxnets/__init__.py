@@ -1,8 +1,8 @@
 """Res2Net, Res2NeXt, ResNeXt and ResNeSt in JAX, equal to PyTorch's.
 
-    model = flaxnets.create('resnest101e')
-    model, variables = flaxnets.load('path/to/converted')
-    images = flaxnets.transform('resnest101e')('photo.jpg')[None]
+model = flaxnets.create('resnest101e')
+model, variables = flaxnets.load('path/to/converted')
+images = flaxnets.transform('resnest101e')('photo.jpg')[None]
 """
 
 from flaxnets.errors import CheckpointError, FlaxnetsError, ImageError

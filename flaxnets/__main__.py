@@ -69,7 +69,9 @@ def _describe_arch(name: str) -> str:
         parts.append(f'scale {arch.scale}')
     if arch.block == 'resnest':
         parts.append(f'radix {arch.radix}, avd {"first" if arch.avd_first else "last"}')
-    parts += ['SE'] * arch.se + [f'deep stem {arch.stem_width}'] * arch.deep_stem + ['avg_down'] * arch.avg_down
+    parts += (
+        ['SE'] * arch.se + [f'deep stem {arch.stem_width}'] * arch.deep_stem + ['avg_down'] * arch.avg_down
+    )
     return ', '.join(parts)
 
 
@@ -87,8 +89,9 @@ def _info(options: argparse.Namespace) -> int:
 
     conf = config(options.name)
     net = build(conf.arch, conf.num_classes, conf.in_chans)
-    # A published name stands for all the files of its net; a directory for itself.
-    rows = zoo.weights_of(conf.name) if not Path(options.name).is_dir() else (conf.weights,) * bool(conf.weights)
+    rows = zoo.weights_of(conf.name)
+    if Path(options.name).is_dir():  # which stands for itself, a name for all the files of its net
+        rows = (conf.weights,) if conf.weights else ()
     facts: dict[str, Any] = {
         'name': conf.name,
         'architecture': _describe_arch(conf.name),
@@ -140,14 +143,16 @@ def _print_info(facts: dict[str, Any]) -> None:
     print(f'{facts["classes"]} classes, {facts["input channels"]} input channels')
     print(f'input: {facts["input"]}')
     for row in facts['weights']:
-        default = ' (default)' if row['name'] == facts['default weights'] and len(facts['weights']) > 1 else ''
+        default = (
+            ' (default)' if row['name'] == facts['default weights'] and len(facts['weights']) > 1 else ''
+        )
         print(f'\n{row["name"]}{default}')
         for accuracy in row['accuracy']:
             top5 = '' if accuracy['top5'] is None else f', top-5 {accuracy["top5"]:.2f} %'
             print(f'  top-1 {accuracy["top1"]:.2f} %{top5} at {accuracy["size"]} px ({accuracy["source"]})')
         if row['input'] != facts['input']:
             print(f'  input: {row["input"]}')
-        print(f'  licence {row["licence"]}, {row["layout"]} key names, sha256 {row["sha256"] or "not published"}')
+        print(f'  licence {row["licence"]}, {row["layout"]} key names, sha256 {row["sha256"] or "unknown"}')
         for place in (*row['urls'], *([f'hf-hub:{row["hub"]}'] if row['hub'] else [])):
             print(f'  {place}')
 
@@ -164,7 +169,6 @@ def _predict(options: argparse.Namespace) -> int:
         for guess in result['top']:
             print(f'  {guess["probability"]:7.2%}  {guess["class"]}')
     return 0
-
 
 
 if __name__ == '__main__':

@@ -251,9 +251,7 @@ class SplitAttention(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         features, cardinality, radix = self.features, self.cardinality, self.radix
-        conv = self.conv(
-            features * radix, 3, dilation=self.dilation, groups=cardinality * radix, name='conv'
-        )
+        conv = self.conv(features * radix, 3, dilation=self.dilation, groups=cardinality * radix, name='conv')
         inner = max(32, x.shape[-1] * radix // 4)
         fc1 = self.conv(inner, 1, groups=cardinality, use_bias=True, name='fc1')
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')

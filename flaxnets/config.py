@@ -109,7 +109,9 @@ class Preprocess:
         if self.interpolation not in INTERPOLATIONS:
             problems.append(f'interpolation={self.interpolation!r} is not one of {", ".join(INTERPOLATIONS)}')
         if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
-            problems.append(f'mean={self.mean!r} and std={self.std!r} must be three numbers each, std positive')
+            problems.append(
+                f'mean={self.mean!r} and std={self.std!r} must be three numbers each, std positive'
+            )
         if problems:
             raise FlaxnetsError('not a preprocessing: ' + '; '.join(problems))
 

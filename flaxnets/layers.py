@@ -6,7 +6,6 @@ differently in training takes `train` as an argument of its call.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +25,8 @@ def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for linear weights and for every bias."""
     bound = fan_in**-0.5
 
-    def init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
 
     return init
 

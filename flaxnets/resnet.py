@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,15 @@ from flax.linen import relu
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxnets.blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
+from flaxnets.blocks import (
+    EXPANSION,
+    Block,
+    Bottleneck,
+    MakeConv,
+    MakeNorm,
+    Res2Bottleneck,
+    SplitAttentionBottleneck,
+)
 from flaxnets.config import Arch
 from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import GLOBAL_POOLS, BatchNorm, Conv, global_pool, max_pool_stem, torch_uniform
@@ -30,7 +39,7 @@ DROP_BLOCK_STAGES = (2, 3)  # counted from 0; the ResNeSt authors regularise the
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One of the five feature maps: its name, its channels, and how many input pixels one of its pixels spans."""
+    """One of the five feature maps: its name, its channels, and the input pixels that one of them spans."""
 
     name: str
     channels: int
@@ -79,13 +88,13 @@ class ResNet(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        arch = self.arch
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        if arch.deep_stem:
-            self.conv1 = DeepStem(arch.stem_width, self.axis_name, **dtypes)
-        else:
-            self.conv1 = Conv(arch.stem_width, 7, stride=2, **dtypes)
-        self.bn1 = BatchNorm(axis_name=self.axis_name, **dtypes)
+        arch, dtypes = self.arch, dict[str, Any](dtype=self.dtype, param_dtype=self.param_dtype)
+        conv = partial(Conv, **dtypes)
+        norm = partial(BatchNorm, axis_name=self.axis_name, **dtypes)
+        self.conv1: Any = (
+            DeepStem(arch.stem_width, conv, norm) if arch.deep_stem else conv(arch.stem_width, 7, stride=2)
+        )
+        self.bn1 = norm()
         self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(i) for i in range(4))
         self.drop = nn.Dropout(self.drop_rate)
         if self.num_classes:
@@ -168,18 +177,16 @@ class DeepStem(nn.Module):
     """
 
     width: int
-    axis_name: str | None
-    dtype: DTypeLike
-    param_dtype: DTypeLike
+    conv: MakeConv
+    norm: MakeNorm
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = Conv(self.width, 3, stride=2, **dtypes, name='0')(x)
-        x = relu(BatchNorm(axis_name=self.axis_name, **dtypes, name='1')(x, train))
-        x = Conv(self.width, 3, **dtypes, name='3')(x)
-        x = relu(BatchNorm(axis_name=self.axis_name, **dtypes, name='4')(x, train))
-        return Conv(2 * self.width, 3, **dtypes, name='6')(x)
+        x = self.conv(self.width, 3, stride=2, name='0')(x)
+        x = relu(self.norm(name='1')(x, train))
+        x = self.conv(self.width, 3, name='3')(x)
+        x = relu(self.norm(name='4')(x, train))
+        return self.conv(2 * self.width, 3, name='6')(x)
 
 
 class Stage(nn.Module):
@@ -281,7 +288,7 @@ def build(
     for field, kind in dict(dtype=dtype, param_dtype=param_dtype).items():
         if not _is_floating(kind):
             problems.append(f'{field}={kind!r} is not a floating-point type')
-    indices = tuple(range(-out_indices, 0)) if _is_int(out_indices) else tuple(out_indices)
+    indices = tuple(range(-out_indices, 0)) if isinstance(out_indices, int) else tuple(out_indices)
     if not indices or not all(_is_int(i) and -5 <= i < 5 for i in indices):
         problems.append(f'out_indices={out_indices!r} must name maps 0 to 4 (or -5 to -1), at least one')
     if axis_name is not None and not isinstance(axis_name, str):

@@ -170,7 +170,9 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             variables = checkpointer.restore(directory / 'variables', _targets(expected))
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-        raise CheckpointError(f'{directory / "variables"}: cannot be read, damaged or incomplete: {error}') from error
+        raise CheckpointError(
+            f'{directory / "variables"}: cannot be read, damaged or incomplete: {error}'
+        ) from error
     found = {name: _describe(array) for name, array in _flatten(variables)}
     damaged = [name for name in expected if found.get(name) != expected[name]]
     if damaged:
@@ -205,10 +207,9 @@ def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
     merged: Variables = {}
     problems = []
     for name, want in _flatten(abstract_variables(model)):
-        array = have.get(name)
+        array: Any = have.get(name)
         if name.startswith('params/fc/') and (array is None or array.shape != want.shape):
-            head = initial_head(model, seed)
-            array = head[name.rpartition('/')[2]]
+            array = initial_head(model, seed)[name.rpartition('/')[2]]
         elif name == _first_kernel(model) and array is not None and array.shape[2] != want.shape[2]:
             array = adapt_input_kernel(array, model.in_chans)
         if array is None:
@@ -279,7 +280,9 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
-        raise CheckpointError(f'{path}: no such file; not a directory of weights written by flaxnets') from None
+        raise CheckpointError(
+            f'{path}: no such file; not a directory of weights written by flaxnets'
+        ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f'{path}: cannot be read: {error}') from error
 

@@ -41,7 +41,7 @@ def timm_net(name: str, **kwargs: Any) -> torch.nn.Module:
 
 
 def randomise(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Random BatchNorm statistics, scales and biases, none of them 0: a wrong path cannot hide behind them."""
+    """Random BatchNorm statistics, scales and biases, none of them 0, so that no path is hidden."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in net.modules():
@@ -66,7 +66,7 @@ def to_flax(net: torch.nn.Module, model: FlaxResNet) -> dict[str, Any]:
 
 
 def random_variables(model: FlaxResNet, seed: int = 0) -> dict[str, Any]:
-    """Random variables of our net, made by NumPy: to compile an initialisation takes longer than most tests."""
+    """Random variables of our net, made by NumPy: compiling an initialisation takes seconds."""
     rng = np.random.default_rng(seed)
     variables: dict[str, Any] = {}
     for path, leaf in walk(abstract_variables(model)):

@@ -69,7 +69,14 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     text = run(capsys, 'info', 'resnest101')
-    for words in ('resnest101e', '48,275,016 parameters', '13,321,472,000 MACs', '256 px', '82.9', 'apache-2.0'):
+    for words in (
+        'resnest101e',
+        '48,275,016 parameters',
+        '13,321,472,000 MACs',
+        '256 px',
+        '82.9',
+        'apache-2.0',
+    ):
         assert words in text
     assert 'resnest101-22405ba7.pth' in text
     facts = json.loads(run(capsys, 'info', 'resnest101', '--json'))
@@ -80,7 +87,9 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_info_of_a_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model = build(zoo.ARCHS[NET], 7, 1)
-    weights.save(tmp_path / 'mine', random_variables(model), Config(NET, zoo.ARCHS[NET], num_classes=7, in_chans=1))
+    weights.save(
+        tmp_path / 'mine', random_variables(model), Config(NET, zoo.ARCHS[NET], num_classes=7, in_chans=1)
+    )
     assert '7 classes, 1 input channels' in run(capsys, 'info', str(tmp_path / 'mine'))
 
 

@@ -86,7 +86,9 @@ def test_both_formats_give_the_same_tree(file: Path, state: State) -> None:
     legacy = file.with_name('legacy.pth')
     torch.save(state, legacy, _use_new_zipfile_serialization=False)
     assert file.read_bytes()[:2] == b'PK' and legacy.read_bytes()[:2] != b'PK'
-    leaves_equal(read_checkpoint(file, 'resnest14d').variables, read_checkpoint(legacy, 'resnest14d').variables)
+    leaves_equal(
+        read_checkpoint(file, 'resnest14d').variables, read_checkpoint(legacy, 'resnest14d').variables
+    )
 
 
 def test_a_file_without_counters_goes_back_without(state: State, tmp_path: Path) -> None:
@@ -116,7 +118,9 @@ def test_classes_and_channels_are_read_from_the_tensors(tmp_path: Path) -> None:
 
 def test_a_published_file_is_known_by_its_hash(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    row = zoo.WEIGHTS[0].__class__('resnest14d', 'mine', sha256=digest[:8], preprocess=zoo.config('resnest200e').preprocess)
+    row = zoo.WEIGHTS[0].__class__(
+        'resnest14d', 'mine', sha256=digest[:8], preprocess=zoo.config('resnest200e').preprocess
+    )
     monkeypatch.setattr(zoo, 'weights_of', lambda arch: (row,) if arch == 'resnest14d' else ())
     config = read_checkpoint(file, 'resnest14d').config
     assert config.weights == row

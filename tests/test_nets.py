@@ -88,7 +88,9 @@ def test_counts(name: str) -> None:
 def test_names_order_and_shapes_are_timms(name: str) -> None:
     with torch.device('meta'):
         reference = timm_net(name)
-    theirs = {k: tuple(t.shape) for k, t in reference.state_dict().items() if not k.endswith('num_batches_tracked')}
+    theirs = {
+        k: tuple(t.shape) for k, t in reference.state_dict().items() if not k.endswith('num_batches_tracked')
+    }
     ours = {key: entry.torch_shape for key, entry in entries(flaxnets.create(name)).items()}
     assert list(ours.items()) == list(theirs.items())
 
@@ -107,13 +109,17 @@ def test_feature_info_is_timms(name: str, output_stride: int) -> None:
     assert [f.reduction for f in model.feature_info] == reference.reduction()
     assert [f.name for f in model.feature_info] == reference.module_name()
     maps = jax.eval_shape(
-        lambda v, x: model.apply(v, x), abstract_variables(model), jax.ShapeDtypeStruct((2, 64, 96, 3), 'float32')
+        lambda v, x: model.apply(v, x),
+        abstract_variables(model),
+        jax.ShapeDtypeStruct((2, 64, 96, 3), 'float32'),
     )
     expected = [(2, 64 // f.reduction, 96 // f.reduction, f.channels) for f in model.feature_info]
     assert [m.shape for m in maps] == expected
 
 
-@pytest.mark.parametrize('out_indices, names', [((1,), ['layer1']), (2, ['layer3', 'layer4']), ((-1,), ['layer4'])])
+@pytest.mark.parametrize(
+    'out_indices, names', [((1,), ['layer1']), (2, ['layer3', 'layer4']), ((-1,), ['layer4'])]
+)
 def test_features_only_has_no_parameters_it_does_not_use(out_indices: Any, names: list[str]) -> None:
     model = build(TINY['resnest'], features_only=True, out_indices=out_indices)
     assert [f.name for f in model.feature_info] == names
@@ -396,14 +402,18 @@ def test_split_attention_against_a_loop_over_cardinal_groups(radix: int, cardina
         lambda leaf: rng.normal(size=leaf.shape).astype(np.float32) * 0.3, variables['params']
     )
     found = layer.apply(variables, x, False)
-    np.testing.assert_allclose(found, _naive(variables, x, features, cardinality, radix), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        found, _naive(variables, x, features, cardinality, radix), rtol=1e-4, atol=1e-4
+    )
 
 
 def _naive(variables: Any, x: np.ndarray, features: int, cardinality: int, radix: int) -> np.ndarray:
     p, s = variables['params'], variables['batch_stats']
 
     def norm(name: str, y: np.ndarray, channels: slice) -> np.ndarray:
-        a, b, m, v = (t[channels] for t in (p[name]['scale'], p[name]['bias'], s[name]['mean'], s[name]['var']))
+        a, b, m, v = (
+            t[channels] for t in (p[name]['scale'], p[name]['bias'], s[name]['mean'], s[name]['var'])
+        )
         return np.maximum((y - m) / np.sqrt(v + 1e-5) * a + b, 0)
 
     n, h, w, channels = x.shape
@@ -418,9 +428,7 @@ def _naive(variables: Any, x: np.ndarray, features: int, cardinality: int, radix
             chosen = slice(group * each, (group + 1) * each)
             kernel = p['conv']['kernel'][..., chosen]
             own = padded[..., group * inputs : (group + 1) * inputs]
-            y = sum(
-                own[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3)
-            )
+            y = sum(own[:, i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3))
             splits.append(norm('bn0', y, chosen))
         gap = sum(splits).mean((1, 2))
         a, b = slice(k * inner, (k + 1) * inner), slice(k * radix * each, (k + 1) * radix * each)
@@ -431,5 +439,7 @@ def _naive(variables: Any, x: np.ndarray, features: int, cardinality: int, radix
             weights = 1 / (1 + np.exp(-logits))
         else:
             weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-        out[..., k * each : (k + 1) * each] = sum(splits[r] * weights[:, r][:, None, None] for r in range(radix))
+        out[..., k * each : (k + 1) * each] = sum(
+            splits[r] * weights[:, r][:, None, None] for r in range(radix)
+        )
     return out

@@ -37,7 +37,11 @@ def compare(name: str, height: int, width: int, **options: Any) -> None:
     model = flaxnets.create(name, **timm_options)
     variables = to_flax(reference, model)
     images = torch.randn(
-        options.get('batch', 2), options.get('in_chans', 3), height, width, generator=torch.Generator().manual_seed(1)
+        options.get('batch', 2),
+        options.get('in_chans', 3),
+        height,
+        width,
+        generator=torch.Generator().manual_seed(1),
     )
     with torch.no_grad():
         last, maps = reference.forward_intermediates(images)
@@ -74,7 +78,9 @@ def test_output_stride(name: str, output_stride: int) -> None:
 
 
 @pytest.mark.parametrize('name', KINDS)
-@pytest.mark.parametrize('options', [dict(in_chans=1, num_classes=7), dict(in_chans=4, num_classes=0)], ids=str)
+@pytest.mark.parametrize(
+    'options', [dict(in_chans=1, num_classes=7), dict(in_chans=4, num_classes=0)], ids=str
+)
 def test_channels_and_classes(name: str, options: dict[str, int]) -> None:
     compare(name, 64, 64, **options)
 

@@ -20,7 +20,14 @@ from train.step import create_state, make_train_step
 LR, MOMENTUM, DECAY, SMOOTHING = 0.1, 0.9, 1e-4, 0.1
 RTOL = 1e-6
 
-KINDS = ['resnext50_32x4d', 'seresnext50_32x4d', 'res2next50', 'res2net50d', 'resnest14d', 'resnest50d_4s2x40d']
+KINDS = [
+    'resnext50_32x4d',
+    'seresnext50_32x4d',
+    'res2next50',
+    'res2net50d',
+    'resnest14d',
+    'resnest50d_4s2x40d',
+]
 
 
 @pytest.mark.parametrize('name', KINDS)

@@ -132,12 +132,16 @@ def test_load_options_reach_the_net(directory: Path) -> None:
     assert {leaf.dtype.name for leaf in jax.tree.leaves(loaded['batch_stats'])} == {'float32'}
 
 
-def test_another_number_of_classes_starts_a_new_classifier(directory: Path, variables: dict[str, Any]) -> None:
+def test_another_number_of_classes_starts_a_new_classifier(
+    directory: Path, variables: dict[str, Any]
+) -> None:
     model, loaded = flaxnets.load(directory, num_classes=3, seed=1)
     assert loaded['params']['fc']['kernel'].shape == (2048, 3)
     assert 0 < abs(loaded['params']['fc']['kernel']).max() <= 2048**-0.5
     assert 0 < abs(loaded['params']['fc']['bias']).max() <= 2048**-0.5
-    assert not equal(loaded['params']['fc'], flaxnets.load(directory, num_classes=3, seed=2)[1]['params']['fc'])
+    assert not equal(
+        loaded['params']['fc'], flaxnets.load(directory, num_classes=3, seed=2)[1]['params']['fc']
+    )
     for name in set(variables['params']) - {'fc'}:
         assert equal(loaded['params'][name], variables['params'][name]), name
     assert model.num_classes == 3

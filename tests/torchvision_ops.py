@@ -7,6 +7,8 @@ fails, although nothing here uses them. Import this before timm.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 
 _libraries: list[torch.library.Library] = []  # an operator lives only as long as its library
@@ -14,10 +16,8 @@ _libraries: list[torch.library.Library] = []  # an operator lives only as long a
 
 def define_missing() -> None:
     """Declares `torchvision::nms` and `torchvision::qnms` if the real ones are absent."""
-    try:
+    with contextlib.suppress(Exception):
         import torchvision.extension  # noqa: F401  (loads the compiled operators where they fit)
-    except Exception:
-        pass
     for name in ('nms', 'qnms'):
         if not hasattr(torch.ops.torchvision, name):
             library = torch.library.Library('torchvision', 'FRAGMENT')

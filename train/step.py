@@ -65,7 +65,9 @@ def make_train_step(
                 rngs={'dropout': jax.random.fold_in(key, state.step)},
             )
             logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-            targets = optax.smooth_labels(jax.nn.one_hot(labels, model.num_classes, dtype=logits.dtype), label_smoothing)
+            targets = optax.smooth_labels(
+                jax.nn.one_hot(labels, model.num_classes, dtype=logits.dtype), label_smoothing
+            )
             loss = optax.softmax_cross_entropy(logits, targets).mean()
             return loss, (logits, changed['batch_stats'])
 
