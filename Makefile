@@ -23,7 +23,7 @@ check: $(DEV)
 	$(RUN) -m mypy
 
 bench: $(DEV)
-	$(RUN) benchmarks/resnext50.py
+	$(RUN) benchmarks/nets.py
 
 clean:
 	rm -rf $(VENV) demo-output

@@ -257,7 +257,7 @@ class _Builder:
             empty = np.empty(shape, tensor.dtype)
             empty.flags.writeable = False
             return empty
-        steps = [0 if n == 1 else step * itemsize for n, step in zip(shape, stride, strict=True)]
+        steps = [step * itemsize for step in stride]
         array = np.ndarray(shape, tensor.dtype, self._found[storage.key], tensor.offset * itemsize, steps)
         if array.dtype == np.bool_ and array.view(np.uint8).max() > 1:
             raise self._refusal(trail, 'is a tensor of bools, but holds bytes other than 0 and 1')

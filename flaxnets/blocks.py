@@ -14,16 +14,21 @@ import jax
 import jax.numpy as jnp
 from flax.linen import relu
 from jax import Array
-from jax.typing import DTypeLike
 
 from flaxnets.config import Arch
-from flaxnets.layers import BatchNorm, Conv, DropBlock, DropPath, avg_pool_3x3, avg_pool_shortcut
+from flaxnets.layers import (
+    BatchNorm,
+    Conv,
+    DropBlock,
+    DropPath,
+    MakeConv,
+    MakeNorm,
+    avg_pool_3x3,
+    avg_pool_shortcut,
+)
 
 EXPANSION = 4
 SE_REDUCTION = 16
-
-MakeConv = Callable[..., Conv]
-MakeNorm = Callable[..., BatchNorm]
 
 
 class Block(nn.Module):
@@ -40,7 +45,7 @@ class Block(nn.Module):
       drop_path_rate: probability to drop the residual branch of a sample in training.
       drop_block_rate: share of the branch's maps that is dropped in squares in training.
       zero_init_last: the branch's last BatchNorm starts with scale 0, the block as its shortcut.
-      axis_name, dtype, param_dtype: as of `BatchNorm` and `Conv`.
+      conv, norm: `Conv`, and the layer that follows one, with the net's settings bound.
     """
 
     arch: Arch
@@ -52,17 +57,8 @@ class Block(nn.Module):
     drop_path_rate: float = 0.0
     drop_block_rate: float = 0.0
     zero_init_last: bool = True
-    axis_name: str | None = None
-    dtype: DTypeLike = jnp.float32
-    param_dtype: DTypeLike = jnp.float32
-
-    @property
-    def conv(self) -> MakeConv:
-        return partial(Conv, dtype=self.dtype, param_dtype=self.param_dtype)
-
-    @property
-    def norm(self) -> MakeNorm:
-        return partial(BatchNorm, axis_name=self.axis_name, dtype=self.dtype, param_dtype=self.param_dtype)
+    conv: MakeConv = Conv
+    norm: MakeNorm = BatchNorm
 
     @property
     def width(self) -> int:

@@ -177,6 +177,7 @@ class Config:
       weights: the published file that the name stands for, or None where there is none (weights
         trained or fine-tuned by the user).
       classes: the class names of the outputs in order, or None for ImageNet-1k or unknown classes.
+      folded: every BatchNorm has been folded into its convolution, for inference only.
     """
 
     name: str
@@ -186,6 +187,7 @@ class Config:
     in_chans: int = 3
     weights: Weights | None = None
     classes: tuple[str, ...] | None = None
+    folded: bool = False
 
 
 def to_json(value: Any) -> Any:

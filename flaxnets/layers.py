@@ -6,6 +6,8 @@ differently in training takes `train` as an argument of its call.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,6 +18,9 @@ from jax.typing import DTypeLike
 
 from flaxnets.convolution import conv2d
 from flaxnets.errors import FlaxnetsError
+
+MakeConv = Callable[..., 'Conv']
+MakeNorm = Callable[..., nn.Module]
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # torch's sense: the weight of the new batch in the running statistics
@@ -141,6 +146,27 @@ class BatchNorm(nn.Module):
                 'least 2 images per device, or axis_name to take the statistics over all devices'
             )
         return mean, jnp.maximum(square - lax.square(mean), 0.0), count
+
+
+class FoldedNorm(nn.Module):
+    """What is left of a BatchNorm that was folded into the convolution before it: nothing."""
+
+    zero_scale: bool = False  # as `BatchNorm` takes it, without meaning here
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        if train:
+            raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
+        return x
+
+
+def conv_and_norm(
+    folded: bool, axis_name: str | None, dtype: DTypeLike, param_dtype: DTypeLike
+) -> tuple[MakeConv, MakeNorm]:
+    """`Conv` and the norm that follows it, settings bound; folded, the convolution has the norm's bias."""
+    conv = partial(Conv, use_bias=folded, dtype=dtype, param_dtype=param_dtype)
+    if folded:
+        return conv, FoldedNorm
+    return conv, partial(BatchNorm, axis_name=axis_name, dtype=dtype, param_dtype=param_dtype)
 
 
 class DropPath(nn.Module):

@@ -135,7 +135,7 @@ def _build(conf: Config, num_classes: int | None, in_chans: int | None, options:
         conf.arch,
         conf.num_classes if num_classes is None else num_classes,
         conf.in_chans if in_chans is None else in_chans,
-        **options,
+        **{'folded': conf.folded, **options},
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -15,18 +14,19 @@ from flax.linen import relu
 from jax import Array
 from jax.typing import DTypeLike
 
-from flaxnets.blocks import (
-    EXPANSION,
-    Block,
-    Bottleneck,
-    MakeConv,
-    MakeNorm,
-    Res2Bottleneck,
-    SplitAttentionBottleneck,
-)
+from flaxnets.blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
 from flaxnets.config import Arch
 from flaxnets.errors import FlaxnetsError
-from flaxnets.layers import GLOBAL_POOLS, BatchNorm, Conv, global_pool, max_pool_stem, torch_uniform
+from flaxnets.layers import (
+    GLOBAL_POOLS,
+    Conv,
+    MakeConv,
+    MakeNorm,
+    conv_and_norm,
+    global_pool,
+    max_pool_stem,
+    torch_uniform,
+)
 
 BLOCKS: dict[str, type[Block]] = {
     'resnext': Bottleneck,
@@ -67,6 +67,7 @@ class ResNet(nn.Module):
       zero_init_last: each residual branch's last BatchNorm starts with scale 0.
       axis_name: mapped axis over which BatchNorm takes its statistics in training (cross-replica).
       remat: recompute each block's insides in the backward pass instead of keeping them.
+      folded: every BatchNorm is folded into its convolution, for inference only (`convert --fold-bn`).
       dtype: of the computation; the result has it too. Statistics of BatchNorm stay float32.
       param_dtype: of the parameters.
     """
@@ -84,28 +85,29 @@ class ResNet(nn.Module):
     zero_init_last: bool = True
     axis_name: str | None = None
     remat: bool = False
+    folded: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
-        arch, dtypes = self.arch, dict[str, Any](dtype=self.dtype, param_dtype=self.param_dtype)
-        conv = partial(Conv, **dtypes)
-        norm = partial(BatchNorm, axis_name=self.axis_name, **dtypes)
+        arch = self.arch
+        conv, norm = conv_and_norm(self.folded, self.axis_name, self.dtype, self.param_dtype)
         self.conv1: Any = (
             DeepStem(arch.stem_width, conv, norm) if arch.deep_stem else conv(arch.stem_width, 7, stride=2)
         )
         self.bn1 = norm()
-        self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(i) for i in range(4))
+        self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(i, conv, norm) for i in range(4))
         self.drop = nn.Dropout(self.drop_rate)
         if self.num_classes:
             self.fc = nn.Dense(
                 self.num_classes,
                 kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
                 bias_init=torch_uniform(self.num_features),
-                **dtypes,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
             )
 
-    def _stage(self, index: int) -> Stage:
+    def _stage(self, index: int, conv: MakeConv, norm: MakeNorm) -> Stage:
         strides, dilations = stage_geometry(self.output_stride)
         return Stage(
             self.arch,
@@ -116,10 +118,9 @@ class ResNet(nn.Module):
             drop_path_rate=self.drop_path_rate,
             drop_block_rate=self.drop_block_rate if index in DROP_BLOCK_STAGES else 0.0,
             zero_init_last=self.zero_init_last,
-            axis_name=self.axis_name,
             remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
+            conv=conv,
+            norm=norm,
         )
 
     @property
@@ -200,10 +201,9 @@ class Stage(nn.Module):
     drop_path_rate: float
     drop_block_rate: float
     zero_init_last: bool
-    axis_name: str | None
     remat: bool
-    dtype: DTypeLike
-    param_dtype: DTypeLike
+    conv: MakeConv
+    norm: MakeNorm
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -224,9 +224,8 @@ class Stage(nn.Module):
                 drop_path_rate=self.drop_path_rate * (before + i) / last,
                 drop_block_rate=self.drop_block_rate,
                 zero_init_last=self.zero_init_last,
-                axis_name=self.axis_name,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
+                conv=self.conv,
+                norm=self.norm,
                 name=str(i),
             )
             x = block(x, train)
@@ -262,6 +261,7 @@ def build(
     axis_name: str | None = None,
     remat: bool = False,
     zero_init_last: bool = True,
+    folded: bool = False,
 ) -> ResNet:
     """A `ResNet` of this architecture, every value checked; the arguments are the attributes of `ResNet`.
 
@@ -309,6 +309,7 @@ def build(
         zero_init_last=zero_init_last,
         axis_name=axis_name,
         remat=remat,
+        folded=folded,
         dtype=dtype,
         param_dtype=param_dtype,
     )

@@ -182,6 +182,9 @@ ORDERED_LAUGHS = pf.call('collections', 'OrderedDict') + b''.join(
     b'q' + bytes([i]) + pf.call('collections', 'OrderedDict') + pf.MARK + pf.text('a') + b'h' + bytes([i])
     + pf.text('b') + b'h' + bytes([i]) + pf.SETITEMS for i in range(50)
 )  # fmt: skip
+EMPTY_ARRAY = pf.call(
+    'numpy._core.multiarray', '_reconstruct', pf.name('numpy', 'ndarray'), b'K\x00' + pf.TUPLE1, b'C\x01b'
+)
 BAD_PICKLES = {
     'contains itself': SELF,
     'list contains itself': SELF_LIST,
@@ -235,13 +238,17 @@ BAD_PICKLES = {
     'NumPy number too short': pf.call(
         'numpy._core.multiarray', 'scalar', pf.call('numpy', 'dtype', pf.text('f8')), b'C\x04abcd'
     ),
-    'NumPy array without data': pf.call(
-        'numpy._core.multiarray', '_reconstruct', pf.name('numpy', 'ndarray'), b'K\x00' + pf.TUPLE1, b'C\x01b'
+    'NumPy array without data': EMPTY_ARRAY,
+    'NumPy array too large': EMPTY_ARRAY + pf.MARK + b'K\x01' + pf.integers([2**40])
+    + pf.call('numpy', 'dtype', pf.text('f8')) + pf.FALSE + b'C\x08abcdefgh' + pf.TUPLE + pf.BUILD,
+    'NumPy array of negative shape': EMPTY_ARRAY + pf.MARK + b'K\x01' + pf.integers([-1, -1])
+    + pf.call('numpy', 'dtype', pf.text('f8')) + pf.FALSE + b'C\x08abcdefgh' + pf.TUPLE + pf.BUILD,
+    'NumPy array of no shape': EMPTY_ARRAY + pf.MARK + b'K\x01' + pf.text('a') + pf.TUPLE1
+    + pf.call('numpy', 'dtype', pf.text('f8')) + pf.FALSE + b'C\x08abcdefgh' + pf.TUPLE + pf.BUILD,
+    'attributes of a set': pf.call(
+        'torch._tensor', '_rebuild_from_type_v2', pf.name('builtins', 'set'), pf.name('torch', 'Tensor'),
+        pf.MARK + pf.storage() + b'K\x00' + pf.integers([4]) + pf.integers([1]) + pf.TUPLE, pf.EMPTY_DICT
     ),
-    'NumPy array too large': pf.call(
-        'numpy._core.multiarray', '_reconstruct', pf.name('numpy', 'ndarray'), b'K\x00' + pf.TUPLE1, b'C\x01b'
-    ) + pf.MARK + b'K\x01' + pf.integers([2**40]) + pf.call('numpy', 'dtype', pf.text('f8')) + pf.FALSE
-    + b'C\x08abcdefgh' + pf.TUPLE + pf.BUILD,
     'unknown opcode': b'\xff',
     'pop': pf.NONE + pf.NONE + b'0',
     'text persistent id': b'Pstorage\n',
@@ -293,8 +300,10 @@ def test_sizes_are_not_believed(tmp_path: Path, program: bytes) -> None:
         pf.call('collections', 'OrderedDict', b'h\x01') + pf.APPEND,
         pf.call('builtins', 'set', b'h\x02') + pf.APPEND,
         pf.call('_codecs', 'encode', b'h\x03', pf.text('latin1')) + pf.APPEND,
+        pf.call('collections', 'Counter', b'h\x04') + pf.APPEND,
+        pf.name('argparse', 'Namespace') + pf.EMPTY_TUPLE + pf.NEWOBJ + b'h\x04' + pf.BUILD + pf.APPEND,
     ],
-    ids=['opcodes', 'dictionaries', 'sets', 'bytes'],
+    ids=['opcodes', 'dictionaries', 'sets', 'bytes', 'counters', 'attributes'],
 )
 def test_work_without_end(tmp_path: Path, monkeypatch, step: bytes) -> None:
     """Each step costs as much as it copies, so that small files cannot grow large ones."""
@@ -303,9 +312,11 @@ def test_work_without_end(tmp_path: Path, monkeypatch, step: bytes) -> None:
     start = pf.EMPTY_LIST + pf.MARK + pair * 500 + b'e' + b'q\x01' + pf.APPEND
     start += pf.EMPTY_LIST + pf.MARK + b'K\x07' * 1000 + b'e' + b'q\x02' + pf.APPEND
     start += pf.text('x' * 2**16) + b'q\x03' + pf.APPEND
+    start += pf.EMPTY_DICT + pf.MARK + b''.join(pf.integer(i) * 2 for i in range(1000)) + b'u'
+    start += b'q\x04' + pf.APPEND
     few = b'\x80\x02' + pf.EMPTY_LIST + start + step * 2 + pf.STOP
     many = b'\x80\x02' + pf.EMPTY_LIST + start + step * (9000 if step[:1] == pf.NONE else 40) + pf.STOP
-    assert len(read_pth(pf.write_zip(tmp_path / 'few.pth', few))) == 5
+    assert len(read_pth(pf.write_zip(tmp_path / 'few.pth', few))) == 6
     pf.refused(pf.write_zip(tmp_path / 'many.pth', many), 'more than 20,000 steps')
 
 

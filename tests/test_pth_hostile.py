@@ -181,15 +181,6 @@ def test_random_pickles(tmp_path: Path) -> None:
     assert 'read' in outcomes and len(outcomes) > 3
 
 
-def patched(path: Path, *changes: tuple[bytes, bytes]) -> Path:
-    data = path.read_bytes()
-    for old, new in changes:
-        assert old in data and len(old) == len(new)
-        data = data.replace(old, new)
-    path.write_bytes(data)
-    return path
-
-
 def test_compressed_entries(tmp_path: Path) -> None:
     """A bomb: 64 KB that would be 64 MB."""
     path = tmp_path / 'bomb.pth'
@@ -204,6 +195,17 @@ def test_compressed_entries(tmp_path: Path) -> None:
     assert peak < 2**20
     with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
         archive.writestr('archive/data.pkl', pf.GOOD)
+    pf.refused(path, 'is compressed')
+
+
+@pytest.mark.parametrize(('local', 'central', 'lie'), [(8, 10, 8), (22, 24, 2**20)], ids=['method', 'size'])
+def test_entries_that_claim_compression(tmp_path: Path, local: int, central: int, lie: int) -> None:
+    """Stored bytes under the name of deflate, or said to become more than they are."""
+    path = pf.write_zip(tmp_path / 'a.pth', pf.GOOD)
+    data = bytearray(path.read_bytes())
+    for start in (data.index(b'archive/data/0') - 30 + local, data.rindex(b'archive/data/0') - 46 + central):
+        struct.pack_into('<H' if lie == 8 else '<L', data, start, lie)
+    path.write_bytes(data)
     pf.refused(path, 'is compressed')
 
 
@@ -231,6 +233,13 @@ def test_names_in_the_archive(tmp_path: Path, names: list[str], told: str) -> No
             for entry in names:
                 archive.writestr(entry, pf.GOOD if entry.endswith('data.pkl') else pf.FOUR_FLOATS)
     pf.refused(path, told)
+
+
+def test_a_name_that_ends_early_for_some(tmp_path: Path) -> None:
+    records = {'data/0': pf.FOUR_FLOATS, 'data/0X.txt': b''}
+    path = pf.write_zip(tmp_path / 'a.pth', pf.GOOD, records)
+    path.write_bytes(path.read_bytes().replace(b'data/0X.txt', b'data/0\0.txt'))
+    pf.refused(path, 'name that no checkpoint uses')
 
 
 def test_encrypted_entries(tmp_path: Path) -> None:
@@ -314,7 +323,7 @@ def test_big_endian_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    'keys', [[], ['0', '0'], ['1'], ['0', '1'], [0], '0', None, {'0': 1}, [['0']]], ids=repr
+    'keys', [[], ['0', '0'], ['1'], ['0', '1'], [0], '0', None, {'0': 1}, [['0']], ['0', 0]], ids=repr
 )
 def test_legacy_lists_of_storages(tmp_path: Path, keys: object) -> None:
     pf.refused(pf.write_legacy(tmp_path / 'a.pth', pf.GOOD, keys=pickle.dumps(keys, 2)), 'list of storages')

@@ -1,0 +1,130 @@
+"""What people do to checkpoints: average them, take the head off, change their dtype, fold BatchNorm.
+
+All work on canonical states: PyTorch's names and layouts, NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from convert.tree import COUNTER, State, is_floating
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.layers import BN_EPSILON
+
+DTYPES = ('float32', 'float16', 'bfloat16')
+
+
+def average(states: Sequence[State], names: Sequence[str]) -> dict[str, np.ndarray]:
+    """The mean of several checkpoints of one net, taken in float64 and given in the first one's dtypes.
+
+    Args:
+      states: at least two, with the same names and shapes.
+      names: what to call each of them in an error.
+
+    Returns:
+      The mean of every floating-point tensor; counters are the first checkpoint's.
+
+    Raises:
+      FlaxnetsError: fewer than two.
+      CheckpointError: names or shapes that differ, all of them.
+    """
+    if len(states) < 2:
+        raise FlaxnetsError(f'averaging takes at least two checkpoints, got {len(states)}')
+    first = states[0]
+    problems = []
+    for state, name in zip(states[1:], names[1:], strict=True):
+        problems += [f'{key} is only in {names[0]}' for key in first.keys() - state.keys()]
+        problems += [f'{key} is only in {name}' for key in state.keys() - first.keys()]
+        problems += [
+            f'{key} has shape {first[key].shape} in {names[0]} and {state[key].shape} in {name}'
+            for key in first.keys() & state.keys()
+            if first[key].shape != state[key].shape
+        ]
+    if problems:
+        raise CheckpointError('cannot average: ' + '; '.join(sorted(problems)))
+    mean = {}
+    for key, tensor in first.items():
+        if is_floating(tensor):
+            total = np.zeros(tensor.shape, np.float64)
+            for state in states:
+                total += state[key].astype(np.float64)
+            tensor = (total / len(states)).astype(tensor.dtype)
+        mean[key] = tensor
+    return mean
+
+
+def drop_head(state: State) -> dict[str, np.ndarray]:
+    """The state without its classifier: weights of a net with num_classes=0.
+
+    Raises:
+      CheckpointError: there is no classifier.
+    """
+    rest = {key: tensor for key, tensor in state.items() if not key.startswith('fc.')}
+    if len(rest) == len(state):
+        raise CheckpointError('there is no classifier (fc.weight, fc.bias) to drop')
+    return rest
+
+
+def cast(state: State, dtype: str) -> dict[str, np.ndarray]:
+    """Every floating-point tensor in another dtype, but running statistics, which stay float32.
+
+    Raises:
+      FlaxnetsError: another dtype than float32, float16 and bfloat16.
+      CheckpointError: values that the dtype turns into infinity, by name.
+    """
+    if dtype not in DTYPES:
+        raise FlaxnetsError(f'dtype {dtype!r} is not one of {", ".join(DTYPES)}')
+    out, overflown = {}, []
+    for key, tensor in state.items():
+        if is_floating(tensor):
+            statistics = key.endswith(('.running_mean', '.running_var'))
+            with np.errstate(over='ignore'):  # found and named below
+                tensor = tensor.astype(np.dtype('float32' if statistics else dtype))
+            if not np.isfinite(tensor).all():
+                overflown.append(key)
+        out[key] = tensor
+    if overflown:
+        raise CheckpointError(f'too large for {dtype}: {", ".join(overflown)}')
+    return out
+
+
+def fold_batch_norm(state: State) -> dict[str, np.ndarray]:
+    """Every BatchNorm folded into the convolution before it, for inference.
+
+    conv(x) * a + b, with a = weight / sqrt(running_var + eps) and b = bias - running_mean * a, is a
+    convolution with the kernel times a and the bias b. Computed in float64, kept in the kernel's dtype.
+
+    Returns:
+      The state of a net with `folded=True`: convolutions with a bias, no BatchNorm.
+    """
+    out = {key: tensor for key, tensor in state.items() if not key.endswith(COUNTER)}
+    norms = [key.removesuffix('.running_var') for key in state if key.endswith('.running_var')]
+    for norm in norms:
+        conv = convolution_of(norm, state)
+        kernel = out[f'{conv}.weight']
+        scale, shift, mean, var = (
+            out.pop(f'{norm}.{leaf}').astype(np.float64)
+            for leaf in ('weight', 'bias', 'running_mean', 'running_var')
+        )
+        factor = scale / np.sqrt(var + BN_EPSILON)
+        before = out.get(f'{conv}.bias')  # the first layer of a split attention's gate has one already
+        offset = -mean if before is None else before.astype(np.float64) - mean
+        out[f'{conv}.weight'] = (kernel.astype(np.float64) * factor[:, None, None, None]).astype(kernel.dtype)
+        out[f'{conv}.bias'] = (shift + offset * factor).astype(kernel.dtype)
+    return out
+
+
+def convolution_of(norm: str, state: Mapping[str, object]) -> str:
+    """The convolution whose result a BatchNorm normalises: `layer1.0.bn2` -> `layer1.0.conv2`."""
+    parent, _, last = norm.rpartition('.')
+    prefix = f'{parent}.' if parent else ''
+    if last.isdigit():
+        if parent.endswith('bns'):  # Res2Net: bns.1 follows convs.1
+            return f'{parent.removesuffix("bns")}convs.{last}'
+        return f'{prefix}{int(last) - 1}'  # deep stem and shortcut: conv1.1 follows conv1.0
+    if f'{prefix}fc1.weight' in state and f'{prefix}conv.weight' in state:  # split attention
+        return prefix + {'bn0': 'conv', 'bn1': 'fc1'}[last]
+    conv = prefix + last.replace('bn', 'conv')
+    return conv if f'{conv}.weight' in state else f'{conv}.6'  # the stem's norm follows a deep stem's end
