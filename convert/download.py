@@ -124,6 +124,7 @@ class _Transfer:
         self._progress = progress
         self._answered = False
         self._linked = Linked()
+        self._digest = ''
 
     def run(self) -> None:
         inherited = self._size() > 0
@@ -233,8 +234,8 @@ class _Transfer:
     def _disk_full(self, missing: int | None) -> FlaxnetsError:
         need = f', {megabytes(missing)} are needed' if missing else ''
         return FlaxnetsError(
-            f'{self._target}: no space left on the disk{need}: free some, or set FLAXNETS_HOME to a folder on '
-            f'another disk (what has come so far is kept in {self._part.name})'
+            f'{self._target}: no space left on the disk{need}: free some, or set FLAXNETS_HOME to a folder '
+            f'on another disk (what has come so far is kept in {self._part.name})'
         )
 
     def _copy(self, response: http.client.HTTPResponse, total: int | None) -> None:
@@ -270,16 +271,16 @@ class _Transfer:
         size, linked = self._size(), self._linked
         if linked.size is not None and size != linked.size:
             return f'sends {size} bytes, and the hub says that the file has {linked.size}'
-        digest = _sha256(self._part)
+        self._digest = _sha256(self._part)
         for wanted in (self._request.sha256, linked.sha256):
-            if wanted and not digest.startswith(wanted):
-                return f'sends another or a damaged file: its SHA-256 begins {digest[:8]}, not {wanted[:8]}'
+            if wanted and not self._digest.startswith(wanted):
+                return f'sends another or a damaged file: its SHA-256 begins {self._digest[:8]}, not {wanted[:8]}'
         return None
 
     def _publish(self) -> None:
         if self._request.sha256 is None:
             with written_whole(_digest_note(self._target)) as file:
-                file.write(f'{_sha256(self._part)}  {self._target.name}\n'.encode())
+                file.write(f'{self._digest}  {self._target.name}\n'.encode())
         size = self._size()
         os.replace(self._part, self._target)
         _remove(_origin_note(self._part))

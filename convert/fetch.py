@@ -8,8 +8,8 @@ Everything is kept below one folder, `FLAXNETS_HOME` (default: `~/.cache/flaxnet
     files/url/<digest of the URL>/net.pth    any other file
 
 Besides `FLAXNETS_HOME` these environment variables count: `FLAXNETS_OFFLINE=1` or `HF_HUB_OFFLINE=1`
-(use what is there and no network), `HF_TOKEN` (for gated repositories; sent to the hub alone),
-`HF_ENDPOINT` (a mirror of the hub), and `https_proxy` and the like.
+(use what is there and no network), `HF_ENDPOINT` (a mirror of the hub),
+`HF_TOKEN` (for repositories that are not public; sent to the hub, or its mirror, alone), and `https_proxy` and the like.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from flaxnets.config import Weights
 from flaxnets.errors import FlaxnetsError
 
 _HUB_PREFIX = re.compile(r'hf[-_]hub:', re.IGNORECASE)
-_REPOSITORY = re.compile(r'(?P<id>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>\w[\w./-]*))?', re.ASCII)
+_REPOSITORY = re.compile(r'(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?', re.ASCII)
 # torch.hub's convention; eight digits that read as a date of our days are taken for one.
 _HASH_IN_NAME = re.compile(
     r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\.)([0-9a-f]{8}|[0-9a-f]{64})\.[^/]+$'
@@ -50,12 +50,15 @@ class _File:
     def cached(self) -> Path | None:
         return self.path if is_intact(self.path, self.sha256) else None
 
+    def has_remains(self) -> bool:
+        """Whether there is something here that is not `cached`."""
+        return self.path.exists()
+
     def get(self, quiet: bool) -> Path:
         failures = []
         for url in self.urls:
-            token = _token() if origin_of(url) == _hub() else None
             try:
-                download(Request(url, self.sha256, _hub(), token), self.path, quiet=quiet)
+                download(Request(url, self.sha256, _hub_origin(), _token()), self.path, quiet=quiet)
                 return self.path
             except Unavailable as error:
                 failures.append(f'{url}: {error}')
@@ -88,6 +91,9 @@ class _Repository:
         has_weights = any(is_intact(self.folder / name, None) for name in WEIGHTS_FILES)
         return self.folder if has_weights and is_intact(self.folder / CONFIG_FILE, None) else None
 
+    def has_remains(self) -> bool:
+        return any((self.folder / name).exists() for name in WEIGHTS_FILES)
+
     def get(self, quiet: bool) -> Path:
         # The configuration first: it is small, and tells at once whether there is such a repository.
         self._get_one(CONFIG_FILE, MAX_CONFIG_BYTES, quiet=True)
@@ -102,13 +108,13 @@ class _Repository:
 
     def _get_one(self, name: str, max_bytes: int, quiet: bool) -> None:
         url = self.url(name)
-        request = Request(url, hub=_hub(), token=_token(), max_bytes=max_bytes)
+        request = Request(url, hub=_hub_origin(), token=_token(), max_bytes=max_bytes)
         try:
             download(request, self.folder / name, quiet=quiet)
         except Unavailable as error:
             hint = ''
             if error.status in (401, 403):
-                hint = ' (no such repository, or a private or gated one: set HF_TOKEN to a token that may read it)'
+                hint = ' (no such repository, or not a public one: set HF_TOKEN to a token that may read it)'
             raise Unavailable(f'{url}: {error}{hint}', error.status) from error
 
     def by_hand(self) -> str:
@@ -147,13 +153,15 @@ def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
     for place in places:
         if found := place.cached():
             return found
-    offline = [name for name in ('FLAXNETS_OFFLINE', 'HF_HUB_OFFLINE') if _is_set(name)]
-    if offline:
-        raise FlaxnetsError(_failure(places, [f'{offline[0]} is set, and it is not in the cache']))
+    remains = any(place.has_remains() for place in places)
+    for variable in ('FLAXNETS_OFFLINE', 'HF_HUB_OFFLINE'):
+        if _is_set(variable):
+            state = 'what is in the cache is damaged' if remains else 'it is not in the cache'
+            raise FlaxnetsError(_failure(places, [f'{variable} is set, and {state}']))
+    if remains and not quiet:
+        print(f'{places[0].label}: what is in the cache is damaged; fetching it again', file=sys.stderr)
     failures = []
     for place in places:
-        if isinstance(place, _File) and place.path.exists() and not quiet:
-            print(f'{place.path}: damaged; fetching it again', file=sys.stderr)
         try:
             return place.get(quiet)
         except Unavailable as error:
@@ -224,6 +232,10 @@ def _failure(places: Sequence[_File | _Repository], failures: Sequence[str]) -> 
 def _hub() -> str:
     """The hub without a slash at its end."""
     return (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').strip().rstrip('/')
+
+
+def _hub_origin() -> str:
+    return origin_of(_hub())
 
 
 def _token() -> str | None:

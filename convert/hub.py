@@ -54,10 +54,10 @@ class HubConfig:
     """
 
     architecture: str
-    tag: str | None = None
-    num_classes: int = 1000
-    in_chans: int = 3
-    preprocess: Preprocess = Preprocess()
+    tag: str | None
+    num_classes: int
+    in_chans: int
+    preprocess: Preprocess
     test_preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
     both = {**pretrained, **data}
     architecture, _, tag = architecture.partition('.')
     arguments = dict(_table(data, 'model_args'))
-    image = {key: pretrained.get(key) or default for key, default in _TIMM_DEFAULTS.items()}
+    image: dict[str, Any] = {key: pretrained.get(key) or default for key, default in _TIMM_DEFAULTS.items()}
     preprocess = _preprocess(image)
     in_chans = arguments.pop('in_chans', None) or image['input_size'][0]
     num_classes = both.get('num_classes', 1000)

@@ -133,7 +133,6 @@ def _data_start(data: mmap.mmap, entry: zipfile.ZipInfo, directory: int) -> int 
         and data[name_start : name_start + name_length] == _encoded_name(entry)
         and crc in {entry.CRC} | later
         and {compressed, size} <= {entry.compress_size, entry.file_size, 0xFFFFFFFF} | later
-        and start + entry.file_size <= directory
     )
     return start if agrees else None
 

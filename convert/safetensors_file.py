@@ -182,7 +182,8 @@ def _entry(where: str, name: str, described: Any) -> _Entry:
             )
     if code not in DTYPES:
         raise CheckpointError(
-            f'{where}: {shown(name)} has the dtype {shown(code)}; those that can be read are {", ".join(DTYPES)}'
+            f'{where}: {shown(name)} has the dtype {shown(code)}; '
+            f'those that can be read are {", ".join(DTYPES)}'
         )
     dtype = DTYPES[code]
     numbers = (begin, end, *shape)

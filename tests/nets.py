@@ -5,39 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from timm.models.res2net import Bottle2neck
-from timm.models.resnest import ResNestBottleneck
-from timm.models.resnet import Bottleneck, ResNet
 
 from convert.tree import put, to_variables, walk
-from flaxnets import zoo
+from convert.verify import torch_net
 from flaxnets.resnet import ResNet as FlaxResNet
 from flaxnets.resnet import abstract_variables
-
-BLOCKS = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
 
 
 def timm_net(name: str, **kwargs: Any) -> torch.nn.Module:
     """timm's net of that name, randomly initialised; built from timm's blocks where timm has no such name."""
-    if timm.is_model(name):
-        return timm.create_model(name, **kwargs)
-    arch = zoo.ARCHS[name]
-    block_args = {}
-    if arch.block == 'resnest':
-        block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
-    return ResNet(
-        BLOCKS[arch.block],
-        list(arch.layers),
-        cardinality=arch.cardinality,
-        base_width=arch.base_width,
-        stem_type='deep' if arch.deep_stem else '',
-        stem_width=arch.stem_width,
-        avg_down=arch.avg_down,
-        block_args=block_args,
-        **kwargs,
-    )
+    return torch_net(name, **kwargs)[0]
 
 
 def randomise(net: torch.nn.Module, seed: int = 0) -> torch.nn.Module:

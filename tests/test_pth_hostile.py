@@ -277,12 +277,12 @@ def test_an_entry_inside_another(tmp_path: Path) -> None:
     pf.refused(path, 'overlap')
 
 
-@pytest.mark.parametrize('field', [(18, 4), (22, 4), (14, 4), (8, 2), (26, 2), (28, 2), (0, 4)])
-def test_local_headers_that_lie(tmp_path: Path, field: tuple[int, int]) -> None:
+@pytest.mark.parametrize('field', [0, 6, 8, 14, 18, 22, 26, 28])
+def test_local_headers_that_lie(tmp_path: Path, field: int) -> None:
     path = pf.write_zip(tmp_path / 'a.pth', pf.GOOD)
     data = bytearray(path.read_bytes())
     header = data.index(b'archive/data/0') - 30
-    data[header + field[0]] ^= 0x08
+    data[header + field] ^= 0x01
     path.write_bytes(data)
     pf.refused(path)
 

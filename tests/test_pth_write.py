@@ -81,7 +81,9 @@ def test_the_pickle_is_torchs_own(tmp_path: Path, count: int) -> None:
         assert ours.read('archive/byteorder') == theirs.read('torch/byteorder')
 
 
-def test_numbers_are_aligned_stored_and_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize('large', [zipfile.ZIP64_LIMIT, 50])
+def test_numbers_are_aligned_stored_and_whole(tmp_path: Path, monkeypatch, large: int) -> None:
+    monkeypatch.setattr(zipfile, 'ZIP64_LIMIT', large)  # above it entries take the form of large ones
     tensors = {'x' * n: np.arange(n, dtype=np.int16) for n in range(1, 90)}
     path = tmp_path / 'a.pth'
     write_pth(path, tensors)
@@ -94,6 +96,9 @@ def test_numbers_are_aligned_stored_and_whole(tmp_path: Path) -> None:
             start = entry.header_offset + 30 + int(lengths.sum())
             assert start % 64 == 0
             assert data[start : start + array.nbytes] == array.tobytes()
+    assert (
+        list(torch.load(path, weights_only=True, mmap=True)) == list(read_state_dict(path)) == list(tensors)
+    )
 
 
 def test_any_layout_and_byte_order(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""--verify: what it proves, and that it sees what is wrong."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from nets import numpy_state, randomise, timm_net
+from PIL import Image
+from skimage import data as photographs
+
+import flaxnets
+from convert.arithmetic import fold_batch_norm
+from convert.tree import to_variables
+from convert.verify import TOLERANCE, verify
+from flaxnets import zoo
+from flaxnets.config import Config
+from flaxnets.errors import FlaxnetsError
+
+
+def prepared(name: str, **kwargs: Any) -> tuple[dict[str, Any], Any, Config]:
+    state = numpy_state(randomise(timm_net(name, **kwargs)))
+    config = Config(name, zoo.ARCHS[name], zoo.config(name).preprocess, **kwargs)
+    return state, to_variables(state, flaxnets.create(name, **kwargs)), config
+
+
+@pytest.mark.parametrize('name', ['resnest14d', 'resnest50_fast_1s1x64d'])
+def test_a_right_conversion_is_proven(name: str) -> None:
+    result = verify(*prepared(name))
+    blocks = [f'layer{s}.{i}' for s, n in enumerate(zoo.ARCHS[name].layers, 1) for i in range(n)]
+    assert [layer.layer for layer in result.layers] == ['bn1', *blocks, 'fc']
+    assert result.first_outside is None
+    assert 0 < max(layer.relative for layer in result.layers) < TOLERANCE / 10
+    assert result.to_json()['within'] is True
+
+
+def test_other_heads_channels_and_images(tmp_path: Path) -> None:
+    photo = tmp_path / 'coffee.png'
+    Image.fromarray(photographs.coffee()).save(photo)
+    for options in (dict(num_classes=7, in_chans=1), dict(num_classes=0, in_chans=4)):
+        result = verify(*prepared('resnest14d', **options), image=str(photo))
+        assert result.first_outside is None and result.image == str(photo)
+
+
+def test_folded_variables_are_proven_against_the_net_as_it_was() -> None:
+    state, _, config = prepared('resnest14d')
+    folded = to_variables(fold_batch_norm(state), flaxnets.create('resnest14d', folded=True))
+    config = Config(config.name, config.arch, config.preprocess, folded=True)
+    assert verify(state, folded, config).first_outside is None
+
+
+def test_the_first_wrong_block_is_found() -> None:
+    state, variables, config = prepared('resnest14d')
+    block = variables['params']['layer3']['0']
+    block['conv3']['kernel'] = block['conv3']['kernel'] * np.float32(1.01)
+    result = verify(state, variables, config)
+    assert result.first_outside is not None and result.first_outside.layer == 'layer3.0'
+    assert result.to_json()['within'] is False
+
+
+def test_nan_is_outside() -> None:
+    state, variables, config = prepared('resnest14d')
+    variables['params']['bn1']['scale'] = variables['params']['bn1']['scale'] * np.nan
+    outside = verify(state, variables, config).first_outside
+    assert outside is not None and outside.layer == 'bn1'
+
+
+def test_torchvision_takes_timms_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared_net = prepared('resnext50_32x4d')
+    monkeypatch.setitem(sys.modules, 'timm', None)
+    result = verify(*prepared_net)
+    assert result.reference.startswith('torchvision') and result.first_outside is None
+    with pytest.raises(FlaxnetsError, match='torchvision has no net equal to resnest14d'):
+        verify({}, {}, Config('resnest14d', zoo.ARCHS['resnest14d']))
+
+
+def test_without_torch_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ('torch', 'timm', 'torchvision'):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(FlaxnetsError, match=r"pip install 'flaxnets\[torch\]'"):
+        verify({}, {}, Config('resnest14d', zoo.ARCHS['resnest14d']))
