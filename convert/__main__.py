@@ -1,4 +1,4 @@
-"""python -m convert: a PyTorch checkpoint to a directory of Flax weights, and back."""
+"""python -m convert: weights in from any publisher, and out again."""
 
 from __future__ import annotations
 
@@ -8,66 +8,222 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert.conversion import convert, export
+from convert import conversion
+from convert.arithmetic import DTYPES
+from convert.compare import Comparison, compare
+from convert.conversion import FORMATS, Checkpoint, open_checkpoint
+from convert.layouts import LAYOUTS, caveat
 from convert.tree import COUNTER
+from convert.verify import Verification
+from flaxnets import weights, zoo
 from flaxnets.errors import FlaxnetsError
 
-EXAMPLES = """examples:
-  python -m convert resnest50-528c19ca.pth --model resnest50d --out weights/resnest50d
-  python -m convert weights/resnest50d --out resnest50d.pth
+DESCRIPTION = """Converts weights: PyTorch checkpoints (.pth, .safetensors, Hugging Face folders) of any
+publisher to directories that flaxnets.load opens, and back. Nothing in a file is executed, torch is only
+needed for --verify, and what is written is complete or absent."""
 
-The net's number of classes and of input channels are read from the tensors. Nothing in the file is
-executed, torch is not needed, and what is written is complete or absent."""
+EXAMPLES = """examples:
+  python -m convert resnest50-528c19ca.pth --out weights/resnest50d
+  python -m convert resnest101e                     download, convert and keep published weights
+  python -m convert net.pth.tar --out weights/net --verify
+  python -m convert weights/net --out net.pth       back to PyTorch
+  python -m convert weights/net --out net.safetensors --layout mmpretrain
+  python -m convert --average a.pth b.pth c.pth --out weights/mean
+  python -m convert --compare a.pth weights/net
+  python -m convert --all 'res2net*' --out weights
+
+A SOURCE is a file, a directory of weights, a Hugging Face folder, a published name (python -m flaxnets
+list --weights), hf-hub:org/repository or a URL. An OUT that ends in .pth, .pt, .bin or .safetensors is a
+file for PyTorch, with its certificate beside it; any other is a directory.
+
+exit codes: 0 done (or equal), 1 an error, 2 a wrong option, 3 --verify or --compare found a difference"""
+
+DIFFERENT = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog='python -m convert',
-        description='Converts a PyTorch checkpoint (.pth) to a directory that flaxnets.load opens, or such a '
-        'directory back to a .pth file.',
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument('source', help='a .pth file, or a directory of weights')
-    parser.add_argument('--out', required=True, help='the directory, or the .pth file, to write')
-    parser.add_argument('--model', help='name of the net (python -m flaxnets list)')
-    parser.add_argument('--force', action='store_true', help='overwrite what stands at --out')
+    parser = _parser()
     options = parser.parse_args(arguments)
+    jobs = [options.source is not None, bool(options.compare), bool(options.average), bool(options.all)]
+    if sum(jobs) != 1:
+        parser.error('give one SOURCE, or one of --average, --compare and --all')
+    if options.image and not options.verify:
+        parser.error('--image is for --verify')
     try:
-        if Path(options.source).is_dir():
-            _export(options)
-        else:
-            _convert(options)
+        if options.compare:
+            return _compare(options)
+        if options.all:
+            return _all(options)
+        return _convert(options)
     except FlaxnetsError as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
-    return 0
+    except KeyboardInterrupt:
+        print('interrupted; nothing was written', file=sys.stderr)
+        return 130
 
 
-def _convert(options: argparse.Namespace) -> None:
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m convert',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('source', nargs='?', metavar='SOURCE', help='the weights to convert')
+    add('--out', metavar='OUT', help='what to write; published names have a place of their own without it')
+    add('--model', metavar='NAME', help='the net, where the tensors leave a choice (python -m flaxnets list)')
+    add('--force', action='store_true', help='overwrite what stands at OUT')
+    add(
+        '--verify', action='store_true', help="compare with PyTorch's net, block by block (needs torch, timm)"
+    )
+    add('--image', metavar='FILE', help='what --verify shows the nets, in place of a random pattern')
+    add('--no-ema', action='store_true', help='of a training file, take the weights that were not averaged')
+    add('--layout', choices=LAYOUTS, default='timm', help='names in a file that is written (timm)')
+    add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
+    add('--drop-head', action='store_true', help='leave the classifier out')
+    add('--dtype', choices=DTYPES, help='store the parameters so')
+    add('--fold-bn', action='store_true', help='fold BatchNorm into the convolutions, for inference')
+    add('--average', nargs='+', metavar='SOURCE', help='convert the mean of several checkpoints of a net')
+    add('--compare', nargs=2, metavar='SOURCE', help='where two checkpoints differ; writes nothing')
+    add('--all', metavar='PATTERN', help='convert all published weights whose names match, below OUT')
+    return parser
+
+
+def _convert(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    checkpoint = convert(options.source, options.out, options.model, overwrite=options.force)
-    config, counters = checkpoint.config, checkpoint.source.num_batches_tracked
-    what = config.weights.name if config.weights else f'{config.name} (not a published file of it)'
-    print(f'{options.source}: {what}, {config.num_classes} classes, {config.in_chans} input channels')
-    if counters:
-        print(f'{len(counters)} num_batches_tracked counters kept aside for the way back')
-    print(f'sha256 {checkpoint.source.sha256}')
-    _wrote(options.out, start, 'flaxnets.load')
+    out = options.out or _own_place(options)
+    conversion.check_out(out, options.format, options.force)
+    if options.average:
+        sources = [_open(source, options) for source in options.average]
+        checkpoint = conversion.averaged(sources)
+    else:
+        checkpoint = _open(options.source, options)
+    original = checkpoint
+    if options.drop_head:
+        original = checkpoint = conversion.without_head(checkpoint)
+    if options.dtype:
+        checkpoint = conversion.as_dtype(checkpoint, options.dtype)
+    if options.fold_bn:
+        checkpoint = conversion.folded(checkpoint)
+    _describe(checkpoint)
+    verification = None
+    if options.verify:
+        verification = conversion.verified(checkpoint, original.state, options.image)
+        _print_verification(verification)
+    conversion.write(
+        checkpoint,
+        out,
+        layout=options.layout,
+        file_format=options.format,
+        verification=verification,
+        overwrite=options.force,
+    )
+    is_file = conversion.file_kind(out, options.format) is not None
+    warning = caveat(options.layout, checkpoint.config.arch) if is_file else None
+    if warning:
+        print(f'note: {warning}')
+    opener = '' if is_file else f'; open it with flaxnets.load({str(out)!r})'
+    print(f'wrote {out} in {time.perf_counter() - start:.1f} s{opener}')
+    return DIFFERENT if verification and verification.first_outside else 0
 
 
-def _export(options: argparse.Namespace) -> None:
+def _own_place(options: argparse.Namespace) -> Path:
+    """Where published weights are kept that are converted without --out."""
+    row = conversion.named(options.source) if options.source and not Path(options.source).exists() else None
+    if row is None:
+        raise FlaxnetsError('--out is missing: say what to write')
+    return conversion.kept(row)
+
+
+def _open(source: str, options: argparse.Namespace) -> Checkpoint:
+    checkpoint = open_checkpoint(source, options.model, ema=not options.no_ema)
+    _ = checkpoint.variables  # whatever does not fit is said before anything else is done
+    return checkpoint
+
+
+def _describe(checkpoint: Checkpoint) -> None:
+    config, source = checkpoint.config, checkpoint.source
+    what = config.weights.name if config.weights else config.name
+    print(
+        f'{checkpoint.where}: {what}, {len(checkpoint.state)} tensors, {config.num_classes} classes, '
+        f'{config.in_chans} input channels'
+    )
+    for note in source.notes:
+        print(f'  {note}')
+    if source.num_batches_tracked:
+        print(f'  kept {len(source.num_batches_tracked)} {COUNTER[1:]} counters for the way back')
+    if source.sha256:
+        known = ', as published' if config.weights and config.weights.sha256 else ''
+        print(f'  sha256 {source.sha256}{known}')
+
+
+def _print_verification(verification: Verification) -> None:
+    print(f'verified against {verification.reference}, on {verification.image}:')
+    print('  layer         largest difference   of the largest value')
+    first = verification.first_outside
+    for layer in verification.layers:
+        mark = '' if layer.within else '   <- first outside tolerance' if layer is first else '   outside'
+        print(f'  {layer.layer:12} {layer.largest:19.2e} {layer.relative:22.2e}{mark}')
+    print('  all within tolerance' if first is None else f'  DIFFERENT from {first.layer} on')
+
+
+def _compare(options: argparse.Namespace) -> int:
+    first, second = (_open(source, options) for source in options.compare)
+    for checkpoint in (first, second):
+        _describe(checkpoint)
+    result = compare(first.state, second.state)
+    _print_comparison(result)
+    return 0 if result.equal else DIFFERENT
+
+
+def _print_comparison(result: Comparison) -> None:
+    for names, where in ((result.only_in_first, 'first'), (result.only_in_second, 'second')):
+        for name in names:
+            print(f'  only in the {where}: {name}')
+    for shape in result.shapes:
+        print(f'  shapes differ: {shape}')
+    if result.dtypes:
+        print(f'  {result.dtypes} tensors are stored in different dtypes')
+    different = [block for block in result.blocks if block.different]
+    if different:
+        print('  block         tensors that differ   largest difference   of the largest value')
+    for block in different:
+        count = f'{len(block.different)} of {block.tensors}'
+        print(f'  {block.block:12} {count:>20} {block.largest:20.2e} {block.relative:22.2e}')
+    print('equal' if result.equal else 'DIFFERENT')
+
+
+def _all(options: argparse.Namespace) -> int:
+    names = zoo.list_models(options.all, weights=True)
+    if not names:
+        raise FlaxnetsError(f'no published weights match {options.all!r}; python -m flaxnets list --weights')
+    if not options.out:
+        raise FlaxnetsError('--out is missing: the folder to write the directories of weights to')
+    outcomes = []
+    for i, name in enumerate(names, 1):
+        print(f'[{i}/{len(names)}] {name}', flush=True)
+        outcomes.append((name, *_one_of_all(name, Path(options.out) / name, options)))
+    print(f'\n{"weights":46} {"outcome":10} seconds')
+    for name, outcome, seconds in outcomes:
+        print(f'{name:46} {outcome:10} {seconds:7.1f}')
+    failed = sum(outcome not in ('converted', 'there') for _, outcome, _ in outcomes)
+    print(f'{len(names) - failed} of {len(names)} are in {options.out}')
+    return 1 if failed else 0
+
+
+def _one_of_all(name: str, out: Path, options: argparse.Namespace) -> tuple[str, float]:
     start = time.perf_counter()
-    if options.model:
-        raise FlaxnetsError(f'--model {options.model}: a directory knows its own net; leave it out')
-    state = export(options.source, options.out, overwrite=options.force)
-    counters = sum(name.endswith(COUNTER) for name in state)
-    print(f'{options.source}: {len(state) - counters} tensors, {counters} num_batches_tracked counters')
-    _wrote(options.out, start, 'torch.load')
-
-
-def _wrote(out: str, start: float, opener: str) -> None:
-    print(f'wrote {out} in {time.perf_counter() - start:.1f} s; open it with {opener}({out!r})')
+    if weights.is_directory(out) and not options.force:
+        return 'there', 0.0
+    try:
+        code = _convert(argparse.Namespace(**{**vars(options), 'source': name, 'out': str(out)}))
+        outcome = 'converted' if code == 0 else 'DIFFERENT'
+    except FlaxnetsError as error:
+        print(f'error: {error}', file=sys.stderr)
+        outcome = 'failed'
+    return outcome, time.perf_counter() - start
 
 
 if __name__ == '__main__':

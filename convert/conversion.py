@@ -1,130 +1,331 @@
-"""From a PyTorch checkpoint to a directory of weights, and back."""
+"""From weights of any kind to any other: opened, worked on, written."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from convert.pth import read_state_dict
+from convert import arithmetic
+from convert.fetch import fetch, home
+from convert.hub import HubConfig, is_hub_folder, read_hub_folder
+from convert.identify import contradiction, identify
+from convert.layouts import from_canonical, to_canonical
+from convert.pth import read_pth
 from convert.pth_write import write_pth
+from convert.safetensors_file import read_safetensors, write_safetensors
 from convert.tree import COUNTER, State, to_state, to_variables
+from convert.verify import Verification, verify
 from flaxnets import weights, zoo
 from flaxnets.config import Config, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.resnet import build
+from flaxnets.resnet import ResNet, build
+
+FORMATS = ('pth', 'safetensors')
+SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.bin': 'pth', '.tar': 'pth', '.safetensors': 'safetensors'}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as the nets take it.
+    """Weights from anywhere, in the one form in which they are worked on.
 
     Attributes:
       config: the net, and the published file if this is one.
-      variables: {'params': ..., 'batch_stats': ...}: views of the file, dtypes kept.
-      source: file name, hash, BatchNorm's step counters.
+      state: canonical names and PyTorch's layouts, BatchNorm's counters included; views of the file.
+      source: where they came from, for the certificate.
+      where: the same for an error: the path.
     """
 
     config: Config
-    variables: weights.Variables
+    state: dict[str, np.ndarray]
     source: weights.Source
+    where: str
+
+    def noted(self, note: str) -> weights.Source:
+        return replace(self.source, notes=(*self.source.notes, note))
+
+    def net(self) -> ResNet:
+        return build(
+            self.config.arch, self.config.num_classes, self.config.in_chans, folded=self.config.folded
+        )
+
+    @cached_property
+    def variables(self) -> weights.Variables:
+        """The Flax variables: views, dtypes kept.
+
+        Raises:
+          CheckpointError: every missing, unexpected, wrong-shaped, non-floating and non-finite tensor.
+        """
+        try:
+            return to_variables(self.state, self.net())
+        except CheckpointError as error:
+            raise CheckpointError(f'{self.where} as {self.config.name}: {error}') from None
 
 
-def read_checkpoint(path: str | os.PathLike[str], model: str | None) -> Checkpoint:
-    """Reads a `.pth` file of a net that the zoo knows.
-
-    The number of classes and of input channels are those of the file's own tensors, so that fine-tuned
-    weights need no further word.
+def open_checkpoint(
+    source: str | os.PathLike[str], model: str | None = None, *, ema: bool = True, quiet: bool = False
+) -> Checkpoint:
+    """Opens weights of any kind.
 
     Args:
-      path: a file that `torch.save` wrote, zip or legacy.
-      model: the net's name, or None to go by the name of a published file.
+      source: a file that `torch.save` or safetensors wrote, by whichever publisher; a directory of
+        weights of ours; a folder of the Hugging Face hub; a published name, `hf-hub:` repository or URL,
+        which is downloaded once.
+      model: the net's name. Without it the net is the published file's, or is identified from the tensors.
+      ema: of a training file that holds both, take the averaged weights.
+      quiet: show no progress of a download.
 
     Raises:
-      FlaxnetsError: unknown name, unreadable file, or tensors that do not fit the net, all of them named.
+      FlaxnetsError: no such source, a damaged or hostile file, a net that is none of the zoo's, that
+        cannot be told from another without `model`, or that contradicts it.
     """
-    path = Path(path)
-    if model is None:
-        published = zoo.find_file(path.name)
-        if published is None:
-            raise CheckpointError(f'{path}: which net is it? Name it (--model; `python -m flaxnets list`)')
-        model = published.name
-    arch_name, named = zoo.resolve(model)
-    state = read_state_dict(path)
-    digest = _sha256(path)
-    _check_download(path, digest)
-    config = Config(
-        arch_name,
-        zoo.ARCHS[arch_name],
-        num_classes=_length(state, 'fc.weight', axis=0, default=1000 if 'fc.bias' in state else 0),
-        in_chans=_length(state, _first_weight(arch_name), axis=1, default=3),
-    )
-    published = _published(arch_name, digest)
-    row = published or named
-    if row:
-        config = replace(config, weights=published, preprocess=row.preprocess)
-    net = build(config.arch, config.num_classes, config.in_chans)
-    try:
-        variables = to_variables(state, net)
-    except CheckpointError as error:
-        raise CheckpointError(f'{path} as {arch_name}: {error}') from None
-    source = weights.Source(path.name, digest, _counters(state))
-    return Checkpoint(config, variables, source)
+    path, published, hub = Path(source), None, None
+    if not path.exists():
+        published = named(os.fspath(source))
+        path = fetch(os.fspath(source), quiet=quiet)
+    if path.is_dir():
+        if not is_hub_folder(path):
+            return _open_directory(path, model)
+        path, hub = read_hub_folder(path)
+    return _open_file(path, model, ema=ema, published=published, hub=hub)
 
 
-def convert(
-    path: str | os.PathLike[str],
-    directory: str | os.PathLike[str],
-    model: str | None = None,
-    *,
-    overwrite: bool = False,
-) -> Checkpoint:
-    """Converts a `.pth` file to a directory that `flaxnets.load` opens, written whole or not at all.
-
-    Raises:
-      FlaxnetsError: as of `read_checkpoint` and `flaxnets.weights.save`.
-    """
-    weights.check_target(directory, overwrite)
-    checkpoint = read_checkpoint(path, model)
-    weights.save(directory, checkpoint.variables, checkpoint.config, checkpoint.source, overwrite=overwrite)
-    return checkpoint
-
-
-def export(
-    directory: str | os.PathLike[str], path: str | os.PathLike[str], *, overwrite: bool = False
-) -> dict[str, np.ndarray]:
-    """Writes a directory of weights as a `.pth` file with timm's names, which any torch loads.
-
-    Tensors that came from a file go back bit by bit, BatchNorm's step counters included.
+def converted(source: str) -> Path:
+    """What is there of a source that is no path: a published name's weights, converted once and kept.
 
     Returns:
-      What was written: PyTorch's names and tensors, in PyTorch's order.
+      A directory of weights for a published name, below `FLAXNETS_HOME`; for a repository of the hub or
+      a URL, what was downloaded.
 
     Raises:
-      FlaxnetsError: `directory` is damaged or holds no weights, or `path` exists.
+      FlaxnetsError: no such name, or it cannot be had.
     """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise CheckpointError(f'{path} exists; choose another file or overwrite it (--force)')
-    config, source = weights.read_config(directory)
-    net = build(config.arch, config.num_classes, config.in_chans)
-    state = to_state(weights.read_variables(directory), net)
-    state = add_counters(state, source.num_batches_tracked)
-    write_pth(path, state)
-    return state
+    row = named(source)
+    if row is None:
+        return fetch(source)
+    directory = kept(row)
+    if not weights.is_directory(directory):
+        write(open_checkpoint(source), directory)
+    return directory
 
 
-def add_counters(state: State, counters: Mapping[str, int] | None) -> dict[str, np.ndarray]:
-    """The step counter of each BatchNorm put back behind its running variance, where PyTorch lists it."""
+def kept(row: Weights) -> Path:
+    """Where published weights are kept once they are converted."""
+    return home() / 'converted' / row.name
+
+
+def _open_directory(path: Path, model: str | None) -> Checkpoint:
+    if not (path / 'config.json').is_file():
+        raise CheckpointError(f'{path}: a folder without config.json is no directory of weights')
+    config, source = weights.read_config(path), weights.read_source(path)
+    if model is not None and zoo.resolve(model)[0] != config.name:
+        raise FlaxnetsError(f'{path} holds weights of {config.name}, not of {model}')
+    checkpoint = Checkpoint(config, {}, replace(source, file=source.file or path.name), str(path))
+    state = to_state(weights.read_variables(path), checkpoint.net())
+    return replace(checkpoint, state=_with_counters(state, source.num_batches_tracked))
+
+
+def named(source: str) -> Weights | None:
+    """The published file that a source means which is no path; None for a hub's repository or a URL."""
+    try:
+        return zoo.resolve(source)[1]
+    except FlaxnetsError as error:
+        if '://' in source or source.lower().startswith(('hf-hub:', 'hf_hub:')):
+            return None
+        if '/' in source or Path(source).suffix in SUFFIXES:
+            raise CheckpointError(f'{source}: no such file or directory') from None
+        raise FlaxnetsError(f'{source}: no such file or directory, and {error}') from None
+
+
+def _open_file(
+    path: Path, model: str | None, *, ema: bool, published: Weights | None, hub: HubConfig | None
+) -> Checkpoint:
+    try:
+        found = to_canonical(_read(path), ema=ema)
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+    digest = _sha256(path)
+    _check_download(path, digest)
+    published = published or _published(digest)
+    name = _which(path, found.state, model, published, hub, found.named, found.layout)
+    preprocess = zoo.config(model or name).preprocess
+    if published or hub:
+        preprocess = published.preprocess if published else hub.preprocess if hub else preprocess
+    classes = found.classes or (hub.classes if hub else None)
+    num_classes = _length(found.state, 'fc.weight', axis=0, default=1000 if 'fc.bias' in found.state else 0)
+    config = Config(
+        name,
+        zoo.ARCHS[name],
+        preprocess,
+        num_classes=num_classes,
+        in_chans=_length(found.state, _first_weight(name), axis=1, default=3),
+        weights=published,
+        classes=classes if classes and len(classes) == num_classes else None,
+    )
+    source = weights.Source(path.name, digest, found.layout, found.notes, _counters(found.state))
+    return Checkpoint(config, found.state, source, str(path))
+
+
+def _read(path: Path) -> object:
+    """What a file holds, whichever format its first bytes show."""
+    with path.open('rb') as file:
+        head = file.read(10)
+    if len(head) == 10 and head[8:9] == b'{' and head[:2] not in (b'PK', b'\x80\x02'):
+        return read_safetensors(path)[0]
+    return read_pth(path)
+
+
+def _which(
+    path: Path,
+    state: State,
+    model: str | None,
+    published: Weights | None,
+    hub: HubConfig | None,
+    named: str | None,
+    layout: str,
+) -> str:
+    """The name in the zoo of the net that these tensors are."""
+    if model is None and published:
+        return published.arch
+    if model is None and hub:
+        model = hub.architecture
+    if model is None:
+        try:
+            return identify(state, hint=named or path.name, layout=layout)
+        except FlaxnetsError as error:
+            raise FlaxnetsError(f'{path}: {error}') from None
+    name, _ = zoo.resolve(model)
+    difference = contradiction(state, name)
+    if difference:
+        raise CheckpointError(f'{path}: not {model}: {difference}')
+    return name
+
+
+# Work on checkpoints.
+
+
+def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """The mean of several checkpoints of one net (`convert.arithmetic.average`)."""
+    files = [checkpoint.source.file or '?' for checkpoint in checkpoints]
+    state = arithmetic.average([checkpoint.state for checkpoint in checkpoints], files)
+    first = checkpoints[0]
+    source = weights.Source(
+        layout=first.source.layout,
+        notes=(f'the mean of {", ".join(files)}',),
+        num_batches_tracked=first.source.num_batches_tracked,
+    )
+    return Checkpoint(replace(first.config, weights=None), state, source, 'the average')
+
+
+def without_head(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without its classifier."""
+    config = replace(checkpoint.config, num_classes=0, classes=None)
+    state = arithmetic.drop_head(checkpoint.state)
+    return replace(checkpoint, config=config, state=state, source=checkpoint.noted('dropped the head'))
+
+
+def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint's parameters in another dtype."""
+    state = arithmetic.cast(checkpoint.state, dtype)
+    return replace(checkpoint, state=state, source=checkpoint.noted(f'cast to {dtype}'))
+
+
+def folded(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with every BatchNorm folded into its convolution, for inference."""
+    if checkpoint.config.folded:
+        raise FlaxnetsError(f'{checkpoint.where}: BatchNorm is folded already')
+    state = arithmetic.fold_batch_norm(checkpoint.state)
+    source = replace(checkpoint.noted('folded BatchNorm'), num_batches_tracked=None)
+    config = replace(checkpoint.config, folded=True)
+    return replace(checkpoint, config=config, state=state, source=source)
+
+
+# Written.
+
+
+def write(
+    checkpoint: Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    layout: str = 'timm',
+    file_format: str | None = None,
+    verification: Verification | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint to a directory of weights or to a file, by the name of `out`.
+
+    A name that ends in .pth, .pt, .bin, .tar or .safetensors is a file for PyTorch, with its certificate
+    beside it (`net.pth.json`); any other a directory that `flaxnets.load` opens. Either is written whole
+    or not at all.
+
+    Args:
+      checkpoint: what to write.
+      out: where.
+      layout: names in a file: 'timm', 'torchvision' or 'mmpretrain'.
+      file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
+      verification: for the certificate.
+      overwrite: replace what is there.
+
+    Raises:
+      FlaxnetsError: tensors that do not fit the net (all named), or `out` cannot or must not be written.
+    """
+    check_out(out, file_format, overwrite)
+    proof = verification.to_json() if verification else None
+    kind = file_kind(out, file_format)
+    variables = checkpoint.variables
+    if kind is None:
+        weights.save(
+            out, variables, checkpoint.config, checkpoint.source, verification=proof, overwrite=overwrite
+        )
+        return
+    if checkpoint.config.folded:
+        raise FlaxnetsError(f'{out}: folded weights have no BatchNorm, so no PyTorch net takes them')
+    tensors = from_canonical(checkpoint.state, layout, checkpoint.config.arch)
+    (write_pth if kind == 'pth' else write_safetensors)(out, tensors)
+    described = {name: weights.describe(tensor) for name, tensor in tensors.items()}
+    certificate = weights.certificate(checkpoint.source, described, proof)
+    weights.write_json(Path(f'{os.fspath(out)}.json'), certificate)
+
+
+def file_kind(out: str | os.PathLike[str], file_format: str | None = None) -> str | None:
+    """'pth' or 'safetensors' if `out` names a file, None if a directory."""
+    if file_format is not None and file_format not in FORMATS:
+        raise FlaxnetsError(f'format {file_format!r} is not one of {", ".join(FORMATS)}')
+    return file_format or SUFFIXES.get(Path(out).suffix.lower())
+
+
+def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: bool) -> None:
+    """Refuses what `write` would not write to; for asking before long work."""
+    if file_kind(out, file_format) is None:
+        weights.check_target(out, overwrite)
+    elif Path(out).is_dir():
+        raise CheckpointError(f'{out} is a directory; choose another file')
+    elif Path(out).exists() and not overwrite:
+        raise CheckpointError(f'{out} exists; choose another file or overwrite it (--force)')
+
+
+def verified(checkpoint: Checkpoint, original: State, image: str | None = None) -> Verification:
+    """PyTorch's net with the `original` tensors beside ours with the checkpoint's (`convert.verify`)."""
+    return verify(original, checkpoint.variables, checkpoint.config, image)
+
+
+def _with_counters(state: State, counters: Mapping[str, int] | None) -> dict[str, np.ndarray]:
+    return add_counters(state, counters) if counters else dict(state)
+
+
+def add_counters(state: State, counters: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The step counter of each BatchNorm put behind its running variance, where PyTorch lists it."""
     out: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         out[name] = tensor
         layer, _, leaf = name.rpartition('.')
-        if leaf == 'running_var' and counters is not None and layer in counters:
+        if leaf == 'running_var' and layer in counters:
             out[layer + COUNTER] = np.array(counters[layer], np.int64)
     return out
 
@@ -133,15 +334,14 @@ def _counters(state: State) -> dict[str, int] | None:
     found = {name.removesuffix(COUNTER): t for name, t in state.items() if name.endswith(COUNTER)}
     for layer, tensor in found.items():
         if tensor.shape != () or tensor.dtype.kind not in 'iu':
-            raise CheckpointError(
-                f'{layer}{COUNTER}: must be one whole number, got {tensor.dtype} {tensor.shape}'
-            )
+            kind = f'{tensor.dtype} {tensor.shape}'
+            raise CheckpointError(f'{layer}{COUNTER}: must be one whole number, got {kind}')
     return {layer: int(tensor) for layer, tensor in found.items()} or None
 
 
-def _published(arch_name: str, digest: str) -> Weights | None:
+def _published(digest: str) -> Weights | None:
     """The published file with this hash."""
-    for row in zoo.weights_of(arch_name):
+    for row in zoo.WEIGHTS:
         if row.sha256 and digest.startswith(row.sha256):
             return row
     return None
@@ -158,11 +358,8 @@ def _check_download(path: Path, digest: str) -> None:
 
 
 def _sha256(path: Path) -> str:
-    try:
-        with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-    except OSError as error:
-        raise FlaxnetsError(f'{path}: {error.strerror}') from error
+    with path.open('rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _first_weight(arch_name: str) -> str:
@@ -171,5 +368,5 @@ def _first_weight(arch_name: str) -> str:
 
 def _length(state: State, name: str, axis: int, default: int) -> int:
     """A size that the tensor `name` decides; `default` where it is missing or has no such axis."""
-    tensor = state.get(name)
+    tensor: Any = state.get(name)
     return default if tensor is None or tensor.ndim <= axis else tensor.shape[axis]

@@ -274,7 +274,8 @@ class _Transfer:
         self._digest = _sha256(self._part)
         for wanted in (self._request.sha256, linked.sha256):
             if wanted and not self._digest.startswith(wanted):
-                return f'sends another or a damaged file: its SHA-256 begins {self._digest[:8]}, not {wanted[:8]}'
+                begins = f'its SHA-256 begins {self._digest[:8]}, not {wanted[:8]}'
+                return f'sends another or a damaged file: {begins}'
         return None
 
     def _publish(self) -> None:

@@ -8,8 +8,8 @@ Everything is kept below one folder, `FLAXNETS_HOME` (default: `~/.cache/flaxnet
     files/url/<digest of the URL>/net.pth    any other file
 
 Besides `FLAXNETS_HOME` these environment variables count: `FLAXNETS_OFFLINE=1` or `HF_HUB_OFFLINE=1`
-(use what is there and no network), `HF_ENDPOINT` (a mirror of the hub),
-`HF_TOKEN` (for repositories that are not public; sent to the hub, or its mirror, alone), and `https_proxy` and the like.
+(use what is there and no network), `HF_ENDPOINT` (a mirror of the hub), `HF_TOKEN` (for repositories
+that are not public; sent to the hub, or its mirror, alone), and `https_proxy` and the like.
 """
 
 from __future__ import annotations

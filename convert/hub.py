@@ -158,22 +158,23 @@ def _preprocess(image: Mapping[str, Any]) -> Preprocess:
         problems.append(f'crop_mode={image["crop_mode"]!r} is not center')
     if image['interpolation'] not in ('bilinear', 'bicubic'):
         problems.append(f'interpolation={image["interpolation"]!r} is neither bilinear nor bicubic')
-    for key in ('mean', 'std'):
-        value = image[key]
-        if not isinstance(value, list | tuple) or len(value) != 3 or not all(map(_is_number, value)):
-            problems.append(f'{key}={value!r} is not three numbers')
+    mean, std = (_three_numbers(image[key]) for key in ('mean', 'std'))
+    if mean is None or std is None:
+        problems.append(f'mean={image["mean"]!r} and std={image["std"]!r} are not three numbers each')
     if not _is_number(image['crop_pct']):
         problems.append(f'crop_pct={image["crop_pct"]!r} is not a number')
-    if problems:
+    if problems or mean is None or std is None:
         raise ValueError(f'asks for images that flaxnets cannot prepare: {"; ".join(problems)}')
-    return Preprocess(
-        size[1],
-        float(image['crop_pct']),
-        'center',
-        image['interpolation'],
-        (float(image['mean'][0]), float(image['mean'][1]), float(image['mean'][2])),
-        (float(image['std'][0]), float(image['std'][1]), float(image['std'][2])),
-    )
+    return Preprocess(size[1], float(image['crop_pct']), 'center', image['interpolation'], mean, std)
+
+
+def _three_numbers(values: object) -> tuple[float, float, float] | None:
+    """One number per channel; for other than three channels timm writes one and the same for each."""
+    if not isinstance(values, list | tuple) or not values or not all(map(_is_number, values)):
+        return None
+    if len(values) != 3 and len(set(values)) == 1:
+        values = [values[0]] * 3
+    return (float(values[0]), float(values[1]), float(values[2])) if len(values) == 3 else None
 
 
 def _test_preprocess(pretrained: Mapping[str, Any], image: Mapping[str, Any]) -> Preprocess | None:

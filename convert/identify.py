@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from typing import Any
@@ -23,10 +24,11 @@ from flaxnets.resnet import PLANES
 State = Mapping[str, np.ndarray]
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits
 
+_OPENMMLAB = ('mmpretrain', 'mmdetection')
 _STAGES = tuple(f'layer{i}' for i in range(1, 5))
 # A kind of block -> its spelling, the 3x3 convolution that tells it from others, all of its layers.
 _KINDS = {
-    'resnext': ('ResNeXt', 'conv2.weight', {'conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'bn3', 'se', 'downsample'}),
+    'resnext': ('ResNeXt', 'conv2.weight', {'conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'bn3', 'downsample'}),
     'res2net': ('Res2Net', 'convs.0.weight', {'conv1', 'bn1', 'convs', 'bns', 'conv3', 'bn3', 'downsample'}),
     'resnest': ('ResNeSt', 'conv2.conv.weight', {'conv1', 'bn1', 'conv2', 'conv3', 'bn3', 'downsample'}),
 }
@@ -42,27 +44,41 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
       state: timm's names (`convert.layouts.to_canonical`).
       hint: what may name the net where shapes cannot tell two apart: a file's name, or what a training
         file calls its net. It decides between such candidates and nothing else.
-      layout: whose names they were (`Canonical.layout`): OpenMMLab's ResNeSt pools after the attention.
+      layout: whose names they were (`Canonical.layout`). OpenMMLab's ResNeSts all pool after their split
+        attention, so that the names tell what the shapes do not.
 
     Raises:
       CheckpointError: it is none of these nets; the message names the nearest, and what differs.
-      FlaxnetsError: two architectures have these tensors, and no hint tells which one is meant.
+      FlaxnetsError: two architectures have these tensors and no hint tells which one is meant, or what
+        hint and layout tell is at odds.
     """
     traits = _traits(state)
     found = _candidates(traits)
-    if layout in ('mmpretrain', 'mmdetection'):
-        found = [name for name in found if not zoo.ARCHS[name].avd_first] or found
     if not found:
         raise CheckpointError(_unknown(state, traits))
-    if len(found) > 1:
-        meant = _named(hint, found)
-        if meant is None:
+    named = _named(hint, found)
+    if layout in _OPENMMLAB:
+        after = [name for name in found if not zoo.ARCHS[name].avd_first]
+        if not after or named not in (None, *after):
+            name = named or found[0]
             raise FlaxnetsError(
-                f'it may be {" or ".join(found)}: their tensors look alike, but they compute different things. '
-                f'Say which one it is (--model {found[0]})'
+                f'It has the tensors of {name}, which pools before its split attention, but the names of '
+                f"{layout}'s ResNeSts, which pool after it. If it is {name} all the same, say so (--model {name})"
             )
-        return meant
-    return found[0]
+        found = after
+    meant = found[0] if len(found) == 1 else named
+    if meant is None:
+        alike = len({replace(zoo.ARCHS[name], avd_first=False) for name in found}) == 1
+        raise FlaxnetsError(
+            f'It may be {_some(found, "or")}: '
+            + (
+                'their tensors look alike, but they compute different things'
+                if alike
+                else 'tensors are missing'
+            )
+            + f'. Say which one it is, as with --model {found[0]}'
+        )
+    return meant
 
 
 def contradiction(state: State, name: str) -> str | None:
@@ -77,8 +93,8 @@ def contradiction(state: State, name: str) -> str | None:
     if not differences:
         return None
     found = _candidates(traits)
-    looks = f'it looks like {" or ".join(found)}' if found else _unknown(state, traits)
-    return f'{name} it is not: {", ".join(differences)}; {looks}'
+    looks = f'It looks like {_some(found, "or")}' if found else _unknown(state, traits)
+    return f'It is not {name}: {"; ".join(differences)}. {looks}'
 
 
 def _candidates(traits: Traits) -> list[str]:
@@ -102,7 +118,7 @@ def _named(hint: str | None, candidates: list[str]) -> str | None:
     # 'resnest50_2s1x64d' names resnest50, but may well mean resnest50_fast_2s1x64d.
     others = {part for name in candidates if name != meant for part in name.split('_')[1:]}
     rest = text.replace(longest, '')
-    return None if any(part in rest for part in others) else meant
+    return None if any(part in rest for part in (*others, 'avd')) else meant
 
 
 # What the shapes tell.
@@ -118,12 +134,13 @@ def _traits(state: State) -> Traits:
     kind = next((kind for kind, (_, sign, _) in _KINDS.items() if sign in inner), None)
     if kind is None or 'conv3.weight' not in inner:
         return {}
-    layers = {name.partition('.')[0] for name in inner}
+    gated = 'se.fc1.weight' in inner
+    layers = {name.partition('.')[0] for name in inner} - _KINDS[kind][2] - ({'se'} if gated else set())
     traits: Traits = {
         'block': kind,
-        'extra': ', '.join(sorted(layers - _KINDS[kind][2])),
+        'extra': ' and '.join(sorted(layers)),
         'layers': tuple(len(blocks[stage]) for stage in _STAGES),
-        'se': 'se' in layers,
+        'se': gated,
     }
     for stem, deep in (('conv1.weight', False), ('conv1.0.weight', True)):
         if shape := _shape(state, stem):
@@ -156,7 +173,7 @@ def _widths(state: State, kind: str) -> Traits:
             scale = Fraction(opening[0], width)
             radix = Fraction(middle[0], width)
             cardinality = Fraction(width, middle[1]) / radix
-            found.add((cardinality, 64 * width / planes / cardinality, scale, radix))
+            found.add((cardinality, Fraction(64 * width, planes) / cardinality, scale, radix))
     if not found:
         return {}
     numbers = found.pop()
@@ -180,7 +197,7 @@ def _differences(traits: Traits, arch: Arch) -> list[str]:
         return ['its blocks are of another kind']
     wanted = {**vars(arch), 'extra': ''}
     if traits['block'] != arch.block:  # the rest would only repeat it
-        return [f'its blocks are {_KINDS[traits["block"]][0]}\'s, not {_KINDS[arch.block][0]}\'s']
+        return [f"its blocks are {_KINDS[traits['block']][0]}'s, not {_KINDS[arch.block][0]}'s"]
     words = []
     for field, found in traits.items():
         if found == wanted[field]:
@@ -222,20 +239,22 @@ def _unknown(state: State, traits: Traits) -> str:
     """What to say of tensors that are of none of the nets."""
     if traits:
         nearest = min(zoo.ARCHS, key=lambda name: _distance(traits, zoo.ARCHS[name]))
-        differences = ', '.join(_differences(traits, zoo.ARCHS[nearest]))
-        return f'it is none of these nets; the nearest is {nearest}, but {differences}'
+        differences = '; '.join(_differences(traits, zoo.ARCHS[nearest]))
+        return f'It is none of these nets: the nearest is {nearest}, but {differences}'
     inner = {name.partition('.')[0]: None for name in _blocks(state)[1]}
     if inner:
-        return f'it is none of these nets: its blocks are made of {_some(sorted(inner))}'
+        return f'It is none of these nets: its blocks are made of {_some(sorted(inner))}'
     held = f'starts with {_some(state)}' if state else 'is empty'
-    return f'it is none of these nets, which have blocks called layer1.0 and so on; it {held}'
+    return f'It is none of these nets, which have blocks called layer1.0 and so on; it {held}'
 
 
 def _distance(traits: Traits, arch: Arch) -> int:
     return len(_differences(traits, arch)) + 100 * (traits['block'] != arch.block)
 
 
-def _some(names: Iterable[str]) -> str:
-    first = list(islice(names, 9))
-    words = [name if name.isprintable() and len(name) < 80 else shown(name) for name in first[:8]]
-    return ', '.join(words) + (', ...' if len(first) > 8 else '')
+def _some(names: Iterable[str], conjunction: str = 'and') -> str:
+    """'a', 'a and b', 'a, b and c', 'a, b, c, ...': the first names, fit for a message."""
+    words = [name if name.isprintable() and len(name) < 80 else shown(name) for name in islice(names, 7)]
+    if len(words) > 6:
+        return ', '.join(words[:6]) + ', ...'
+    return f' {conjunction} '.join([part for part in (', '.join(words[:-1]), words[-1]) if part])

@@ -76,6 +76,10 @@ class Progress:
                 f'{rate / 1e6:.1f} MB/s  {_duration(left)} left'
             )
         width = shutil.get_terminal_size().columns - 1
+        room = min(width - len(text) - 4, 40)
+        if self._total and room > 5:
+            filled = room * done // self._total
+            text = f'{text}  [{"=" * filled}{" " * (room - filled)}]'
         print(f'\r{text[:width]:{width}}', end='', file=sys.stderr, flush=True)
         self._drawn = True
 

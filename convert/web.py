@@ -126,7 +126,7 @@ def reason(error: Exception) -> str:
 
 def _authorise(asked: urllib.request.Request, request: Request) -> None:
     """Adds the token if, and only if, the hub itself is asked."""
-    if request.token and request.hub and origin_of(asked.full_url) == request.hub.lower():
+    if request.token and request.hub and origin_of(asked.full_url) == request.hub:
         # "Unredirected": urllib would otherwise hand it on to whatever host it is sent to.
         asked.add_unredirected_header('Authorization', f'Bearer {request.token}')
 
@@ -140,7 +140,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def note(self, url: str, headers: Message) -> None:
         """Keeps what the hub says about the file it is asked for."""
-        if not self._request.hub or origin_of(url) != self._request.hub.lower():
+        if not self._request.hub or origin_of(url) != self._request.hub:
             return
         digest, size = headers.get('X-Linked-Etag', '').strip('"'), headers.get('X-Linked-Size', '')
         if re.fullmatch('[0-9a-f]{64}', digest):  # a file outside of LFS has a Git hash there

@@ -8,7 +8,7 @@ from typing import Any
 
 from flaxnets import weights, zoo
 from flaxnets.config import Config, Preprocess
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import FlaxnetsError
 from flaxnets.preprocess import MAX_PIXELS, Transform
 from flaxnets.preprocess import transform as make_transform
 from flaxnets.resnet import ResNet, build
@@ -44,7 +44,7 @@ def config(source: str | os.PathLike[str]) -> Config:
       FlaxnetsError: unknown name or tag, or a directory that holds no weights.
     """
     if Path(source).is_dir():
-        return weights.read_config(source)[0]
+        return weights.read_config(source)
     return zoo.config(os.fspath(source))
 
 
@@ -81,16 +81,18 @@ def load(
     seed: int = 0,
     **options: Any,
 ) -> tuple[ResNet, weights.Variables]:
-    """A net and its variables from a converted directory or straight from a PyTorch `.pth` file.
+    """A net and its variables, from weights wherever they are.
 
         model, variables = flaxnets.load('resnest50d', num_classes=10)
         logits = model.apply(variables, images)
 
     Args:
-      source: a directory that `python -m convert` or a training run wrote, or a `.pth` file.
+      source: a directory that `python -m convert` wrote; a published name, which is downloaded and
+        converted once; or anything else that `python -m convert` opens: a `.pth` or `.safetensors` file,
+        a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL.
       num_classes: None keeps the classifier of the weights; another number than theirs starts a new one.
       in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
-      model: name of the architecture; needed for a `.pth` file, refused where a directory contradicts it.
+      model: name of the architecture, where the tensors leave a choice; refused if they contradict it.
       seed: of a new classifier.
       **options: as of `create`.
 
@@ -98,7 +100,7 @@ def load(
       The Flax module, and {'params': ..., 'batch_stats': ...} as JAX arrays for `model.apply`.
 
     Raises:
-      FlaxnetsError: no such file, a damaged one, one that does not fit the net, bad values.
+      FlaxnetsError: no such source, a damaged one, one that does not fit the net, bad values.
     """
     _, net, variables = load_with_config(source, num_classes, in_chans, model=model, seed=seed, **options)
     return net, variables
@@ -115,39 +117,22 @@ def load_with_config(
 ) -> tuple[Config, ResNet, weights.Variables]:
     """`load`, and the `Config` of the weights as they are stored."""
     path = Path(source)
-    if path.is_dir():
-        conf, _ = weights.read_config(path)
+    if not weights.is_directory(path):
+        from convert.conversion import converted, open_checkpoint  # the middle floor, only when needed
+
+        path = path if path.exists() else converted(os.fspath(source))
+    if weights.is_directory(path):
+        conf = weights.read_config(path)
         if model is not None and zoo.resolve(model)[0] != conf.name:
-            raise FlaxnetsError(f'{path} holds weights of {conf.name}, not of model={model!r}')
-        net = _build(conf, num_classes, in_chans, options)
-        return conf, net, weights.merge(weights.read_variables(path), net, seed=seed)
-    if path.is_file():
-        from convert.conversion import read_checkpoint  # the middle floor, only when it is needed
-
-        checkpoint = read_checkpoint(path, model)
-        net = _build(checkpoint.config, num_classes, in_chans, options)
-        return checkpoint.config, net, weights.merge(checkpoint.variables, net, seed=seed)
-    raise CheckpointError(_not_there(os.fspath(source)))
-
-
-def _build(conf: Config, num_classes: int | None, in_chans: int | None, options: dict[str, Any]) -> ResNet:
-    return build(
+            raise FlaxnetsError(f'{path} holds weights of {conf.name}, not of {model}')
+        variables = weights.read_variables(path)
+    else:
+        checkpoint = open_checkpoint(path, model)
+        conf, variables = checkpoint.config, checkpoint.variables
+    net = build(
         conf.arch,
         conf.num_classes if num_classes is None else num_classes,
         conf.in_chans if in_chans is None else in_chans,
         **{'folded': conf.folded, **options},
     )
-
-
-def _not_there(source: str) -> str:
-    try:
-        _, published = zoo.resolve(source)
-    except FlaxnetsError:
-        return f'{source}: no such file or directory'
-    if published is None or not published.urls:
-        return f'{source} is a published net, and no file or directory of that name is here'
-    return (
-        f'{source} is published as {published.name}, and no file or directory of that name is here: '
-        f'download {published.urls[0]}, then convert it with '
-        f'python -m convert {published.urls[0].rpartition("/")[2]} --model {published.name} --out {source}'
-    )
+    return conf, net, weights.merge(variables, net, seed=seed)

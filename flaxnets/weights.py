@@ -1,9 +1,9 @@
 """A directory of weights: written whole or not at all, self-describing, checked when opened.
 
-    DIR/config.json     what the net is and how its images are prepared (`flaxnets.config.Config`),
-                        where the weights came from, and which versions wrote them
-    DIR/arrays.json     shape, dtype and SHA-256 of every array
-    DIR/variables/      the arrays, an Orbax checkpoint of {'params': ..., 'batch_stats': ...}
+    DIR/config.json        what the net is and how its images are prepared (`flaxnets.config.Config`)
+    DIR/certificate.json   where the weights came from, the versions that wrote them, what a verification
+                           measured, and shape, dtype and SHA-256 of every array
+    DIR/variables/         the arrays, an Orbax checkpoint of {'params': ..., 'batch_stats': ...}
 
 Orbax commits a directory atomically but does not notice a flipped bit: the digests do.
 """
@@ -47,15 +47,17 @@ class Source:
     Attributes:
       file: name of the file they were converted from, without its folder; None if they were made here.
       sha256: of that file.
+      layout: whose tensor names the file had (`convert.layouts`).
+      notes: what was chosen, stripped, renamed or computed on the way, in words.
       num_batches_tracked: the step counters that torch keeps in every BatchNorm, by layer, so that they
         can be written back; None if the file had none.
-      note: anything a reader of the directory should know (untrained, fine-tuned on ...).
     """
 
     file: str | None = None
     sha256: str | None = None
+    layout: str | None = None
+    notes: tuple[str, ...] = ()
     num_batches_tracked: dict[str, int] | None = None
-    note: str | None = None
 
 
 def save(
@@ -64,6 +66,7 @@ def save(
     config: Config,
     source: Source = Source(),
     *,
+    verification: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Writes a directory of weights.
@@ -73,6 +76,7 @@ def save(
       variables: {'params': ..., 'batch_stats': ...} with NumPy or JAX arrays.
       config: describes them.
       source: where they came from.
+      verification: what a comparison with PyTorch's net measured (`convert.verify`), for the certificate.
       overwrite: replace an earlier directory of weights once the new one is complete.
 
     Raises:
@@ -90,15 +94,10 @@ def save(
         arrays = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf), dict(variables))
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(work / 'variables', arrays)
-        _write_json(work / 'arrays.json', {name: _describe(array) for name, array in _flatten(arrays)})
-        header = {
-            'format': FORMAT,
-            'format_version': FORMAT_VERSION,
-            'config': to_json(config),
-            'source': dataclasses.asdict(source),
-            'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
-        }
-        _write_json(work / 'config.json', header)
+        described = {name: describe(array) for name, array in _flatten(arrays)}
+        write_json(work / 'certificate.json', certificate(source, described, verification))
+        header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
+        write_json(work / 'config.json', header)
         os.chmod(work, 0o755)  # mkdtemp made it private
         _replace(directory, work)
     except OSError as error:
@@ -119,7 +118,7 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
         return
     if not overwrite:
         raise CheckpointError(f'{directory} exists; choose another directory or overwrite it (--force)')
-    if not (directory / 'config.json').is_file():
+    if not is_directory(directory):
         raise CheckpointError(f'{directory} is not a directory of weights, so it is not overwritten')
 
 
@@ -137,8 +136,28 @@ def _replace(directory: Path, work: Path) -> None:
     shutil.rmtree(old)
 
 
-def read_config(directory: str | os.PathLike[str]) -> tuple[Config, Source]:
-    """What `save` was told about the weights, without reading them.
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a directory of weights that flaxnets wrote; whether it is sound is not asked."""
+    try:
+        return _read_json(Path(path) / 'config.json').get('format') == FORMAT
+    except (CheckpointError, AttributeError):
+        return False
+
+
+def certificate(
+    source: Source, arrays: Mapping[str, Any], verification: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a certificate says; `arrays` are described by `describe`, by name."""
+    return {
+        'source': dataclasses.asdict(source),
+        'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
+        'verification': verification,
+        'arrays': arrays,
+    }
+
+
+def read_config(directory: str | os.PathLike[str]) -> Config:
+    """What the net of a directory of weights is, without reading the weights.
 
     Raises:
       CheckpointError: not a directory of weights, or written by a later flaxnets.
@@ -153,9 +172,23 @@ def read_config(directory: str | os.PathLike[str]) -> tuple[Config, Source]:
             f'{FORMAT_VERSION}; update flaxnets'
         )
     try:
-        return config_from_json(header['config']), Source(**header['source'])
+        return config_from_json(header['config'])
     except (FlaxnetsError, KeyError, TypeError) as error:
         raise CheckpointError(f'{path}: {error}') from error
+
+
+def read_source(directory: str | os.PathLike[str]) -> Source:
+    """Where the weights of a directory came from.
+
+    Raises:
+      CheckpointError: there is no certificate, or it is damaged.
+    """
+    path = Path(directory) / 'certificate.json'
+    try:
+        source = dict(_read_json(path)['source'])
+        return Source(**{**source, 'notes': tuple(source['notes'])})
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
 
 
 def read_variables(directory: str | os.PathLike[str]) -> Variables:
@@ -165,15 +198,21 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
       CheckpointError: missing files, or arrays that are not the ones that were written, all named.
     """
     directory = Path(directory).absolute()
-    expected = _read_json(directory / 'arrays.json')
+    path = directory / 'certificate.json'
+    document = _read_json(path)
+    try:
+        expected = document['arrays']
+        targets = _targets(expected)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
     try:
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            variables = checkpointer.restore(directory / 'variables', _targets(expected))
+            variables = checkpointer.restore(directory / 'variables', targets)
     except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
         raise CheckpointError(
             f'{directory / "variables"}: cannot be read, damaged or incomplete: {error}'
         ) from error
-    found = {name: _describe(array) for name, array in _flatten(variables)}
+    found = {name: describe(array) for name, array in _flatten(variables)}
     damaged = [name for name in expected if found.get(name) != expected[name]]
     if damaged:
         raise CheckpointError(
@@ -254,7 +293,8 @@ def _targets(described: Mapping[str, Any]) -> Variables:
     return tree
 
 
-def _describe(array: np.ndarray) -> dict[str, Any]:
+def describe(array: np.ndarray) -> dict[str, Any]:
+    """Shape, dtype and SHA-256 of an array's bytes in C order: a certificate's entry."""
     array = np.ascontiguousarray(array)
     digest = hashlib.sha256(array.view(np.uint8).data if array.size else b'').hexdigest()
     return {'shape': list(array.shape), 'dtype': array.dtype.name, 'sha256': digest}
@@ -272,7 +312,8 @@ def _put(tree: Variables, name: str, leaf: Any) -> None:
     tree[last] = leaf
 
 
-def _write_json(path: Path, data: Any) -> None:
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON for people to read too."""
     path.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
 
 

@@ -140,7 +140,9 @@ class Victim(pickle.Unpickler):
 
 
 @pytest.mark.parametrize('payload', PAYLOADS.values(), ids=PAYLOADS)
-def test_nothing_is_called(tmp_path: Path, monkeypatch, payload: Callable[[str], bytes]) -> None:
+def test_nothing_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, payload: Callable[[str], bytes]
+) -> None:
     for code in (0xF0, 0xF1F1, 0xF2F2F2):
         monkeypatch.setitem(copyreg._inverted_registry, code, ('os', 'mkdir'))
     monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
@@ -305,7 +307,7 @@ def test_sizes_are_not_believed(tmp_path: Path, program: bytes) -> None:
     ],
     ids=['opcodes', 'dictionaries', 'sets', 'bytes', 'counters', 'attributes'],
 )
-def test_work_without_end(tmp_path: Path, monkeypatch, step: bytes) -> None:
+def test_work_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: bytes) -> None:
     """Each step costs as much as it copies, so that small files cannot grow large ones."""
     monkeypatch.setattr('convert.pickles.MAX_STEPS', 20_000)
     pair = pf.EMPTY_LIST + pf.text('k') + pf.APPEND + pf.NONE + pf.APPEND

@@ -9,6 +9,7 @@ import sys
 import tracemalloc
 import types
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 DTYPES += [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
 
 
+Save = Callable[..., Path]
+
+
 @pytest.fixture
-def save(tmp_path: Path):
+def save(tmp_path: Path) -> Save:
     def save(saved: Any, zipped: bool = True, **options: Any) -> Path:
         path = tmp_path / f'{len(list(tmp_path.iterdir()))}.pth'  # never over a file that is mapped
         torch.save(saved, path, _use_new_zipfile_serialization=zipped, **options)
@@ -48,7 +52,7 @@ def assert_same(array: np.ndarray, tensor: torch.Tensor) -> None:
 
 @FORMATS
 @pytest.mark.parametrize('dtype', DTYPES, ids=str)
-def test_every_dtype(save, zipped: bool, dtype: torch.dtype) -> None:
+def test_every_dtype(save: Save, zipped: bool, dtype: torch.dtype) -> None:
     bits = torch.randint(0, 2 if dtype == torch.bool else 256, (15 * dtype.itemsize,), dtype=torch.uint8)
     tensors = {'matrix': bits.view(dtype).reshape(3, 5), 'scalar': bits.view(dtype)[7].clone()}
     got = read_state_dict(save(tensors, zipped))
@@ -57,14 +61,14 @@ def test_every_dtype(save, zipped: bool, dtype: torch.dtype) -> None:
         assert_same(got[name], tensor)
 
 
-def test_dtypes_without_a_storage_of_their_own(save) -> None:
+def test_dtypes_without_a_storage_of_their_own(save: Save) -> None:
     for dtype in (torch.uint16, torch.uint32, torch.uint64):
         tensor = torch.arange(6).to(dtype).reshape(2, 3)
         assert_same(read_pth(save(tensor)), tensor)
 
 
 @FORMATS
-def test_every_layout(save, zipped: bool) -> None:
+def test_every_layout(save: Save, zipped: bool) -> None:
     base = torch.randn(4, 6)
     buffer = torch.nn.Buffer(torch.randn(3))
     marked = torch.nn.Parameter(torch.randn(3))
@@ -95,7 +99,7 @@ def test_every_layout(save, zipped: bool) -> None:
 
 
 @FORMATS
-def test_a_real_net(save, zipped: bool) -> None:
+def test_a_real_net(save: Save, zipped: bool) -> None:
     state = timm.create_model('resnest14d').state_dict()
     assert state._metadata
     path = save(state, zipped)
@@ -111,7 +115,7 @@ def test_a_real_net(save, zipped: bool) -> None:
 
 @pytest.mark.parametrize('protocol', [2, 3, 4, 5])
 @FORMATS
-def test_every_pickle_protocol(save, zipped: bool, protocol: int) -> None:
+def test_every_pickle_protocol(save: Save, zipped: bool, protocol: int) -> None:
     state = OrderedDict(weight=torch.randn(3, 4), bias=torch.nn.Parameter(torch.randn(4)))
     saved = {'state_dict': state, 'seen': {1, 2}, 'raw': b'\x00\xff' * 200, 'big': 2**40, 'long': 'x' * 300}
     got = read_pth(save(saved, zipped, pickle_protocol=protocol))
@@ -126,7 +130,7 @@ def test_every_pickle_protocol(save, zipped: bool, protocol: int) -> None:
 
 
 @FORMATS
-def test_a_training_file_of_timm(save, zipped: bool) -> None:
+def test_a_training_file_of_timm(save: Save, zipped: bool) -> None:
     net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9)
     net(torch.randn(5, 3)).sum().backward()
@@ -169,7 +173,7 @@ def test_a_training_file_of_timm(save, zipped: bool) -> None:
         assert_same(state[name], tensor)
 
 
-def test_a_training_file_of_mmengine(save, monkeypatch) -> None:
+def test_a_training_file_of_mmengine(save: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     class HistoryBuffer:
         def __init__(self) -> None:
             self.max_length = 1000
@@ -250,13 +254,13 @@ def test_byte_order_record(tmp_path: Path, stored: bytes | None) -> None:
     assert read_pth(path)['w'].tolist() == [1, 2, 3, 4]
 
 
-def test_bfloat16_is_the_type_that_jax_uses(save) -> None:
+def test_bfloat16_is_the_type_that_jax_uses(save: Save) -> None:
     got = read_pth(save(torch.tensor([1.0, -2.5], dtype=torch.bfloat16)))
     assert got.dtype == ml_dtypes.bfloat16
     assert got.astype(np.float32).tolist() == [1.0, -2.5]
 
 
-def test_odd_addresses_of_the_old_format_do_no_harm(save) -> None:
+def test_odd_addresses_of_the_old_format_do_no_harm(save: Save) -> None:
     for shift in range(1, 9):  # the key's length moves what follows it
         tensors = {'x' * shift: torch.randn(64, 65), 'half': torch.randn(9).bfloat16()}
         got = read_state_dict(save(tensors, zipped=False))
@@ -275,7 +279,7 @@ def test_odd_addresses_of_the_old_format_do_no_harm(save) -> None:
         ({f'k{i}': i for i in range(20)}, "'k7' (int) and 12 more"),
     ],
 )
-def test_not_a_state_dict(save, saved: Any, told: str) -> None:
+def test_not_a_state_dict(save: Save, saved: Any, told: str) -> None:
     path = save(saved)
     with pytest.raises(CheckpointError) as error:
         read_state_dict(path)
@@ -299,7 +303,7 @@ def test_not_a_state_dict(save, saved: Any, told: str) -> None:
         (lambda: 1j, "asks for '__builtin__.complex'"),
     ],
 )
-def test_what_torch_saves_but_weights_do_not_need(save, zipped: bool, make: Any, told: str) -> None:
+def test_what_torch_saves_but_weights_do_not_need(save: Save, zipped: bool, make: Any, told: str) -> None:
     saved = {'value': make()}
     path = save(saved, zipped)
     with pytest.raises(CheckpointError) as error:
@@ -309,7 +313,7 @@ def test_what_torch_saves_but_weights_do_not_need(save, zipped: bool, make: Any,
 
 @pytest.mark.filterwarnings('ignore:torch.quantize_per_tensor:UserWarning')
 @FORMATS
-def test_quantized_tensors_are_refused(save, zipped: bool) -> None:
+def test_quantized_tensors_are_refused(save: Save, zipped: bool) -> None:
     path = save(torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), zipped)
     with pytest.raises(CheckpointError, match='_rebuild_qtensor'):
         read_pth(path)

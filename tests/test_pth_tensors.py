@@ -31,7 +31,9 @@ from convert.pth import read_pth
         ((2, 2), (1,), 0, '2 dimensions and 1 strides'),
     ],
 )
-def test_tensors_outside_their_storage(tmp_path: Path, shape, stride, offset, told) -> None:
+def test_tensors_outside_their_storage(
+    tmp_path: Path, shape: tuple[int, ...], stride: tuple[int, ...], offset: int, told: str
+) -> None:
     saved = pf.state_dict(pf.text('layer.weight'), pf.tensor(shape, stride, offset))
     pf.refused(pf.write_zip(tmp_path / 'zip.pth', saved), told)
     pf.refused(pf.write_legacy(tmp_path / 'legacy.pth', saved), told)

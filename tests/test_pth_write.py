@@ -82,7 +82,9 @@ def test_the_pickle_is_torchs_own(tmp_path: Path, count: int) -> None:
 
 
 @pytest.mark.parametrize('large', [zipfile.ZIP64_LIMIT, 50])
-def test_numbers_are_aligned_stored_and_whole(tmp_path: Path, monkeypatch, large: int) -> None:
+def test_numbers_are_aligned_stored_and_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: int
+) -> None:
     monkeypatch.setattr(zipfile, 'ZIP64_LIMIT', large)  # above it entries take the form of large ones
     tensors = {'x' * n: np.arange(n, dtype=np.int16) for n in range(1, 90)}
     path = tmp_path / 'a.pth'
@@ -188,7 +190,7 @@ def test_failure_half_way(tmp_path: Path, error: BaseException, existing: bool) 
 
 
 @pytest.mark.parametrize('where', ['write', 'fsync', 'replace'])
-def test_a_full_disk(tmp_path: Path, monkeypatch, where: str) -> None:
+def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     path = tmp_path / 'a.pth'
     write_pth(path, {'old': np.ones(3)})
     before = path.read_bytes()
