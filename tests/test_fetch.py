@@ -77,10 +77,11 @@ class Terminal(io.StringIO):
 def test_a_terminal_gets_a_bar(server: Server, publish: Publish, monkeypatch: pytest.MonkeyPatch) -> None:
     server.routes['/' + NAME] = [send()]
     publish(f'{server.url}/{NAME}')
-    monkeypatch.setattr(sys, 'stderr', Terminal())
+    terminal = Terminal()
+    monkeypatch.setattr(sys, 'stderr', terminal)
     monkeypatch.setenv('COLUMNS', '120')
     fetch('net')
-    last = sys.stderr.getvalue().split('\r')[-1].splitlines()  # type: ignore[attr-defined]
+    last = terminal.getvalue().split('\r')[-1].splitlines()
     assert last[0].startswith(f'{NAME}  3.0/3.0 MB  100%  ') and ' MB/s  0 s left  [====' in last[0]
     assert len(last[0]) == 119 and last[1].startswith(f'{NAME}: 3.0 MB in ')
 

@@ -1,0 +1,300 @@
+"""python -m convert: every kind of source and target, and the work it does on the way."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from nets import randomise, timm_net
+
+import flaxnets
+from convert.__main__ import DIFFERENT, main
+from convert.conversion import open_checkpoint
+from convert.layouts import from_canonical
+from flaxnets import weights, zoo
+
+State = dict[str, torch.Tensor]
+KINDS = ['seresnext50_32x4d', 'res2net50d', 'resnest14d']
+
+
+def state_of(name: str, **kwargs: Any) -> State:
+    return dict(randomise(timm_net(name, **kwargs)).state_dict())
+
+
+@pytest.fixture(scope='module')
+def states() -> dict[str, State]:
+    return {name: state_of(name) for name in KINDS}
+
+
+@pytest.fixture
+def state(states: dict[str, State]) -> State:
+    return states['resnest14d']
+
+
+@pytest.fixture
+def file(tmp_path: Path, state: State) -> Path:
+    torch.save(state, tmp_path / 'net.pth')
+    return tmp_path / 'net.pth'
+
+
+def run(*arguments: object, code: int = 0) -> None:
+    assert main([str(a) for a in arguments]) == code
+
+
+# --- one net in every layout and format
+
+
+def prefixed(prefix: str) -> Callable[[str, State], Any]:
+    return lambda _, state: {prefix + key: t for key, t in state.items()}
+
+
+def timm_training_file(name: str, state: State) -> Any:
+    return {
+        'epoch': 3,
+        'arch': name,
+        'optimizer': {'state': {}, 'param_groups': [{'lr': 0.1}]},
+        'version': 2,
+        'args': argparse.Namespace(model=name, lr=0.1),
+        'state_dict': {key: torch.zeros_like(t) for key, t in state.items()},
+        'state_dict_ema': state,
+        'metric': 12.5,
+    }
+
+
+def mmpretrain_file(name: str, state: State) -> Any:
+    arrays = {key: t.numpy() for key, t in state.items()}
+    renamed = from_canonical(arrays, 'mmpretrain', zoo.ARCHS[name])
+    return {'meta': {'epoch': 1}, 'state_dict': {key: torch.from_numpy(a) for key, a in renamed.items()}}
+
+
+LAYOUTS: dict[str, Callable[[str, State], Any]] = {
+    'bare': lambda _, state: state,
+    'without counters': lambda _, s: {k: t for k, t in s.items() if not k.endswith('num_batches_tracked')},
+    'DataParallel': lambda _, s: {'epoch': 1, 'state_dict': prefixed('module.')('', s), 'best_prec1': 1.0},
+    'torch.compile': prefixed('_orig_mod.'),
+    'both': prefixed('module._orig_mod.'),
+    'timm training': timm_training_file,
+    'mmpretrain': mmpretrain_file,
+}
+
+
+def save_zip(content: Any, folder: Path) -> Path:
+    torch.save(content, folder / 'zip.pth')
+    return folder / 'zip.pth'
+
+
+def save_legacy(content: Any, folder: Path) -> Path:
+    torch.save(content, folder / 'legacy.pth.tar', _use_new_zipfile_serialization=False)
+    return folder / 'legacy.pth.tar'
+
+
+def save_safetensors(content: Any, folder: Path) -> Path | None:
+    flat = content.get('state_dict_ema', content.get('state_dict', content))
+    safetensors.torch.save_file({k: t.contiguous() for k, t in flat.items()}, folder / 'x.safetensors')
+    return folder / 'x.safetensors'
+
+
+@pytest.mark.parametrize('layout', LAYOUTS)
+@pytest.mark.parametrize('save', [save_zip, save_legacy, save_safetensors])
+@pytest.mark.parametrize('name', KINDS)
+def test_every_layout_in_every_format_is_one_tree(
+    name: str, save: Callable[[Any, Path], Path], layout: str, states: dict[str, State], tmp_path: Path
+) -> None:
+    path = save(LAYOUTS[layout](name, states[name]), tmp_path)
+    checkpoint = open_checkpoint(path)
+    assert checkpoint.config.name == name
+    expected = {k: t for k, t in states[name].items() if not k.endswith('num_batches_tracked')}
+    found = {k: t for k, t in checkpoint.state.items() if not k.endswith('num_batches_tracked')}
+    assert set(found) == set(expected)
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    _ = checkpoint.variables
+
+
+def test_a_hugging_face_folder(state: State, tmp_path: Path) -> None:
+    folder = tmp_path / 'hub'
+    timm.models.save_for_hf(timm_loaded(state), folder)
+    run(folder, '--out', tmp_path / 'net', '--verify')
+    assert open_checkpoint(folder).config.preprocess == zoo.config('resnest14d').preprocess
+    run('--compare', folder, tmp_path / 'net')
+
+
+def timm_loaded(state: State) -> torch.nn.Module:
+    net = timm.create_model('resnest14d')
+    net.load_state_dict(state)
+    return net
+
+
+# --- back to PyTorch
+
+
+@pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
+def test_back_to_a_file(file: Path, state: State, suffix: str) -> None:
+    directory, back = file.with_name('net'), file.with_name('back' + suffix)
+    run(file, '--out', directory)
+    run(directory, '--out', back)
+    loaded = torch.load(back) if suffix == '.pth' else safetensors.torch.load_file(back)
+    assert set(loaded) == set(state)
+    assert all(
+        torch.equal(loaded[key], state[key]) and loaded[key].dtype == state[key].dtype for key in state
+    )
+    timm.create_model('resnest14d', checkpoint_path=str(back))
+    certificate = json.loads(back.with_name(back.name + '.json').read_text())
+    assert certificate['source']['file'] == 'net.pth'
+    assert set(certificate['arrays']) == set(state)
+
+
+def test_mmpretrain_and_back(file: Path, state: State) -> None:
+    mm = file.with_name('mm.pth')
+    run(file, '--out', mm, '--layout', 'mmpretrain')
+    keys = set(torch.load(mm))
+    assert {'backbone.stem.0.conv.weight', 'backbone.layer1.0.downsample.0.weight', 'head.fc.weight'} <= keys
+    run('--compare', mm, file)
+
+
+def test_torchvision_takes_plain_resnexts_only(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(state_of('resnext50_32x4d'), tmp_path / 'x.pth')
+    run(tmp_path / 'x.pth', '--out', tmp_path / 'tv.pth', '--layout', 'torchvision')
+    from torchvision.models import resnext50_32x4d
+
+    resnext50_32x4d().load_state_dict(torch.load(tmp_path / 'tv.pth'), strict=True)
+    run(file, '--out', tmp_path / 'no.pth', '--layout', 'torchvision', code=1)
+    assert 'torchvision has plain ResNeXts only' in capsys.readouterr().err
+    assert not (tmp_path / 'no.pth').exists()
+
+
+# --- work on the way
+
+
+def test_verify_is_printed_and_certified(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(file, '--out', file.with_name('net'), '--verify')
+    output = capsys.readouterr().out
+    for words in ('timm 1.0', 'layer1.0', 'layer4.0', 'fc', 'all within tolerance'):
+        assert words in output
+    certificate = json.loads((file.with_name('net') / 'certificate.json').read_text())
+    assert certificate['verification']['within'] is True
+    assert len(certificate['verification']['layers']) == 6
+
+
+def test_no_ema_takes_the_other_weights(state: State, tmp_path: Path) -> None:
+    content = timm_training_file('resnest14d', state)
+    content['state_dict'] = {k: t + 1 if t.is_floating_point() else t for k, t in state.items()}
+    torch.save(content, tmp_path / 'last.pth.tar')
+    run(tmp_path / 'last.pth.tar', '--out', tmp_path / 'trained', '--no-ema')
+    found = open_checkpoint(tmp_path / 'trained').state
+    np.testing.assert_array_equal(found['fc.bias'], state['fc.bias'].numpy() + 1)
+    assert any('state_dict' in note for note in weights.read_source(tmp_path / 'trained').notes)
+
+
+def test_folded_directories_load_and_give_the_same_logits(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, folded = file.with_name('plain'), file.with_name('folded')
+    run(file, '--out', plain)
+    run(file, '--out', folded, '--fold-bn', '--verify')
+    images = np.random.default_rng(0).normal(size=(2, 64, 64, 3)).astype(np.float32)
+    logits = []
+    for directory in (plain, folded):
+        model, variables = flaxnets.load(directory)
+        logits.append(np.asarray(jax.jit(model.apply)(variables, images)))
+    assert np.abs(logits[0] - logits[1]).max() <= 1e-4 * np.abs(logits[0]).max()
+    assert 'batch_stats' not in variables
+    run(folded, '--out', file.with_name('back.pth'), code=1)
+    assert 'no PyTorch net takes them' in capsys.readouterr().err
+    run(folded, '--out', file.with_name('again'), '--fold-bn', code=1)
+    assert 'folded already' in capsys.readouterr().err
+
+
+def test_drop_head_and_dtype(file: Path) -> None:
+    run(
+        file, '--out', file.with_name('net'), '--drop-head', '--dtype', 'bfloat16', '--verify', code=DIFFERENT
+    )
+    model, variables = flaxnets.load(file.with_name('net'))
+    assert model.num_classes == 0 and 'fc' not in variables['params']
+    stored = weights.read_variables(file.with_name('net'))
+    assert stored['params']['conv1']['0']['kernel'].dtype.name == 'bfloat16'
+    assert stored['batch_stats']['bn1']['mean'].dtype.name == 'float32'
+
+
+def test_average(state: State, tmp_path: Path) -> None:
+    for i in range(3):
+        shifted = {k: t + i if t.is_floating_point() else t for k, t in state.items()}
+        torch.save(shifted, tmp_path / f'{i}.pth')
+    run('--average', *(tmp_path / f'{i}.pth' for i in range(3)), '--out', tmp_path / 'mean')
+    found = open_checkpoint(tmp_path / 'mean').state
+    np.testing.assert_allclose(found['fc.weight'], state['fc.weight'] + 1, rtol=1e-6)
+    assert weights.read_source(tmp_path / 'mean').notes == ('the mean of 0.pth, 1.pth, 2.pth',)
+
+
+def test_compare_names_the_blocks_that_differ(
+    file: Path, state: State, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run('--compare', file, file)
+    assert capsys.readouterr().out.endswith('equal\n')
+    other = dict(state)
+    other['layer3.0.bn3.bias'] = state['layer3.0.bn3.bias'] + 0.5
+    del other['fc.bias'], other['fc.weight']
+    torch.save(other, file.with_name('other.pth'))
+    run('--compare', file, file.with_name('other.pth'), code=DIFFERENT)
+    output = capsys.readouterr().out
+    assert 'only in the first: fc.bias' in output
+    line = next(line for line in output.splitlines() if line.strip().startswith('layer3.0'))
+    assert line.split()[1:4] == ['1', 'of', '33'] and '5.00e-01' in line
+    assert 'layer2.0' not in output and output.endswith('DIFFERENT\n')
+
+
+# --- recognition
+
+
+@pytest.mark.parametrize('name', ['resnest50d', 'resnest50_fast_2s1x64d'])
+def test_two_nets_of_equal_shapes_are_asked_for(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of(name, num_classes=3)
+    torch.save(state, tmp_path / 'net.pth')
+    torch.save(state, tmp_path / f'my_{name}_v2.pth')
+    run(tmp_path / 'net.pth', '--out', tmp_path / 'a', code=1)
+    error = capsys.readouterr().err
+    assert 'resnest50d' in error and 'resnest50_fast_2s1x64d' in error and '--model' in error
+    run(tmp_path / 'net.pth', '--out', tmp_path / 'a', '--model', name)
+    run(tmp_path / f'my_{name}_v2.pth', '--out', tmp_path / 'b')
+    assert weights.read_config(tmp_path / 'a').name == weights.read_config(tmp_path / 'b').name == name
+
+
+def test_other_heads_and_channels_are_recognised(tmp_path: Path) -> None:
+    torch.save(state_of('resnest14d', num_classes=5, in_chans=4), tmp_path / 'net.pth')
+    run(tmp_path / 'net.pth', '--out', tmp_path / 'net', '--verify')
+    config = weights.read_config(tmp_path / 'net')
+    assert (config.name, config.num_classes, config.in_chans) == ('resnest14d', 5, 4)
+
+
+def test_another_net_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(timm.create_model('resnet50').state_dict(), tmp_path / 'net.pth')
+    run(tmp_path / 'net.pth', '--out', tmp_path / 'net', code=1)
+    assert 'nearest' in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ['net.pth']
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [[], ['a', '--compare', 'b', 'c'], ['a', '--out', 'b', '--image', 'c'], ['a', '--dtype', 'int8']],
+)
+def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as info:
+        main(arguments)
+    assert info.value.code == 2 and 'error:' in capsys.readouterr().err
+
+
+def test_out_is_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(file, code=1)
+    assert '--out is missing' in capsys.readouterr().err

@@ -1,0 +1,122 @@
+"""conv2d against torch's: values and both gradients, every form, every platform's program."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax import export, lax
+
+from flaxnets.convolution import conv2d
+
+# height, width, input channels per group, output channels per group, groups, kernel, stride, dilation
+SHAPES = [
+    (14, 14, 4, 4, 32, 3, 1, 1),  # ResNeXt 32x4d, its four stages
+    (15, 13, 8, 8, 32, 3, 2, 1),
+    (14, 14, 16, 16, 32, 3, 1, 1),
+    (7, 7, 32, 32, 32, 3, 2, 1),
+    (9, 11, 4, 4, 64, 3, 1, 2),  # dilated, as output_stride 16 and 8 make them
+    (9, 11, 6, 6, 64, 3, 1, 4),
+    (13, 13, 4, 4, 8, 3, 2, 1),  # Res2NeXt
+    (8, 8, 32, 64, 2, 3, 1, 1),  # ResNeSt: radix 2
+    (7, 9, 20, 40, 8, 3, 1, 1),  # radix 4, cardinality 2
+    (7, 7, 24, 24, 4, 3, 1, 1),
+    (10, 10, 1, 1, 48, 3, 1, 1),  # depthwise
+    (10, 10, 5, 3, 6, 5, 1, 1),  # no power of two
+    (9, 9, 16, 8, 1, 1, 1, 1),  # pointwise
+    (9, 8, 16, 8, 1, 1, 2, 1),
+    (1, 1, 20, 40, 2, 1, 1, 1),  # pointwise, grouped: the gate of split attention
+    (5, 5, 7, 3, 4, 1, 2, 1),
+    (31, 29, 3, 16, 1, 7, 2, 1),  # the stem
+]
+
+
+@pytest.mark.parametrize('batch', [1, 3])
+@pytest.mark.parametrize('shape', SHAPES, ids=str)
+def test_values_and_gradients_are_torchs(shape: tuple[int, ...], batch: int) -> None:
+    height, width, inputs, outputs, groups, k, stride, dilation = shape
+    padding = dilation * (k - 1) // 2
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, height, width, inputs * groups)).astype(np.float32)
+    kernel = rng.normal(size=(k, k, inputs, outputs * groups)).astype(np.float32)
+    geometry = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    y, pullback = jax.vjp(partial(conv2d, **geometry), jnp.asarray(x), jnp.asarray(kernel))
+    dy = rng.normal(size=y.shape).astype(np.float32)
+
+    a = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
+    b = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1))).requires_grad_()
+    expected = torch.nn.functional.conv2d(a, b, **geometry)
+    expected.backward(torch.from_numpy(dy.transpose(0, 3, 1, 2)))
+
+    near(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+    dx, dkernel = pullback(dy)
+    near(dx, a.grad.numpy().transpose(0, 2, 3, 1))
+    near(dkernel, b.grad.numpy().transpose(2, 3, 1, 0))
+
+
+def near(ours: Any, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
+    assert ours.shape == theirs.shape
+    assert np.abs(np.asarray(ours, np.float32) - theirs).max() <= tolerance * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+@pytest.mark.parametrize(
+    'shape', [(8, 8, 4, 4, 8, 3, 1, 1), (8, 8, 16, 8, 1, 1, 1, 1)], ids=['packed', 'pointwise']
+)
+def test_half_precision(shape: tuple[int, ...], dtype: str) -> None:
+    height, width, inputs, outputs, groups, k, _, _ = shape
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, height, width, inputs * groups)), dtype)
+    kernel = jnp.asarray(rng.normal(size=(k, k, inputs, outputs * groups)), dtype)
+    geometry = dict(padding=(k - 1) // 2, groups=groups)
+    y = conv2d(x, kernel, **geometry)
+    assert y.dtype == dtype
+    near(y, np.asarray(conv2d(x.astype('float32'), kernel.astype('float32'), **geometry)), 2e-2)
+
+
+GROUPED = partial(conv2d, padding=1, groups=8)
+
+
+def grouped_arguments() -> tuple[jax.Array, jax.Array]:
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(2, 6, 6, 32)), 'float32'), jnp.asarray(
+        rng.normal(size=(3, 3, 4, 32)), 'float32'
+    )
+
+
+def test_vmap_and_remat() -> None:
+    x, kernel = grouped_arguments()
+    xs = jnp.stack([x, 2 * x, -x])
+    np.testing.assert_allclose(
+        jax.vmap(GROUPED, (0, None))(xs, kernel)[1], GROUPED(2 * x, kernel), rtol=1e-4, atol=1e-4
+    )
+
+    def loss(f: Any) -> Any:
+        return jax.jit(jax.grad(lambda x, kernel: (f(x, kernel) ** 2).sum(), (0, 1)))
+
+    for a, b in zip(loss(GROUPED)(x, kernel), loss(jax.checkpoint(GROUPED))(x, kernel), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
+
+
+def test_accelerators_keep_the_native_form_and_cpus_do_not() -> None:
+    def program(platform: str) -> str:
+        return str(export.export(jax.jit(GROUPED), platforms=[platform])(*grouped_arguments()).mlir_module())
+
+    assert 'feature_group_count = 8' in program('tpu')
+    assert 'feature_group_count = 8' in program('cuda')
+    assert 'feature_group_count = 8' not in program('cpu')
+    assert program('cpu').count('stablehlo.convolution') == 2  # eight groups of four channels, four to a pack
+
+
+def test_one_export_serves_every_platform() -> None:
+    x, kernel = grouped_arguments()
+    exported = export.export(jax.jit(GROUPED), platforms=['cpu', 'tpu', 'cuda'])(x, kernel)
+    expected = lax.conv_general_dilated(
+        x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=8
+    )
+    near(exported.call(x, kernel), np.asarray(expected))
