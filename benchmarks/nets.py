@@ -113,7 +113,8 @@ def timm_run(name: str, what: str, options: argparse.Namespace) -> Run | None:
         return None
     if not timm.is_model(name):
         return None
-    net = timm.create_model(name).to(memory_format=torch.channels_last)
+    net: Any = timm.create_model(name)
+    net = net.to(memory_format=torch.channels_last)
     images = torch.from_numpy(images_of(options).transpose(0, 3, 1, 2)).contiguous(
         memory_format=torch.channels_last
     )

@@ -62,27 +62,28 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
         if not after or named not in (None, *after):
             name = named or found[0]
             raise FlaxnetsError(
-                f'It has the tensors of {name}, which pools before its split attention, but the names of '
-                f"{layout}'s ResNeSts, which pool after it. If it is {name} all the same, say so (--model {name})"
+                f'it has the tensors of {name}, which pools before its split attention, but the names of '
+                f"{layout}'s ResNeSts, which pool after it. If it is {name} all the same, say so "
+                f'(--model {name})'
             )
         found = after
     meant = found[0] if len(found) == 1 else named
     if meant is None:
         alike = len({replace(zoo.ARCHS[name], avd_first=False) for name in found}) == 1
+        why = (
+            'their tensors look alike, but they compute different things' if alike else 'tensors are missing'
+        )
         raise FlaxnetsError(
-            f'It may be {_some(found, "or")}: '
-            + (
-                'their tensors look alike, but they compute different things'
-                if alike
-                else 'tensors are missing'
-            )
-            + f'. Say which one it is, as with --model {found[0]}'
+            f'it may be {_some(found, "or")}: {why}. Say which one it is, as with --model {found[0]}'
         )
     return meant
 
 
 def contradiction(state: State, name: str) -> str | None:
-    """Why these tensors are not those of the net `name`, in one line; None if they may be.
+    """Why these tensors are not those of the net `name`; None if they may be.
+
+    Returns:
+      What differs and what they look like: 'layer3 has 23 blocks, not 6; ... it looks like resnest101e'.
 
     Raises:
       FlaxnetsError: the zoo has no such name.
@@ -93,8 +94,8 @@ def contradiction(state: State, name: str) -> str | None:
     if not differences:
         return None
     found = _candidates(traits)
-    looks = f'It looks like {_some(found, "or")}' if found else _unknown(state, traits)
-    return f'It is not {name}: {"; ".join(differences)}. {looks}'
+    looks = f'it looks like {_some(found, "or")}' if found else _unknown(state, traits)
+    return f'{"; ".join(differences)}; {looks}'
 
 
 def _candidates(traits: Traits) -> list[str]:
@@ -240,12 +241,12 @@ def _unknown(state: State, traits: Traits) -> str:
     if traits:
         nearest = min(zoo.ARCHS, key=lambda name: _distance(traits, zoo.ARCHS[name]))
         differences = '; '.join(_differences(traits, zoo.ARCHS[nearest]))
-        return f'It is none of these nets: the nearest is {nearest}, but {differences}'
+        return f'it is none of these nets: the nearest is {nearest}, but {differences}'
     inner = {name.partition('.')[0]: None for name in _blocks(state)[1]}
     if inner:
-        return f'It is none of these nets: its blocks are made of {_some(sorted(inner))}'
+        return f'it is none of these nets: its blocks are made of {_some(sorted(inner))}'
     held = f'starts with {_some(state)}' if state else 'is empty'
-    return f'It is none of these nets, which have blocks called layer1.0 and so on; it {held}'
+    return f'it is none of these nets, which have blocks called layer1.0 and so on; it {held}'
 
 
 def _distance(traits: Traits, arch: Arch) -> int:

@@ -1,9 +1,9 @@
 """Two-dimensional convolution, grouped or not, fast on every platform.
 
-XLA's grouped convolution (`feature_group_count`) is fast on GPUs and TPUs, which keep it. On CPUs it is slow
-forward and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as
-long as with the forms below. `lax.platform_dependent` chooses within one program, exports included, at no cost
-at run time. What was measured, on two AVX-512 cores, is told by `benchmarks/grouped_conv.py`.
+XLA's grouped convolution (`feature_group_count`) is fast on GPUs and TPUs, which keep it. On CPUs it is
+slow forward and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty
+times as long as with the forms below. `lax.platform_dependent` chooses within one program, exports
+included, at no cost at run time. `benchmarks/nets.py` measures both.
 """
 
 from __future__ import annotations
