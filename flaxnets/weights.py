@@ -2,10 +2,11 @@
 
     DIR/config.json        what the net is and how its images are prepared (`flaxnets.config.Config`)
     DIR/certificate.json   where the weights came from, the versions that wrote them, what a verification
-                           measured, and shape, dtype and SHA-256 of every array
+                           measured, shape, dtype and SHA-256 of every array, SHA-256 of every file
     DIR/variables/         the arrays, an Orbax checkpoint of {'params': ..., 'batch_stats': ...}
 
-Orbax commits a directory atomically but does not notice a flipped bit: the digests do.
+Orbax commits a directory atomically but does not notice a flipped bit. The files' digests do, and are
+checked before Orbax sees the files: it answers damage with pages of tracebacks.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -95,7 +97,8 @@ def save(
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(work / 'variables', arrays)
         described = {name: describe(array) for name, array in _flatten(arrays)}
-        write_json(work / 'certificate.json', certificate(source, described, verification))
+        document = {**certificate(source, described, verification), 'files': _digests(work / 'variables')}
+        write_json(work / 'certificate.json', document)
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
         os.chmod(work, 0o755)  # mkdtemp made it private
@@ -201,25 +204,30 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
     path = directory / 'certificate.json'
     document = _read_json(path)
     try:
-        expected = document['arrays']
-        targets = _targets(expected)
+        files, targets = document['files'], _targets(document['arrays'])
+        damaged = sorted(set(files.items()) ^ set(_digests(directory / 'variables').items()))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
+    if damaged:
+        names = ', '.join(dict.fromkeys(name for name, _ in damaged))
+        raise CheckpointError(f'{directory / "variables"}: damaged or incomplete: {names}')
     try:
         with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            variables = checkpointer.restore(directory / 'variables', targets)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-        raise CheckpointError(
-            f'{directory / "variables"}: cannot be read, damaged or incomplete: {error}'
-        ) from error
-    found = {name: describe(array) for name, array in _flatten(variables)}
-    damaged = [name for name in expected if found.get(name) != expected[name]]
-    if damaged:
-        raise CheckpointError(
-            f'{directory}: {len(damaged)} arrays are not those that were written (damaged on disk): '
-            f'{", ".join(damaged)}'
-        )
-    return variables
+            return checkpointer.restore(directory / 'variables', targets)
+    except Exception as error:  # Orbax and TensorStore raise many kinds
+        raise CheckpointError(f'{directory / "variables"}: cannot be read: {error}') from error
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in it."""
+
+    def digest(path: Path) -> str:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+
+    paths = sorted(path for path in folder.rglob('*') if path.is_file())
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
+        return {str(p.relative_to(folder)): d for p, d in zip(paths, pool.map(digest, paths), strict=True)}
 
 
 def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:

@@ -122,15 +122,22 @@ def test_predictions_for_people(capsys: pytest.CaptureFixture[str], photo: Path,
     assert sum(float(line.split('%')[0]) for line in lines[1:4]) == pytest.approx(100, abs=0.02)
 
 
-def test_predict_refuses(capsys: pytest.CaptureFixture[str], photo: Path, file: Path, tmp_path: Path) -> None:
+def test_predict_refuses(
+    capsys: pytest.CaptureFixture[str],
+    photo: Path,
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def words(*arguments: Any) -> str:
         return refused(capsys, ['predict', *map(str, arguments)])
 
     assert 'nowhere.jpg' in words('nowhere.jpg', '--model', file, '--arch', NET)
     assert 'net.pth' in words(file, '--model', file, '--arch', NET)
-    assert 'which net' in words(photo, '--model', file)
     assert 'nowhere: no such file' in words(photo, '--model', 'nowhere')
     assert '--topk 0' in words(photo, '--model', file, '--arch', NET, '--topk', 0)
+    monkeypatch.setenv('FLAXNETS_OFFLINE', '1')
+    monkeypatch.setenv('FLAXNETS_HOME', str(tmp_path))
     assert 'resnest50-528c19ca.pth' in words(photo, '--model', 'resnest50d')
     headless = build(zoo.ARCHS[NET], 0)
     weights.save(

@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,11 @@ def test_a_server_that_does_not_answer(
     server: Server, publish: Publish, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(web, 'TIMEOUT', 0.3)
-    server.routes['/' + NAME] = [lambda handler: handler.server.closing.wait(20) and None]
+
+    def say_nothing(handler: Handler) -> None:
+        handler.server.closing.wait(20)
+
+    server.routes['/' + NAME] = [say_nothing]
     publish(f'{server.url}/{NAME}')
     with pytest.raises(FlaxnetsError, match=r'nothing came for 0\.3 s'):
         fetch('net')
@@ -315,7 +320,7 @@ def test_https_is_not_left(server: Server, publish: Publish, monkeypatch: pytest
 
     class Pretended(urllib.request.HTTPSHandler):
         def https_open(self, req: urllib.request.Request) -> Any:
-            headers = web.Message()
+            headers = Message()
             headers['Location'] = f'{server.url}/x.pth'
             return self.parent.error('http', req, io.BytesIO(), 302, 'Found', headers)
 

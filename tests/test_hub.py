@@ -7,6 +7,7 @@ import io
 import json
 import urllib.request
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from file_server import (
 from timm.data import resolve_data_config
 from timm.models._hub import load_model_config_from_path, save_for_hf
 
-from convert import web
 from convert.fetch import fetch, home
 from convert.hub import HubConfig, is_hub_folder, read_hub_config, read_hub_folder
 from convert.safetensors_file import read_safetensors
@@ -127,15 +127,14 @@ def test_the_token_goes_to_the_hub_and_nowhere_else(
 
 
 def test_the_default_hub_is_the_only_place_for_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    asked: list[urllib.request.Request] = []
+
+    def answer(self: urllib.request.HTTPSHandler, req: urllib.request.Request) -> Any:
+        asked.append(req)
+        return self.parent.error('http', req, io.BytesIO(), 404, 'Not Found', Message())
+
     monkeypatch.setenv('HF_TOKEN', 'hf_secret')
-    monkeypatch.setattr(
-        urllib.request.HTTPSHandler,
-        'https_open',
-        lambda self, req: (
-            asked.append(req) or self.parent.error('http', req, io.BytesIO(), 404, 'Not Found', web.Message())
-        ),
-    )
+    monkeypatch.setattr(urllib.request.HTTPSHandler, 'https_open', answer)
     urls = [
         'https://huggingface.co/a/b/resolve/main/x.pth',
         'https://huggingface.co.evil.org/x.pth',

@@ -45,7 +45,9 @@ def compare(name: str, height: int, width: int, **options: Any) -> None:
     )
     with torch.no_grad():
         last, maps = reference.forward_intermediates(images)
-        expected = [*(m.permute(0, 2, 3, 1) for m in maps), reference.forward_head(last)]
+        expected = [
+            t.permute(0, 2, 3, 1) if t.ndim == 4 else t for t in (*maps, reference.forward_head(last))
+        ]
     found = jax.jit(lambda v, x: _outputs(model, v, x))(variables, images.permute(0, 2, 3, 1).numpy())
     assert len(found) == len(expected) == 6
     for what, ours, theirs in zip(['stem', *'1234', 'head'], found, expected, strict=True):
