@@ -139,7 +139,7 @@ def _traits(state: State) -> Traits:
     layers = {name.partition('.')[0] for name in inner} - _KINDS[kind][2] - ({'se'} if gated else set())
     traits: Traits = {
         'block': kind,
-        'extra': ' and '.join(sorted(layers)),
+        'extra': _some(sorted(layers)) if layers else '',
         'layers': tuple(len(blocks[stage]) for stage in _STAGES),
         'se': gated,
     }

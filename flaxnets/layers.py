@@ -220,11 +220,6 @@ class DropBlock(nn.Module):
         return x * (keep * (keep.size / jnp.maximum(keep.sum(), 1.0))).astype(x.dtype)
 
 
-def max_pool_stem(x: Array) -> Array:
-    """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H/2), ceil(W/2), C]."""
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
-
-
 def avg_pool_3x3(x: Array, stride: int) -> Array:
     """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
     return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))

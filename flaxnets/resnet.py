@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from flaxnets.blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
 from flaxnets.config import Arch
+from flaxnets.convolution import max_pool_3x3
 from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import (
     GLOBAL_POOLS,
@@ -24,7 +25,6 @@ from flaxnets.layers import (
     MakeNorm,
     conv_and_norm,
     global_pool,
-    max_pool_stem,
     torch_uniform,
 )
 
@@ -146,7 +146,7 @@ class ResNet(nn.Module):
         x = x.astype(self.dtype)
         x = self.conv1(x, train) if self.arch.deep_stem else self.conv1(x)
         maps = [relu(self.bn1(x, train))]
-        x = max_pool_stem(maps[0]) if upto else x
+        x = max_pool_3x3(maps[0]) if upto else x
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:upto]:
             x = stage(x, train)
             maps.append(x)

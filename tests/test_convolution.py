@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from jax import export, lax
 
-from flaxnets.convolution import conv2d
+from flaxnets.convolution import conv2d, max_pool_3x3
 
 # height, width, input channels per group, output channels per group, groups, kernel, stride, dilation
 SHAPES = [
@@ -120,3 +121,45 @@ def test_one_export_serves_every_platform() -> None:
         x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'), feature_group_count=8
     )
     near(exported.call(x, kernel), np.asarray(expected))
+
+
+@pytest.mark.parametrize('height, width', [(1, 1), (2, 3), (7, 8), (12, 12)])
+def test_max_pool_and_its_gradient_are_torchs(height: int, width: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(-1, 2, (2, height, width, 5)).astype(np.float32)  # ties everywhere
+    y, pullback = jax.vjp(max_pool_3x3, jnp.asarray(x))
+    dy = rng.normal(size=y.shape).astype(np.float32)
+    a = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
+    expected = torch.nn.functional.max_pool2d(a, 3, 2, 1)
+    expected.backward(torch.from_numpy(dy.transpose(0, 3, 1, 2)))
+    np.testing.assert_array_equal(y, expected.detach().numpy().transpose(0, 2, 3, 1))
+    near(pullback(dy)[0], a.grad.numpy().transpose(0, 2, 3, 1))
+
+
+def test_the_other_form_of_the_max_pool_is_the_same() -> None:
+    x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 5)), 'float32')
+    exported = export.export(jax.jit(max_pool_3x3), platforms=['tpu'])(x)
+    assert 'reduce_window' in str(exported.mlir_module())
+    expected = lax.reduce_window(
+        x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    )
+    np.testing.assert_array_equal(max_pool_3x3(x), expected)
+
+
+@pytest.mark.parametrize('nest', [lambda f: f, jax.jit, jax.checkpoint], ids=['plain', 'jit', 'remat'])
+def test_gradients_are_compiled_to_convolutions_that_a_cpu_runs_fast(nest: Any) -> None:
+    """All in the one layout that has a fast form, none grouped (see `_by_platform`)."""
+    x, kernel = grouped_arguments()
+    loss = jax.jit(
+        jax.grad(lambda x, kernel: nest(lambda x, k: max_pool_3x3(GROUPED(x, k)))(x, kernel).sum())
+    )
+    program = loss.lower(x, kernel).compile().as_text()
+    layouts = re.findall(r' convolution\(.*dim_labels=(\S+?),', program)
+    assert layouts and set(layouts) == {'b01f_01io->b01f'}
+    assert 'feature_group_count=8' not in program
+
+
+def test_forward_mode() -> None:
+    x, kernel = grouped_arguments()
+    _, tangent = jax.jvp(GROUPED, (x, kernel), (x, jnp.zeros_like(kernel)))
+    np.testing.assert_allclose(tangent, GROUPED(x, kernel), rtol=1e-5, atol=1e-5)
