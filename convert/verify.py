@@ -110,9 +110,9 @@ def _flax_outputs(variables: Any, images: np.ndarray, config: Config) -> dict[st
         _, changed = model.apply(variables, images, capture_intermediates=wanted, mutable=['intermediates'])
         return changed['intermediates']
 
-    return {
-        name.removesuffix('.__call__'): np.asarray(output) for name, output in _flatten(run(exact, images))
-    }
+    with jax.default_matmul_precision('highest'):  # accelerators would do with less
+        outputs = run(exact, images)
+    return {name.removesuffix('.__call__'): np.asarray(output) for name, output in _flatten(outputs)}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:

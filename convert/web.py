@@ -74,7 +74,7 @@ def check_url(url: str) -> None:
         raise Unavailable(f'not a URL: {error}') from error
     if parts.scheme != 'https' and not (parts.scheme == 'http' and parts.hostname in _LOOPBACK):
         raise Unavailable(f'{parts.scheme}: is not fetched from, only https')
-    if parts.username is not None or parts.password is not None:
+    if '@' in parts.netloc:
         raise Unavailable('user names and passwords in URLs are not supported')
     if not sound:
         raise Unavailable('not a URL of a file')
@@ -106,8 +106,7 @@ def open_url(request: Request, headers: dict[str, str]) -> tuple[http.client.HTT
         redirects,
     ):
         opener.add_handler(handler)
-    headers = {'User-Agent': f'flaxnets/{VERSION}', 'Accept-Encoding': 'identity', **headers}
-    asked = urllib.request.Request(request.url, headers=headers)
+    asked = urllib.request.Request(request.url, headers={'User-Agent': f'flaxnets/{VERSION}', **headers})
     _authorise(asked, request)
     response = cast(http.client.HTTPResponse, opener.open(asked, timeout=TIMEOUT))
     redirects.note(response.url, response.headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from flaxnets.config import Arch
 
 State = dict[str, np.ndarray]
 
-BLOCKS = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
+BLOCKS: dict[str, Any] = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
 
 SMALL = {
     'resnext': Arch('resnext', (1, 1, 1, 2), 4, 4),
@@ -43,14 +44,14 @@ def as_shapes(state: Mapping[str, torch.Tensor]) -> State:
 def small_net(kind: str) -> torch.nn.Module:
     """timm's net of `SMALL[kind]` with 5 classes and random numbers everywhere."""
     arch = SMALL[kind]
-    block_args = {}
+    block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
         block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
     if arch.se:
         block_args = dict(attn_layer='se')
     net = ResNet(
         BLOCKS[arch.block],
-        list(arch.layers),
+        arch.layers,
         num_classes=5,
         cardinality=arch.cardinality,
         base_width=arch.base_width,

@@ -99,6 +99,25 @@ def test_a_file_that_changes_meanwhile_is_fetched_anew(server: Server) -> None:
     assert path.read_bytes() == changed and server.seen[1][1]['if-range'] == '"v1"'
 
 
+def test_another_part_than_the_one_asked_for_is_not_taken(server: Server) -> None:
+    wrong = send(CONTENT[500:], 206, headers={'Content-Range': f'bytes 500-2999999/{len(CONTENT)}'})
+    server.routes['/a.pth'] = [send(cut=1000, etag='"v1"'), wrong, send()]
+    assert fetch(f'{server.url}/a.pth').read_bytes() == CONTENT
+    assert [headers.get('range') for _, headers in server.seen] == [None, 'bytes=1000-', None]
+
+
+def test_a_server_that_hangs_up_is_asked_again_if_it_has_answered_before(server: Server) -> None:
+    def hang_up(handler: Handler) -> None:
+        pass
+
+    server.routes['/a.pth'] = [send(cut=1000), hang_up, send()]
+    assert fetch(f'{server.url}/a.pth').read_bytes() == CONTENT
+    server.routes['/b.pth'] = [hang_up]
+    with pytest.raises(FlaxnetsError, match='closed connection without response'):
+        fetch(f'{server.url}/b.pth')
+    assert len(server.seen) == 4
+
+
 def test_breaks_without_end_end(server: Server, publish: Publish) -> None:
     server.routes['/' + NAME] = [send(cut=1000)]
     path = publish(f'{server.url}/{NAME}')
@@ -181,9 +200,46 @@ def test_two_processes_and_four_threads_fetch_one_file_once(server: Server) -> N
     assert len(server.seen) == 1 and fetch(url).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize('headers', [{'Content-Type': 'text/html; charset=utf-8'}, {}])
-def test_a_web_page_is_told_from_a_file(server: Server, publish: Publish, headers: dict[str, str]) -> None:
-    page = send(b'\n<!DOCTYPE html><title>Sign in</title>', headers=headers)
+def test_who_waits_for_a_download_that_fails_has_a_file_of_its_own(server: Server) -> None:
+    """The first to fail removes its empty file, which the second has open already."""
+    go = threading.Event()
+
+    def missing(handler: Handler) -> None:
+        go.wait(30)
+        send(b'', 404)(handler)
+
+    server.routes['/a.pth'] = [missing, send()]
+    url = f'{server.url}/a.pth'
+    failed: list[str] = []
+
+    def try_to() -> None:
+        try:
+            fetch(url)
+        except FlaxnetsError as error:
+            failed.append(str(error))
+
+    threads = [threading.Thread(target=try_to) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)  # until both have opened it
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert len(failed) == 1 and 'HTTP 404' in failed[0]
+    assert fetch(url).read_bytes() == CONTENT and len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ('content', 'headers'),
+    [
+        (b'\n<!DOCTYPE html><title>Sign in</title>', {}),
+        (b'Sign in', {'Content-Type': 'text/html; charset=utf-8'}),
+    ],
+)
+def test_a_web_page_is_told_from_a_file(
+    server: Server, publish: Publish, content: bytes, headers: dict[str, str]
+) -> None:
+    page = send(content, headers=headers)
     server.routes |= {f'/{NAME}': [page], '/a.pth': [page]}
     path = publish(f'{server.url}/{NAME}')
     for name in ('net', f'{server.url}/a.pth'):

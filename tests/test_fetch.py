@@ -28,6 +28,7 @@ from convert import fetch as fetching
 from convert import web
 from convert.fetch import fetch, home
 from flaxnets import zoo
+from flaxnets.config import Weights
 from flaxnets.errors import FlaxnetsError
 
 
@@ -183,15 +184,22 @@ def test_names_that_mean_nothing(url: str, match: str) -> None:
     assert not home().exists()
 
 
-def test_a_strangers_file_does_not_pass_for_a_published_one(server: Server) -> None:
+def test_a_strangers_file_does_not_pass_for_a_published_one(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eight digits of a hash can be forged: only the publishers' own URLs lead to the published name."""
     server.routes['/' + NAME] = [send()]
+    row = Weights('resnest50d', 'test', urls=(f'https://publisher.org/{NAME}',), sha256=SHA256[:8])
+    monkeypatch.setattr(zoo, 'find_file', lambda name: row if name == NAME else None)
     path = fetch(f'{server.url}/{NAME}')
     assert path.name == NAME and path.parent.parent == home() / 'files' / 'url'
     assert os.listdir(path.parent) == [NAME]
     server.routes[f'/x/{NAME}'] = [send(b'something else')]
     with pytest.raises(FlaxnetsError, match=f'not {SHA256[:8]}'):
         fetch(f'{server.url}/x/{NAME}')
+    path = home() / 'files' / NAME
+    path.write_bytes(CONTENT)
+    assert fetch(row.urls[0]) == path
     server.routes['/net-20240131.pth'] = [send()]  # a date, not a hash
     assert fetch(f'{server.url}/net-20240131.pth').read_bytes() == CONTENT
 
