@@ -14,12 +14,12 @@ import io
 import math
 import mmap
 import os
-import stat
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from convert.files import map_file
 from convert.pickles import Machine, shown
 from convert.pth_zip import Archive
 from convert.torch_names import NAMES, NumpyArray, Storage, Storages, Tensor
@@ -64,7 +64,7 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
         outside its storage. The message names the file.
     """
     where = os.fsdecode(path)
-    data = _map(where)
+    data = map_file(where)
     if data[:4] == b'PK\x03\x04':
         return _read_zip(data, where)
     if data[:1] == b'\x80':
@@ -102,20 +102,6 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             f"'state_dict': it holds {', '.join(wrong[:8])}{more}"
         )
     return saved
-
-
-def _map(where: str) -> mmap.mmap:
-    """The whole file, mapped read-only."""
-    try:
-        if not stat.S_ISREG(os.stat(where).st_mode):
-            kind = 'a directory' if os.path.isdir(where) else 'a device or pipe'
-            raise CheckpointError(f'{where}: is {kind}, not a file')
-        with open(where, 'rb') as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise CheckpointError(f'{where}: the file is empty: the download or save went wrong')
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise CheckpointError(f'{where}: cannot be read: {error.strerror}') from error
 
 
 def _lookalike(data: mmap.mmap) -> str:
