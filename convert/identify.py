@@ -106,9 +106,6 @@ def _named(hint: str | None, candidates: list[str]) -> str | None:
     """The candidate that the hint names, if it names one and has nothing of another's name."""
     if not hint:
         return None
-    published = zoo.find_file(re.split(r'[/\\]', hint)[-1])
-    if published:
-        return published.arch if published.arch in candidates else None
     text = hint.lower().replace('-', '_')
     aliases = {name: [n for n, arch in zoo.ARCH_ALIASES.items() if arch == name] for name in zoo.ARCHS}
     names = {n.lower(): name for name in zoo.ARCHS for n in (name, *aliases[name])}
@@ -178,7 +175,7 @@ def _widths(state: State, kind: str) -> Traits:
     if not found:
         return {}
     numbers = found.pop()
-    if found or any(number.denominator != 1 for number in numbers) or (kind == 'resnext' and numbers[2] != 1):
+    if found or any(number.denominator != 1 for number in numbers):
         return {'base_width': None}
     return dict(zip(('cardinality', 'base_width', 'scale', 'radix'), map(int, numbers), strict=True))
 

@@ -8,6 +8,7 @@ nothing. Everything else is as it is with real weights.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from convert.tree import to_state
 from flaxnets.predict import predict
 
 NET = 'resnest14d'
-PHOTO = Path(__file__).parent / 'cat.jpg'  # Chelsea, by Stefan van der Walt, public domain (CC0)
+PHOTO = Path(os.path.relpath(Path(__file__).parent / 'cat.jpg'))  # Chelsea, by Stefan van der Walt (CC0)
 
 
 def main() -> None:

@@ -98,8 +98,9 @@ def test_openmmlabs_resnests_pool_last() -> None:
         assert identify(state, 'resnest50.pth', layout=layout) == 'resnest50d'
         with pytest.raises(FlaxnetsError, match=f'resnest50_fast_2s1x64d, .*{layout}.*pool after'):
             identify(state, 'resnest50_fast_2s1x64d.pth', layout=layout)
-        with pytest.raises(FlaxnetsError, match='--model resnest50d_4s2x40d'):
-            identify(shapes('resnest50d_4s2x40d'), 'resnest50d_4s2x40d.pth', layout=layout)
+        for hint in (None, 'epoch_100.pth', 'resnest50d_4s2x40d.pth'):
+            with pytest.raises(FlaxnetsError, match='--model resnest50d_4s2x40d'):
+                identify(shapes('resnest50d_4s2x40d'), hint, layout=layout)
         assert identify(shapes('resnest101e'), layout=layout) == 'resnest101e'
         assert identify(shapes('res2net50d'), layout=layout) == 'res2net50d'
     with pytest.raises(FlaxnetsError):
@@ -219,6 +220,15 @@ def test_shapes_that_no_net_has(name: str, shape: np.ndarray) -> None:
                 assert len(str(error)) < 600
             else:
                 assert found == name, key
+
+
+def test_stages_that_do_not_go_together() -> None:
+    mixed = {
+        **shapes('resnext101_32x4d'),
+        **{key: tensor for key, tensor in shapes('resnext101_64x4d').items() if key.startswith('layer4')},
+    }
+    with pytest.raises(CheckpointError, match='widths that no such net has'):
+        identify(mixed)
 
 
 def test_names_that_are_made_to_hurt() -> None:
