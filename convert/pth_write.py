@@ -7,10 +7,8 @@ and one stored record `archive/data/<n>` for each, aligned to 64 bytes so that
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import secrets
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -19,6 +17,7 @@ from typing import IO
 
 import numpy as np
 
+from convert.files import written_whole
 from convert.pickles import shown
 from convert.torch_names import STORAGE_DTYPES
 from flaxnets.errors import FlaxnetsError
@@ -45,19 +44,8 @@ def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -
     """
     target = Path(path)
     _check(target, tensors)
-    temporary = target.with_name(f'.{secrets.token_hex(8)}.tmp')
-    try:
-        with temporary.open('xb') as file:
-            _write(file, tensors)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise FlaxnetsError(f'{target}: cannot be written: {error.strerror or error}') from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-    _sync_directory(target.parent)
+    with written_whole(target) as file:
+        _write(file, tensors)
 
 
 def _check(target: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -97,16 +85,6 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> No
     padding = -start % _ALIGNMENT
     entry.extra = b'FB' + struct.pack('<H', padding) + b'Z' * padding  # the tag PyTorch uses
     archive.writestr(entry, content)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes the renaming itself survive a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _pickled(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
