@@ -95,6 +95,9 @@ def _convert(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     out = options.out or _own_place(options)
     conversion.check_out(out, options.format, options.force)
+    for source in options.average or [options.source]:
+        if Path(source).exists() and Path(out).resolve() in Path(source).resolve().parents:
+            raise FlaxnetsError(f'{source} is inside {out}, which would be overwritten; choose another --out')
     if options.average:
         sources = [_open(source, options) for source in options.average]
         checkpoint = conversion.averaged(sources)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from flaxnets.atomic import remove, work_path
 from flaxnets.errors import CheckpointError, FlaxnetsError
 
 
@@ -49,7 +49,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
       FlaxnetsError: the file cannot be written (no such directory, no space left).
     """
     target = Path(path)
-    temporary = target.with_name(f'.{secrets.token_hex(8)}.tmp')
+    temporary = work_path(target)
     try:
         with temporary.open('xb') as file:
             yield file
@@ -59,8 +59,7 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise FlaxnetsError(f'{target}: cannot be written: {error.strerror or error}') from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        remove(temporary)
     sync_directory(target.parent)
 
 

@@ -17,7 +17,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flaxnets.atomic import remove, work_path
 from flaxnets.config import Config, config_from_json, to_json
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
@@ -88,26 +88,43 @@ def save(
     directory = Path(directory).absolute()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
-        # Beside the target, so that the last step is a rename within one file system.
-        work = Path(tempfile.mkdtemp(prefix=f'.{directory.name}.', dir=directory.parent))
+        work = work_path(directory)
+        work.mkdir()
     except OSError as error:
         raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
     try:
         arrays = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf), dict(variables))
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(work / 'variables', arrays)
+        _check_space(work, arrays)
+        _save_arrays(work / 'variables', arrays)
         described = {name: describe(array) for name, array in _flatten(arrays)}
         document = {**certificate(source, described, verification), 'files': _digests(work / 'variables')}
         write_json(work / 'certificate.json', document)
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
-        os.chmod(work, 0o755)  # mkdtemp made it private
         _replace(directory, work)
     except OSError as error:
         raise CheckpointError(f'{directory}: cannot be written: {error.strerror or error}') from error
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        remove(work)
     return directory
+
+
+def _check_space(folder: Path, arrays: Variables) -> None:
+    """Asked beforehand, because Orbax answers a disk that fills up with pages of tracebacks."""
+    needed = sum(array.nbytes for _, array in _flatten(arrays))
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
+
+
+def _save_arrays(folder: Path, arrays: Variables) -> None:
+    try:
+        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(folder, arrays)
+    except OSError:
+        raise
+    except Exception as error:  # TensorStore raises ValueError for a full disk
+        raise OSError(str(error)) from error
 
 
 def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
@@ -129,14 +146,14 @@ def _replace(directory: Path, work: Path) -> None:
     if not directory.exists():
         work.rename(directory)
         return
-    old = work.with_name(work.name + '.old')
+    old = work.with_suffix('.old')  # not a name that a later run would tidy away
     directory.rename(old)
     try:
         work.rename(directory)
     except BaseException:
         old.rename(directory)
         raise
-    shutil.rmtree(old)
+    remove(old)
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
@@ -337,12 +354,12 @@ def _read_json(path: Path) -> Any:
 
 
 class _quiet_orbax:
-    """Orbax logs warnings about multi-host set-ups that do not concern a single directory of weights."""
+    """Silences what Orbax logs: warnings that concern several hosts, and the failures that it raises too."""
 
     def __enter__(self) -> None:
         self.logger = logging.getLogger('absl')
         self.level = self.logger.level
-        self.logger.setLevel(logging.ERROR)
+        self.logger.setLevel(logging.CRITICAL)
 
     def __exit__(self, *_: object) -> None:
         self.logger.setLevel(self.level)

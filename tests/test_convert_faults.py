@@ -1,0 +1,260 @@
+"""The converter under faults: killed, out of space, given damage. `FLAXNETS_FAULTS=full` for full numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import numpy_state, randomise, timm_net
+
+from convert.__main__ import main
+from convert.conversion import open_checkpoint
+from convert.pth import read_state_dict
+from convert.pth_write import write_pth
+from convert.safetensors_file import write_safetensors
+from flaxnets import weights
+from flaxnets.atomic import work_path
+from flaxnets.errors import FlaxnetsError
+
+pytestmark = pytest.mark.fault
+FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('faults') / 'net.pth'
+    write_pth(path, numpy_state(randomise(timm_net('resnest14d'))))
+    return path
+
+
+def start(*arguments: object, program: str = '') -> subprocess.Popen[str]:
+    """python -m convert in a process of its own, which says 'ready' once everything is imported."""
+    code = f"""
+import sys
+from convert.__main__ import main
+import jax
+print('ready', flush=True)
+{program}
+sys.exit(main(sys.argv[1:]))
+"""
+    command = [sys.executable, '-c', code, *map(str, arguments)]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+
+
+def until_ready(process: subprocess.Popen[str]) -> None:
+    assert process.stdout is not None and process.stdout.readline() == 'ready\n'
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
+
+
+@pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
+def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path, target: str) -> None:
+    out, rng = tmp_path / target, np.random.default_rng(0)
+    expected = read_state_dict(file)
+    outcomes = []
+    for _ in range(20 if FULL else 4):
+        process = start(file, '--out', out, '--force')
+        until_ready(process)
+        time.sleep(rng.uniform(0, 1.0))
+        process.kill()
+        process.communicate()
+        assert visible(tmp_path) in ([], [target], [target, target + '.json'])
+        outcomes.append(out.exists())
+        if out.exists():
+            found = open_checkpoint(out).state
+            assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    assert main([str(file), '--out', str(out), '--force']) == 0
+    left = [p.name for p in tmp_path.iterdir() if p.name.startswith('.') and p.name.endswith('.part')]
+    assert left == [], outcomes
+
+
+def test_interrupted_leaves_nothing(file: Path, tmp_path: Path) -> None:
+    # The interrupt comes while the arrays are being written.
+    program = """
+import os, signal
+from flaxnets import weights
+save = weights._save_arrays
+def interrupted(*arguments):
+    save(*arguments)
+    os.kill(os.getpid(), signal.SIGINT)
+weights._save_arrays = interrupted
+"""
+    process = start(file, '--out', tmp_path / 'net', program=program)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130 and 'nothing was written' in error and 'Traceback' not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
+def test_no_space_is_one_error_and_keeps_what_was_there(file: Path, tmp_path: Path, target: str) -> None:
+    out = tmp_path / target
+    assert main([str(file), '--out', str(out)]) == 0
+    before = open_checkpoint(out).source
+
+    one_megabyte = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+"""
+    process = start(file, '--out', out, '--force', program=one_megabyte)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 1
+    # TensorStore's threads may say more before.
+    assert error[error.index('error: /') :].startswith(f'error: {out}: cannot be written')
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith('.')] == []
+    assert open_checkpoint(out).source == before
+
+
+def test_too_little_space_is_said_beforehand(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
+    assert main([str(file), '--out', str(tmp_path / 'net')]) == 1
+    assert '43 MB are needed, 5 MB are free' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_inside_out_is_not_destroyed(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / 'net'
+    assert main([str(file), '--out', str(out)]) == 0
+    inside = out / 'inside.pth'
+    inside.write_bytes(file.read_bytes())
+    assert main([str(inside), '--out', str(out), '--force']) == 1
+    assert 'is inside' in capsys.readouterr().err and inside.exists()
+
+
+@pytest.mark.parametrize('kind', ['net', 'net.pth'])
+def test_a_source_may_be_replaced_by_itself(file: Path, tmp_path: Path, kind: str) -> None:
+    source = tmp_path / kind
+    assert main([str(file), '--out', str(source)]) == 0
+    assert main([str(source), '--out', str(source)]) == 1
+    assert main([str(source), '--out', str(source), '--force']) == 0
+    expected, found = read_state_dict(file), open_checkpoint(source).state
+    assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_stale_work_of_dead_processes_is_removed_and_of_living_ones_kept(tmp_path: Path) -> None:
+    target = tmp_path / 'net'
+    mine = work_path(target)
+    mine.mkdir()
+    dead = subprocess.Popen(['true'])
+    dead.wait()
+    stale = mine.with_name(mine.name.replace(f'.{os.getpid()}.', f'.{dead.pid}.'))
+    stale.mkdir()
+    elsewhere = stale.with_name(f'.net.another-host.{dead.pid}.00.part')
+    elsewhere.mkdir()
+    work_path(target)
+    assert mine.exists() and elsewhere.exists() and not stale.exists()
+
+
+# --- damage
+
+
+@pytest.mark.parametrize('kind', ['zip', 'legacy', 'safetensors'])
+def test_damaged_files_raise_nothing_but_our_own_error(file: Path, tmp_path: Path, kind: str) -> None:
+    """Headers overwritten, cut, repeated: opened as they were, or refused; a zip never with other values."""
+    small = {
+        key: t
+        for key, t in read_state_dict(file).items()
+        if key.startswith(('conv1', 'bn1', 'layer1.0.conv1'))
+    }
+    path = tmp_path / f'net.{"safetensors" if kind == "safetensors" else "pth"}'
+    if kind == 'safetensors':
+        write_safetensors(path, small)
+    else:
+        tensors = {key: torch.from_numpy(np.array(t)) for key, t in small.items()}
+        torch.save(tensors, path, _use_new_zipfile_serialization=kind == 'zip')
+    clean, rng = path.read_bytes(), np.random.default_rng(0)
+    opened = 0
+    for _ in range(3400 if FULL else 150):
+        damaged = bytearray(clean)
+        # Half of the damage where the structure is: at the start and at the end.
+        reach = len(clean) if rng.random() < 0.5 else 4000
+        where = int(rng.integers(min(reach, len(clean)))) * (1 if rng.random() < 0.5 else -1)
+        choice = rng.integers(4)
+        if choice == 0:
+            damaged[where] ^= 1 << int(rng.integers(8))
+        elif choice == 1:
+            damaged[where] = int(rng.integers(256))
+        elif choice == 2:
+            del damaged[where:]
+        else:
+            damaged[where:where] = rng.bytes(int(rng.integers(1, 9)))
+        path.write_bytes(damaged)
+        try:
+            found = open_checkpoint(path, 'resnest14d').state
+        except FlaxnetsError:
+            continue
+        opened += 1
+        if kind == 'zip':
+            assert all(np.array_equal(found[key], small[key]) for key in found)
+    assert opened < 3400
+
+
+def test_a_directory_s_json_may_hold_anything(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / 'net'
+    assert main([str(file), '--out', str(out)]) == 0
+    rng = np.random.default_rng(0)
+    for name in ('config.json', 'certificate.json'):
+        clean = (out / name).read_bytes()
+        for content in (
+            b'',
+            b'[]',
+            b'{}',
+            b'null',
+            b'\xff',
+            b'{"format": "flaxnets"}',
+            clean[: len(clean) // 2],
+        ):
+            (out / name).write_bytes(content)
+            with pytest.raises(FlaxnetsError):
+                open_checkpoint(out)
+        for _ in range(300 if FULL else 15):
+            damaged = bytearray(clean)
+            damaged[int(rng.integers(len(clean)))] = int(rng.integers(32, 127))
+            (out / name).write_bytes(damaged)
+            with contextlib.suppress(FlaxnetsError):
+                open_checkpoint(out)
+        (out / name).write_bytes(clean)
+    assert weights.read_config(out).name == 'resnest14d'
+
+
+def test_peak_memory(file: Path, tmp_path: Path) -> None:
+    """Under twice the file and 300 MB above what the imports take."""
+    program = 'import resource; before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss'
+    state = tmp_path / 'big.pth'
+    write_pth(state, numpy_state(timm_net('resnest50d')))
+    code = f"""
+import sys
+from convert.__main__ import main
+{program}
+assert main(sys.argv[1:]) == 0
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    command = [
+        sys.executable,
+        '-c',
+        code,
+        str(state),
+        '--model',
+        'resnest50d',
+        '--out',
+        str(tmp_path / 'net'),
+    ]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert int(result.stdout.splitlines()[-1]) < 2 * state.stat().st_size + 300e6
