@@ -47,9 +47,15 @@ _MMPRETRAIN_SHORTCUT = {
 }
 _DETECTOR = {'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head'}
 
+# Nets that give other numbers than those here with the same weights, though every name and shape agrees.
 _CADENE_POOL = (
     "the names are Cadene's (timm's legacy_seresnext50_32x4d and others), whose nets pool their stem with "
     'MaxPool2d(3, 2, ceil_mode=True), those here with padding=1: with these weights they give other numbers'
+)
+_MMDETECTION_RES2NET = (
+    "the names are those of mmdetection's Res2Net, which leaves out the average pool in the first block of "
+    'layer1 (mmpretrain and the authors have it): weights that were trained there give other numbers here. '
+    "The authors' own weights in its names (res2net101_v1d_26w_4s_mmdetv2) are right here"
 )
 
 
@@ -73,15 +79,15 @@ class Canonical:
     named: str | None = None
 
 
-def to_canonical(loaded: object, *, ema: bool = True, cadene_pool: bool = False) -> Canonical:
+def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False) -> Canonical:
     """The tensors of a checkpoint under timm's names, whoever wrote it.
 
     Args:
       loaded: what `convert.pth.read_pth` or a safetensors file gives: a state dict, bare or within a
         training file.
       ema: of a training file that holds both, take the averaged weights rather than those as trained.
-      cadene_pool: accept Cadene's names, although his nets pool their stem differently from those here,
-        so that the weights will compute something else than they did.
+      approximate: accept weights of a net known to compute something else than the one here that has the
+        same tensors (Cadene's SENets, mmdetection's Res2Net, style='caffe'); `notes` then say so.
 
     Raises:
       CheckpointError: there is no state dict or no telling which; it holds other things than tensors;
@@ -92,10 +98,10 @@ def to_canonical(loaded: object, *, ema: bool = True, cadene_pool: bool = False)
     names, beside, prefix = _split(_strip_wrappers(tensors, notes))
     head, beside = _head(beside, tensors)
     layout, translation = _publisher(names, head, beside, prefix)
-    if layout == 'cadene':
-        if not cadene_pool:
-            raise CheckpointError(_CADENE_POOL)
-        notes.append(_CADENE_POOL)
+    differences = [*saved.differences, *_differences(layout, names)]
+    if differences and not approximate:
+        raise CheckpointError('; '.join(differences))
+    notes += differences
     names = _translate(names | head, translation)
     _check_distinct(names | beside)
     if layout != 'canonical':
@@ -239,6 +245,15 @@ def _publisher(names: Names, head: Names, beside: Names, prefix: str) -> tuple[s
         if any('head.fc.' in name for name in head):
             return 'mmpretrain', {}
     return 'canonical', {}
+
+
+def _differences(layout: str, names: Names) -> list[str]:
+    """What makes the publisher's net compute something else than ours of the same tensors."""
+    if layout == 'cadene':
+        return [_CADENE_POOL]
+    if layout == 'mmdetection' and 'layer1.0.convs.0.weight' in names.values():
+        return [_MMDETECTION_RES2NET]
+    return []
 
 
 def _gates(layers: Iterable[str], gate: str) -> dict[str, str]:

@@ -41,12 +41,14 @@ class Unwrapped:
       notes: what was taken and what was left out, in words.
       classes: what the file gives as the names of its classes, unchecked; None if nothing.
       named: what the file calls its net, unchecked; None if nothing.
+      differences: what makes its net compute something else than those here, by its own configuration.
     """
 
     tensors: Tensors
     notes: tuple[str, ...] = ()
     classes: object = None
     named: str | None = None
+    differences: tuple[str, ...] = ()
 
 
 def unwrap(loaded: object, ema: bool) -> Unwrapped:
@@ -57,8 +59,7 @@ def unwrap(loaded: object, ema: bool) -> Unwrapped:
       ema: where there are both, take the averaged weights rather than those as trained.
 
     Raises:
-      CheckpointError: there is no state dict, or no telling which; it holds other things than tensors;
-        its configuration asks for a net that computes what none of those here does.
+      CheckpointError: there is no state dict, or no telling which; it holds other things than tensors.
     """
     if not isinstance(loaded, Mapping):
         raise CheckpointError(f'holds a {type(loaded).__name__}, not a state dict (name -> tensor)')
@@ -76,10 +77,13 @@ def unwrap(loaded: object, ema: bool) -> Unwrapped:
     tensors, notes = _without_mmcv_average(_checked(loaded[key], plain(key)), ema)
     meta = loaded.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
-    _check_geometry(meta)
     named = loaded.get('arch')
     return Unwrapped(
-        tensors, (took, *left_out, *notes), _classes(meta), named if isinstance(named, str) else None
+        tensors,
+        notes=(took, *left_out, *notes),
+        classes=_classes(meta),
+        named=named if isinstance(named, str) else None,
+        differences=_differences(meta),
     )
 
 
@@ -157,11 +161,14 @@ def _without_mmcv_average(tensors: Tensors, ema: bool) -> tuple[Tensors, tuple[s
     return kept, (note,)
 
 
-def _check_geometry(meta: Mapping[Any, Any]) -> None:
-    for pattern, option in _OTHER_GEOMETRY.items():
-        for config in (meta.get('cfg'), meta.get('config')):
-            if isinstance(config, str) and re.search(pattern, config):
-                raise CheckpointError(f'was trained with {option}, which none of the nets here computes')
+def _differences(meta: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Options of `_OTHER_GEOMETRY` in the configuration where mmengine (1.x) or mmcv (0.x) keeps it."""
+    configs = [text for text in (meta.get('cfg'), meta.get('config')) if isinstance(text, str)]
+    return tuple(
+        f'its configuration has {option}, which none of the nets here computes'
+        for pattern, option in _OTHER_GEOMETRY.items()
+        if any(re.search(pattern, text) for text in configs)
+    )
 
 
 def _classes(meta: Mapping[Any, Any]) -> object:

@@ -1,8 +1,9 @@
-"""State dicts for the tests of names: of every net of the zoo as shapes, of small nets with numbers."""
+"""State dicts for the tests of names: nets of the zoo as shapes, small nets with numbers, other layouts."""
 
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,9 +14,11 @@ from timm.models.res2net import Bottle2neck
 from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import Bottleneck, ResNet
 
+from convert.layouts import Canonical
 from flaxnets.config import Arch
 
 State = dict[str, np.ndarray]
+Saved = dict[str, Any]
 
 BLOCKS: dict[str, Any] = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
 
@@ -67,3 +70,56 @@ def small_net(kind: str) -> torch.nn.Module:
 def small(kind: str) -> Mapping[str, np.ndarray]:
     """The tensors of `small_net(kind)`; not to be changed."""
     return numpy_state(small_net(kind))
+
+
+def assert_is(found: Canonical, state: Mapping[str, np.ndarray]) -> None:
+    """The same names, and behind each the very same array: not a byte can have changed."""
+    assert set(found.state) == set(state)
+    assert all(found.state[name] is tensor for name, tensor in state.items())
+
+
+def prefixed(state: Mapping[str, np.ndarray], prefix: str) -> Saved:
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def added(state: Mapping[str, np.ndarray], number: int) -> Saved:
+    """Other numbers in as many new arrays."""
+    return {name: np.asarray(tensor + number) for name, tensor in state.items()}
+
+
+def renamed(state: Mapping[str, np.ndarray], *rules: tuple[str, str]) -> Saved:
+    def name(old: str) -> str:
+        for pattern, new in rules:
+            old, done = re.subn(pattern, new, old)
+            if done:
+                break
+        return old
+
+    return {name(old): tensor for old, tensor in state.items()}
+
+
+# What timm calls conv1.0, conv1.1, conv1.3, conv1.4, conv1.6, bn1 where the stem is deep.
+STEM = ['conv1.0', 'conv1.1', 'conv1.3', 'conv1.4', 'conv1.6', 'bn1']
+MMPRETRAIN_STEM = ['stem.0.conv', 'stem.0.bn', 'stem.1.conv', 'stem.1.bn', 'stem.2.conv', 'stem.2.bn']
+MMDETECTION_STEM = ['stem.0', 'stem.1', 'stem.3', 'stem.4', 'stem.6', 'stem.7']
+
+
+def as_mmpretrain(kind: str, state: Mapping[str, np.ndarray]) -> Saved:
+    rules = [(r'^fc\.', 'head.fc.')]
+    if SMALL[kind].deep_stem:
+        rules += [
+            (f'^{re.escape(a)}\\.', f'backbone.{b}.') for a, b in zip(STEM, MMPRETRAIN_STEM, strict=True)
+        ]
+    if kind in ('resnextd', 'resnest'):
+        rules += [
+            (rf'^layer1\.0\.downsample\.{i}\.', f'backbone.layer1.0.downsample.{i - 1}.') for i in (1, 2)
+        ]
+    rules += [(r'^(layer\d\.\d)\.se\.fc([12])\.', r'backbone.\1.se_layer.conv\2.conv.'), ('^', 'backbone.')]
+    return renamed(state, *rules)
+
+
+def as_mmdetection(kind: str, state: Mapping[str, np.ndarray]) -> Saved:
+    rules = []
+    if SMALL[kind].deep_stem:
+        rules = [(f'^{re.escape(a)}\\.', f'{b}.') for a, b in zip(STEM, MMDETECTION_STEM, strict=True)]
+    return {name: t for name, t in renamed(state, *rules).items() if not name.startswith('fc.')}
