@@ -62,6 +62,13 @@ def test_prefixes_are_stripped(prefix: str, notes: list[str]) -> None:
     assert found.notes == tuple(note.replace('N', str(len(state))) for note in notes)
 
 
+def test_one_tensor_with_and_without_a_wrapper() -> None:
+    anchor = 'layer1.0.conv1.weight'  # twice, but not for that two nets
+    saved = {**small('resnext'), f'module.{anchor}': small('resnext')[anchor]}
+    with pytest.raises(CheckpointError, match=f'both {anchor}: {anchor} and module.{anchor}; keep only one'):
+        to_canonical(saved)
+
+
 def test_blocks_compiled_on_their_own() -> None:
     state = small('resnext')
     found = to_canonical(renamed(state, (r'^(layer\d)\.', r'\1._orig_mod.')))
@@ -131,6 +138,13 @@ def test_mmpretrain(kind: str) -> None:
     assert found.layout == 'mmpretrain'
     assert f"renamed {len(state)} names from mmpretrain's" in found.notes
     assert_is(to_canonical(prefixed(mm, 'module.')), state)
+
+
+def test_buffers_of_the_data_preprocessor_are_left_out_and_said() -> None:
+    buffers = {f'data_preprocessor.{name}': np.ones((3, 1, 1)) for name in ('mean', 'std')}
+    found = to_canonical({**buffers, **as_mmpretrain('resnext', small('resnext'))})
+    assert_is(found, small('resnext'))
+    assert 'left out 2 tensors beside the net: data_preprocessor (2)' in found.notes
 
 
 @pytest.mark.parametrize('kind', SMALL)
