@@ -57,8 +57,8 @@ def main() -> None:
                     best[what] = [min(pair) for pair in zip(best.get(what, found), found, strict=True)]
             (ours, peak), (theirs, _) = best['convert'], best['plain']
             print(
-                f'{kind:7} {size / 1e6:.0f} MB: converted in {ours:.2f} s; torch.load and a copy {theirs:.2f}; '
-                f'ratio {ours / theirs:.2f}; peak memory {peak / size:.2f} x the file',
+                f'{kind:7} {size / 1e6:.0f} MB: converted in {ours:.2f} s, torch.load and a copy '
+                f'{theirs:.2f} s, ratio {ours / theirs:.2f}; peak memory {peak / size:.2f} x the file',
                 flush=True,
             )
 

@@ -80,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add('--image', metavar='FILE', help='what --verify shows the nets, in place of a random pattern')
     add('--no-ema', action='store_true', help='of a training file, take the weights that were not averaged')
+    add('--approximate', action='store_true', help='accept weights of a net that computes a little otherwise')
     add('--layout', choices=LAYOUTS, default='timm', help='names in a file that is written (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
     add('--drop-head', action='store_true', help='leave the classifier out')
@@ -141,7 +142,9 @@ def _own_place(options: argparse.Namespace) -> Path:
 
 
 def _open(source: str, options: argparse.Namespace) -> Checkpoint:
-    checkpoint = open_checkpoint(source, options.model, ema=not options.no_ema)
+    checkpoint = open_checkpoint(
+        source, options.model, ema=not options.no_ema, approximate=options.approximate
+    )
     _ = checkpoint.variables  # whatever does not fit is said before anything else is done
     return checkpoint
 

@@ -16,7 +16,7 @@ from convert import arithmetic
 from convert.fetch import fetch, home
 from convert.hub import HubConfig, is_hub_folder, read_hub_folder
 from convert.identify import contradiction, identify
-from convert.layouts import from_canonical, to_canonical
+from convert.layouts import Canonical, from_canonical, to_canonical
 from convert.pth import read_pth
 from convert.pth_write import write_pth
 from convert.safetensors_file import read_safetensors, write_safetensors
@@ -69,7 +69,12 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    source: str | os.PathLike[str], model: str | None = None, *, ema: bool = True, quiet: bool = False
+    source: str | os.PathLike[str],
+    model: str | None = None,
+    *,
+    ema: bool = True,
+    approximate: bool = False,
+    quiet: bool = False,
 ) -> Checkpoint:
     """Opens weights of any kind.
 
@@ -79,6 +84,7 @@ def open_checkpoint(
         which is downloaded once.
       model: the net's name. Without it the net is the published file's, or is identified from the tensors.
       ema: of a training file that holds both, take the averaged weights.
+      approximate: accept weights whose tensors fit, but whose own net computes something a little else.
       quiet: show no progress of a download.
 
     Raises:
@@ -93,7 +99,11 @@ def open_checkpoint(
         if not is_hub_folder(path):
             return _open_directory(path, model)
         path, hub = read_hub_folder(path)
-    return _open_file(path, model, ema=ema, published=published, hub=hub)
+    try:
+        found = to_canonical(_read(path), ema=ema, approximate=approximate)
+    except CheckpointError as error:
+        raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+    return _understood(path, found, model, published=published, hub=hub)
 
 
 def converted(source: str) -> Path:
@@ -143,13 +153,10 @@ def named(source: str) -> Weights | None:
         raise FlaxnetsError(f'{source}: no such file or directory, and {error}') from None
 
 
-def _open_file(
-    path: Path, model: str | None, *, ema: bool, published: Weights | None, hub: HubConfig | None
+def _understood(
+    path: Path, found: Canonical, model: str | None, *, published: Weights | None, hub: HubConfig | None
 ) -> Checkpoint:
-    try:
-        found = to_canonical(_read(path), ema=ema)
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+    """The checkpoint in a file: which net it is, and what is known of it."""
     digest = _sha256(path)
     _check_download(path, digest)
     published = published or _published(digest)
