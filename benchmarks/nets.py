@@ -38,12 +38,15 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=224, help='of the images, in pixels')
     parser.add_argument('--dtype', default='float32', help='of the computation')
     parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--only', choices=('forward', 'step'), help='one of the two jobs')
     parser.add_argument('--no-native', action='store_true', help="leave out XLA's own grouped convolutions")
     options = parser.parse_args()
     device = jax.devices()[0]
     print(f'{device.device_kind}, {device.platform}, jax {jax.__version__}, {options.dtype}')
     for name in options.nets:
         for what, make in (('forward', flax_forward), ('training step', flax_step)):
+            if options.only and not what.endswith(options.only):
+                continue
             print(f'\n{name}, {what}, batch {options.batch}, {options.size} px', flush=True)
             contestants = {'flaxnets': compiled(partial(make, name, options))}
             if not options.no_native:

@@ -1,7 +1,7 @@
 """Convolution, grouped or not, and the stem's max pool: equal to torch's, and fast on every platform.
 
 XLA's grouped convolution (`feature_group_count`) is fast on GPUs and TPUs, which keep it. On CPUs it is
-slow forward and has no fast weight gradient at all: a training step of ResNeXt-50 takes thirty to fifty
+slow forward and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty
 times as long as with the forms below. Nor has it a fast gradient of a max pool. `lax.platform_dependent`
 chooses within one program, exports included, at no cost at run time. `benchmarks/nets.py` measures both.
 """
@@ -84,7 +84,9 @@ def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     if stride > 1:
         x = x[:, ::stride, ::stride]
     if groups == 1:
-        return jnp.einsum('nhwc,co->nhwo', x, kernel[0, 0])
+        # Flattened, the gradient of the kernel contracts one dimension rather than three, for which XLA
+        # would transpose copies of whole maps: a quarter of a training step.
+        return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
     n, h, w, channels = x.shape
     x = x.reshape(n, h, w, groups, channels // groups)
     kernel = kernel.reshape(channels // groups, groups, -1)
