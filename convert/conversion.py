@@ -168,7 +168,7 @@ def _understood(
     num_classes = _length(found.state, 'fc.weight', axis=0, default=1000 if 'fc.bias' in found.state else 0)
     config = Config(
         name,
-        zoo.ARCHS[name],
+        zoo.NETS[name],
         preprocess,
         num_classes=num_classes,
         in_chans=_length(found.state, _first_weight(name), axis=1, default=3),
@@ -370,7 +370,7 @@ def _sha256(path: Path) -> str:
 
 
 def _first_weight(arch_name: str) -> str:
-    return 'conv1.0.weight' if zoo.ARCHS[arch_name].deep_stem else 'conv1.weight'
+    return 'conv1.0.weight' if zoo.NETS[arch_name].deep_stem else 'conv1.weight'
 
 
 def _length(state: State, name: str, axis: int, default: int) -> int:

@@ -17,9 +17,9 @@ import numpy as np
 
 from convert.pickles import shown
 from flaxnets import zoo
+from flaxnets.blocks import EXPANSION
 from flaxnets.config import Arch
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.resnet import PLANES
 
 State = Mapping[str, np.ndarray]
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits
@@ -35,7 +35,7 @@ _KINDS = {
 
 
 def identify(state: State, hint: str | None = None, *, layout: str | None = None) -> str:
-    """The architecture, a key of `flaxnets.zoo.ARCHS`, whose tensors these are.
+    """The architecture, a key of `flaxnets.zoo.NETS`, whose tensors these are.
 
     The number of classes and of input channels do not matter, nor do a missing classifier or a few
     missing tensors.
@@ -58,7 +58,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
         raise CheckpointError(_unknown(state, traits))
     named = _named(hint, found)
     if layout in _OPENMMLAB:
-        after = [name for name in found if not zoo.ARCHS[name].avd_first]
+        after = [name for name in found if not zoo.NETS[name].avd_first]
         if not after or named not in (None, *after):
             name = named or found[0]
             raise FlaxnetsError(
@@ -69,7 +69,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
         found = after
     meant = found[0] if len(found) == 1 else named
     if meant is None:
-        alike = len({replace(zoo.ARCHS[name], avd_first=False) for name in found}) == 1
+        alike = len({replace(zoo.NETS[name], avd_first=False) for name in found}) == 1
         why = (
             'their tensors look alike, but they compute different things' if alike else 'tensors are missing'
         )
@@ -90,7 +90,7 @@ def contradiction(state: State, name: str) -> str | None:
     """
     arch, _ = zoo.resolve(name)
     traits = _traits(state)
-    differences = _differences(traits, zoo.ARCHS[arch])
+    differences = _differences(traits, zoo.NETS[arch])
     if not differences:
         return None
     found = _candidates(traits)
@@ -99,7 +99,7 @@ def contradiction(state: State, name: str) -> str | None:
 
 
 def _candidates(traits: Traits) -> list[str]:
-    return [name for name, arch in zoo.ARCHS.items() if not _differences(traits, arch)]
+    return [name for name, arch in zoo.NETS.items() if not _differences(traits, arch)]
 
 
 def _named(hint: str | None, candidates: list[str]) -> str | None:
@@ -107,8 +107,8 @@ def _named(hint: str | None, candidates: list[str]) -> str | None:
     if not hint:
         return None
     text = hint.lower().replace('-', '_')
-    aliases = {name: [n for n, arch in zoo.ARCH_ALIASES.items() if arch == name] for name in zoo.ARCHS}
-    names = {n.lower(): name for name in zoo.ARCHS for n in (name, *aliases[name])}
+    aliases = {name: [n for n, arch in zoo.ARCH_ALIASES.items() if arch == name] for name in zoo.NETS}
+    names = {n.lower(): name for name in zoo.NETS for n in (name, *aliases[name])}
     longest = max((n for n in names if n in text), key=len, default=None)
     if longest is None or names[longest] not in candidates:
         return None
@@ -146,6 +146,8 @@ def _traits(state: State) -> Traits:
     for shortcut, pooled in (('layer2.0.downsample.0.weight', False), ('layer2.0.downsample.1.weight', True)):
         if _shape(state, shortcut):
             traits['avg_down'] = pooled
+    if shape := _shape(state, 'layer1.0.conv3.weight'):
+        traits['planes'] = shape[0] // EXPANSION
     return traits | _widths(state, kind)
 
 
@@ -163,7 +165,10 @@ def _blocks(state: State) -> tuple[dict[str, set[str]], set[str]]:
 def _widths(state: State, kind: str) -> Traits:
     """Groups, widths and splits of the 3x3 convolutions, if the stages agree about them."""
     found = set()
-    for stage, planes in zip(_STAGES, PLANES, strict=True):
+    closing = _shape(state, 'layer1.0.conv3.weight')
+    first = max(1, closing[0] // EXPANSION) if closing else 64
+    for i, stage in enumerate(_STAGES):
+        planes = first << i
         opening = _shape(state, f'{stage}.0.conv1.weight')
         middle = _shape(state, f'{stage}.0.{_KINDS[kind][1]}')
         if opening and middle:
@@ -224,6 +229,8 @@ def _difference(field: str, found: Any, wanted: Any) -> str:
             return f'its stem is {found} channels wide, not {wanted}'
         case 'avg_down':
             return 'its shortcuts pool' if found else 'its shortcuts do not pool'
+        case 'planes':
+            return f'its first stage makes {EXPANSION * found} channels, not {EXPANSION * wanted}'
         case 'base_width' if found is None:
             return 'its 3x3 convolutions have widths that no such net has'
         case 'base_width':
@@ -236,8 +243,8 @@ def _difference(field: str, found: Any, wanted: Any) -> str:
 def _unknown(state: State, traits: Traits) -> str:
     """What to say of tensors that are of none of the nets."""
     if traits:
-        nearest = min(zoo.ARCHS, key=lambda name: _distance(traits, zoo.ARCHS[name]))
-        differences = '; '.join(_differences(traits, zoo.ARCHS[nearest]))
+        nearest = min(zoo.NETS, key=lambda name: _distance(traits, zoo.NETS[name]))
+        differences = '; '.join(_differences(traits, zoo.NETS[nearest]))
         return f'it is none of these nets: the nearest is {nearest}, but {differences}'
     inner = {name.partition('.')[0]: None for name in _blocks(state)[1]}
     if inner:

@@ -156,7 +156,7 @@ def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
     Where timm does not list the net, it is built from timm's blocks.
 
     Args:
-      name: key of `flaxnets.zoo.ARCHS`.
+      name: key of `flaxnets.zoo.NETS`.
       **kwargs: `num_classes`, `in_chans` and further options of timm's `create_model`.
 
     Raises:
@@ -173,7 +173,7 @@ def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
     from timm.models.resnest import ResNestBottleneck
     from timm.models.resnet import Bottleneck, ResNet
 
-    arch = zoo.ARCHS[name]
+    arch = zoo.NETS[name]
     blocks = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
     block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
@@ -186,6 +186,7 @@ def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
         stem_type='deep' if arch.deep_stem else '',
         stem_width=arch.stem_width,
         avg_down=arch.avg_down,
+        channels=arch.stage_planes,
         block_args=block_args,
         **kwargs,
     )

@@ -63,7 +63,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _describe_arch(name: str) -> str:
-    arch = zoo.ARCHS[name]
+    arch = zoo.NETS[name]
     parts = [arch.block, '-'.join(map(str, arch.layers)), f'{arch.cardinality}x{arch.base_width}d']
     if arch.block == 'res2net':
         parts.append(f'scale {arch.scale}')

@@ -36,7 +36,7 @@ class Block(nn.Module):
 
     Attributes:
       arch: the architecture.
-      planes: 64, 128, 256 or 512 by stage; the block makes 4 * planes channels.
+      planes: of the block's stage, `Arch.stage_planes`; the block makes 4 * planes channels.
       stride: of the block; 2 in the first block of a stage that shrinks the map.
       dilation: of the block's 3x3 convolutions.
       pooled_shortcut: the shortcut's average pool is there (`avg_down` nets, where the stage shrinks or
@@ -55,7 +55,7 @@ class Block(nn.Module):
     pooled_shortcut: bool = False
     has_downsample: bool = False
     drop_path_rate: float = 0.0
-    drop_block_rate: float = 0.0
+    drop_block_rate: float | Array = 0.0
     zero_init_last: bool = True
     conv: MakeConv = Conv
     norm: MakeNorm = BatchNorm

@@ -38,6 +38,7 @@ class Arch:
       avg_down: the shortcut shrinks by average pooling before its 1x1 convolution.
       avd_first: ResNeSt shrinks by average pooling before, not after, the split attention.
       se: a squeeze-and-excitation gate (reduction 16) ends each ResNeXt block.
+      planes: of the first stage; each next stage has twice as many, and makes 4 * planes channels.
     """
 
     block: str
@@ -51,6 +52,7 @@ class Arch:
     avg_down: bool = False
     avd_first: bool = False
     se: bool = False
+    planes: int = 64
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,7 +60,7 @@ class Arch:
             problems.append(f'block={self.block!r} is not one of {", ".join(BLOCKS)}')
         if len(self.layers) != 4 or any(n < 1 for n in self.layers):
             problems.append(f'layers={self.layers!r} must be four positive numbers')
-        for field in ('cardinality', 'base_width', 'scale', 'radix', 'stem_width'):
+        for field in ('cardinality', 'base_width', 'scale', 'radix', 'stem_width', 'planes'):
             if getattr(self, field) < 1:
                 problems.append(f'{field}={getattr(self, field)!r} must be at least 1')
         for field, owner in (('scale', 'res2net'), ('radix', 'resnest')):
@@ -70,6 +72,11 @@ class Arch:
             problems.append("se=True is only built for block='resnext'")
         if problems:
             raise FlaxnetsError('not an architecture: ' + '; '.join(problems))
+
+    @property
+    def stage_planes(self) -> tuple[int, int, int, int]:
+        """Planes of the four stages."""
+        return self.planes, 2 * self.planes, 4 * self.planes, 8 * self.planes
 
     @property
     def stem_channels(self) -> int:

@@ -7,6 +7,7 @@ differently in training takes `train` as an argument of its call.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -88,8 +89,33 @@ class Conv(nn.Module):
         return y
 
 
+@dataclass(frozen=True)
+class Span:
+    """Over which images a BatchNorm takes its statistics in training: by default, those of its device.
+
+    A recipe's "32 images per GPU" is a property of the net that it trained. Where the devices hold more
+    images or fewer, these fields restore it; the running statistics then are the mean over the spans.
+
+    Attributes:
+      axis_name: mapped axis whose devices share their statistics; None keeps to the device.
+      device_groups: indices on that axis of the devices that share, in groups of one size; None: all share.
+      parts: the device's images are normalised in so many equal parts, each on its own.
+    """
+
+    axis_name: str | None = None
+    device_groups: tuple[tuple[int, ...], ...] | None = None
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        groups = self.device_groups
+        if self.parts < 1 or (self.parts > 1 and self.axis_name is not None):
+            raise FlaxnetsError(f'parts={self.parts!r} must be 1, or more within one device (no axis_name)')
+        if groups is not None and (self.axis_name is None or len({len(g) for g in groups}) != 1):
+            raise FlaxnetsError(f'device_groups={groups!r} must be of one size, on an axis with a name')
+
+
 class BatchNorm(nn.Module):
-    """`torch.nn.BatchNorm2d(C, eps=1e-5, momentum=0.1)`; with `axis_name`, `torch.nn.SyncBatchNorm`.
+    """`torch.nn.BatchNorm2d(C, eps=1e-5, momentum=0.1)`; with `span.axis_name`, `torch.nn.SyncBatchNorm`.
 
     The batch is normalised with its biased variance, and the running variance is updated with the
     unbiased one: Flax's own layer stores the biased one, and a net trained with it drifts from torch's.
@@ -97,13 +123,13 @@ class BatchNorm(nn.Module):
 
     Attributes:
       zero_scale: the scale starts at 0 instead of 1 (last normalisation of a residual branch).
-      axis_name: mapped axis over whose devices the batch statistics are taken in training.
+      span: the images that share statistics in training.
       dtype: of the result.
       param_dtype: of scale and bias.
     """
 
     zero_scale: bool = False
-    axis_name: str | None = None
+    span: Span = Span()
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -118,27 +144,39 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
         x = x.astype(exact)
-        if train:
+
+        def normalise(x: Array, mean: Array, var: Array) -> Array:
+            factor = scale.astype(exact) * lax.rsqrt(var + BN_EPSILON)
+            return (x * factor + (bias.astype(exact) - mean * factor)).astype(self.dtype)
+
+        def normalise_batch(x: Array) -> tuple[Array, Array, Array]:
             mean, var, count = self._batch_statistics(x)
-            if not self.is_initializing():
-                unbiased = var * (count / (count - 1))
-                running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
-                running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+            return normalise(x, mean, var), mean, var * (count / (count - 1))
+
+        if not train or self.is_initializing():
+            return normalise(x, running_mean.value, running_var.value)
+        parts = self.span.parts
+        if parts == 1:
+            y, mean, unbiased = normalise_batch(x)
         else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale.astype(exact) * lax.rsqrt(var + BN_EPSILON)
-        return (x * factor + (bias.astype(exact) - mean * factor)).astype(self.dtype)
+            if x.shape[0] % parts:
+                raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
+            y, means, variances = jax.vmap(normalise_batch)(x.reshape(parts, -1, *x.shape[1:]))
+            y, mean, unbiased = y.reshape(x.shape), means.mean(0), variances.mean(0)
+        running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
+        running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        return y
 
     def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
         """Mean and biased variance over N, H, W (and devices), and the number of values behind them."""
-        axis_name = None if self.is_initializing() else self.axis_name
+        span = self.span
         count = x.size // x.shape[-1]
         mean = x.mean((0, 1, 2))
         square = lax.square(x).mean((0, 1, 2))
-        if axis_name is not None:
-            count *= lax.psum(1, axis_name)
-            mean, square = lax.pmean((mean, square), axis_name)
-        if count == 1 and not self.is_initializing():
+        if span.axis_name is not None:
+            count *= len(span.device_groups[0]) if span.device_groups else lax.psum(1, span.axis_name)
+            mean, square = lax.pmean((mean, square), span.axis_name, axis_index_groups=span.device_groups)
+        if count == 1:
             where = '/'.join(self.path)
             raise FlaxnetsError(
                 f'{where}: one value per channel in training (input {x.shape}): its variance is 0. Split '
@@ -160,13 +198,13 @@ class FoldedNorm(nn.Module):
 
 
 def conv_and_norm(
-    folded: bool, axis_name: str | None, dtype: DTypeLike, param_dtype: DTypeLike
+    folded: bool, span: Span, dtype: DTypeLike, param_dtype: DTypeLike
 ) -> tuple[MakeConv, MakeNorm]:
     """`Conv` and the norm that follows it, settings bound; folded, the convolution has the norm's bias."""
     conv = partial(Conv, use_bias=folded, dtype=dtype, param_dtype=param_dtype)
     if folded:
         return conv, FoldedNorm
-    return conv, partial(BatchNorm, axis_name=axis_name, dtype=dtype, param_dtype=param_dtype)
+    return conv, partial(BatchNorm, span=span, dtype=dtype, param_dtype=param_dtype)
 
 
 class DropPath(nn.Module):
@@ -197,16 +235,16 @@ class DropBlock(nn.Module):
     zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in training.
 
     Attributes:
-      rate: share of the map to drop, in [0, 1).
+      rate: share of the map to drop, in [0, 1); may be a traced scalar, for a rate that a schedule changes.
       block_size: side of the squares, in pixels; cut to the map's own size.
     """
 
-    rate: float
+    rate: float | Array
     block_size: int = 3
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        if not train or self.rate == 0:
+        if not train or (isinstance(self.rate, int | float) and self.rate == 0):
             return x
         _, h, w, channels = x.shape
         size = min(self.block_size, h, w)

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.linen import relu
-from jax import Array
+from jax import Array, lax
 from jax.typing import DTypeLike
 
 from flaxnets.blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
@@ -23,6 +23,7 @@ from flaxnets.layers import (
     Conv,
     MakeConv,
     MakeNorm,
+    Span,
     conv_and_norm,
     global_pool,
     torch_uniform,
@@ -33,7 +34,6 @@ BLOCKS: dict[str, type[Block]] = {
     'res2net': Res2Bottleneck,
     'resnest': SplitAttentionBottleneck,
 }
-PLANES = (64, 128, 256, 512)
 DROP_BLOCK_STAGES = (2, 3)  # counted from 0; the ResNeSt authors regularise the last two
 
 
@@ -63,9 +63,11 @@ class ResNet(nn.Module):
       out_indices: which of the five maps of `feature_info`; negative numbers count from the end.
       drop_rate: dropout before the classifier.
       drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
-      drop_block_rate: DropBlock in the last two stages.
+      drop_block_rate: DropBlock in the last two stages; may be a traced scalar.
+      frozen_stages: 1 keeps the stem from learning, 2 also layer1, ... 5 all but the classifier; what is
+        frozen computes as in inference in training too, and its running statistics stay.
       zero_init_last: each residual branch's last BatchNorm starts with scale 0.
-      axis_name: mapped axis over which BatchNorm takes its statistics in training (cross-replica).
+      bn_span: the images over which BatchNorm takes its statistics in training.
       remat: recompute each block's insides in the backward pass instead of keeping them.
       folded: every BatchNorm is folded into its convolution, for inference only (`convert --fold-bn`).
       dtype: of the computation; the result has it too. Statistics of BatchNorm stay float32.
@@ -81,9 +83,10 @@ class ResNet(nn.Module):
     out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
-    drop_block_rate: float = 0.0
+    drop_block_rate: float | Array = 0.0
+    frozen_stages: int = 0
     zero_init_last: bool = True
-    axis_name: str | None = None
+    bn_span: Span = Span()
     remat: bool = False
     folded: bool = False
     dtype: DTypeLike = jnp.float32
@@ -91,7 +94,7 @@ class ResNet(nn.Module):
 
     def setup(self) -> None:
         arch = self.arch
-        conv, norm = conv_and_norm(self.folded, self.axis_name, self.dtype, self.param_dtype)
+        conv, norm = conv_and_norm(self.folded, self.bn_span, self.dtype, self.param_dtype)
         self.conv1: Any = (
             DeepStem(arch.stem_width, conv, norm) if arch.deep_stem else conv(arch.stem_width, 7, stride=2)
         )
@@ -125,8 +128,8 @@ class ResNet(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels that enter the classifier: 2048, twice that with global_pool='catavgmax'."""
-        return EXPANSION * PLANES[-1] * (2 if self.global_pool == 'catavgmax' else 1)
+        """Channels that enter the classifier: 32 planes (2048), twice that with global_pool='catavgmax'."""
+        return EXPANSION * self.arch.stage_planes[-1] * (2 if self.global_pool == 'catavgmax' else 1)
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
@@ -134,7 +137,7 @@ class ResNet(nn.Module):
         strides, _ = stage_geometry(self.output_stride)
         maps = [FeatureInfo('act1', self.arch.stem_channels, 2)]
         reduction = 4
-        for i, (planes, stride) in enumerate(zip(PLANES, strides, strict=True)):
+        for i, (planes, stride) in enumerate(zip(self.arch.stage_planes, strides, strict=True)):
             reduction *= stride
             maps.append(FeatureInfo(f'layer{i + 1}', EXPANSION * planes, reduction))
         return tuple(maps[i] for i in self.out_indices)
@@ -144,11 +147,14 @@ class ResNet(nn.Module):
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise FlaxnetsError(f'images must be [N, H, W, in_chans={self.in_chans}], got {x.shape}')
         x = x.astype(self.dtype)
-        x = self.conv1(x, train) if self.arch.deep_stem else self.conv1(x)
-        maps = [relu(self.bn1(x, train))]
+        learns = train and self.frozen_stages < 1
+        x = self.conv1(x, learns) if self.arch.deep_stem else self.conv1(x)
+        maps = [relu(self.bn1(x, learns))]
         x = max_pool_3x3(maps[0]) if upto else x
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4)[:upto]:
-            x = stage(x, train)
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:upto], start=1):
+            if i == self.frozen_stages:
+                x = lax.stop_gradient(x)
+            x = stage(x, train and self.frozen_stages <= i)
             maps.append(x)
         return maps
 
@@ -158,6 +164,8 @@ class ResNet(nn.Module):
 
     def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
         """What follows `forward_features`: pooled features if `pre_logits`, else logits."""
+        if self.frozen_stages == 5:
+            x = lax.stop_gradient(x)
         x = global_pool(x, self.global_pool)
         x = self.drop(x, deterministic=not train)
         return self.fc(x) if self.num_classes and not pre_logits else x
@@ -199,7 +207,7 @@ class Stage(nn.Module):
     dilation: int
     first_dilation: int
     drop_path_rate: float
-    drop_block_rate: float
+    drop_block_rate: float | Array
     zero_init_last: bool
     remat: bool
     conv: MakeConv
@@ -216,7 +224,7 @@ class Stage(nn.Module):
             first = i == 0
             block = make(
                 arch,
-                PLANES[self.index],
+                arch.stage_planes[self.index],
                 stride=self.stride if first else 1,
                 dilation=self.first_dilation if first else self.dilation,
                 pooled_shortcut=arch.avg_down and (self.stride > 1 or self.dilation > 1),
@@ -256,6 +264,7 @@ def build(
     drop_path_rate: float = 0.0,
     drop_block_rate: float = 0.0,
     output_stride: int = 32,
+    frozen_stages: int = 0,
     features_only: bool = False,
     out_indices: Sequence[int] | int = (0, 1, 2, 3, 4),
     axis_name: str | None = None,
@@ -264,6 +273,9 @@ def build(
     folded: bool = False,
 ) -> ResNet:
     """A `ResNet` of this architecture, every value checked; the arguments are the attributes of `ResNet`.
+
+    `axis_name` names the mapped axis over whose devices BatchNorm takes its statistics in training
+    (cross-replica); `model.clone(bn_span=...)` can do more.
 
     Raises:
       FlaxnetsError: all bad values in one message.
@@ -279,6 +291,8 @@ def build(
         problems.append(
             f"global_pool='' gives an unpooled map and needs num_classes=0, got num_classes={num_classes!r}"
         )
+    if not _is_int(frozen_stages) or not 0 <= frozen_stages <= 5:
+        problems.append(f'frozen_stages={frozen_stages!r} must be a whole number from 0 to 5')
     if output_stride not in (8, 16, 32):
         problems.append(f'output_stride={output_stride!r} is not one of 8, 16, 32')
     rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
@@ -306,8 +320,9 @@ def build(
         drop_rate=drop_rate,
         drop_path_rate=drop_path_rate,
         drop_block_rate=drop_block_rate,
+        frozen_stages=frozen_stages,
         zero_init_last=zero_init_last,
-        axis_name=axis_name,
+        bn_span=Span(axis_name),
         remat=remat,
         folded=folded,
         dtype=dtype,

@@ -11,12 +11,24 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import re
+from typing import Any
 
 from flaxnets.config import Arch, Config, Preprocess, Weights
 from flaxnets.errors import FlaxnetsError
 from flaxnets.published import WEIGHTS
 
-__all__ = ['ARCHS', 'ARCH_ALIASES', 'WEIGHTS', 'config', 'find_file', 'list_models', 'resolve', 'weights_of']
+__all__ = [
+    'ARCHS',
+    'ARCH_ALIASES',
+    'NETS',
+    'TINY_ARCHS',
+    'WEIGHTS',
+    'config',
+    'find_file',
+    'list_models',
+    'resolve',
+    'weights_of',
+]
 
 _L50 = (3, 4, 6, 3)
 _L101 = (3, 4, 23, 3)
@@ -92,6 +104,16 @@ ARCHS: dict[str, Arch] = {
     'resnest50_fast_2s2x40d': _resnest_fast(2, 2, 40),
 }
 
+# One net of each kind for images of 32 pixels, to try things on a laptop: nobody's but ours.
+_SMALL: dict[str, Any] = dict(layers=(1, 1, 1, 1), deep_stem=True, stem_width=16, avg_down=True, planes=16)
+TINY_ARCHS: dict[str, Arch] = {
+    'resnext_tiny': Arch('resnext', cardinality=8, base_width=16, **_SMALL),
+    'res2net_tiny': Arch('res2net', base_width=32, scale=4, **_SMALL),
+    'resnest_tiny': Arch('resnest', radix=2, **_SMALL),
+}
+
+NETS = {**ARCHS, **TINY_ARCHS}
+
 # Other names of an architecture, by its authors or by GluonCV: they take a tag, as its own name does.
 # A name that means one file only (`gluon_resnext50_32x4d`) is in that file's `Weights.aliases` instead.
 ARCH_ALIASES: dict[str, str] = {
@@ -129,7 +151,7 @@ def resolve(name: str) -> tuple[str, Weights | None]:
         lower case are the same.
 
     Returns:
-      The key in `ARCHS`, and the row of weights, None if nothing is published for the architecture.
+      The key in `NETS`, and the row of weights, None if nothing is published for the architecture.
 
     Raises:
       FlaxnetsError: the name is unknown (the nearest ones are listed), or the architecture has no such
@@ -142,7 +164,7 @@ def resolve(name: str) -> tuple[str, Weights | None]:
         return _BY_ALIAS[key].arch, _BY_ALIAS[key]
     stem, dot, tag = key.partition('.')
     arch = ARCH_ALIASES.get(stem, stem)
-    if arch in ARCHS:
+    if arch in NETS:
         rows = weights_of(arch)
         if not dot:
             return arch, rows[0] if rows else None
@@ -159,7 +181,7 @@ def resolve(name: str) -> tuple[str, Weights | None]:
 
 
 def _unknown(name: str, key: str) -> str:
-    names = {n.lower(): n for n in (*ARCHS, *ARCH_ALIASES, *(a for row in WEIGHTS for a in row.aliases))}
+    names = {n.lower(): n for n in (*NETS, *ARCH_ALIASES, *(a for row in WEIGHTS for a in row.aliases))}
     # torchvision's names have a dot of their own; elsewhere the tag would only blur the comparison.
     stem = key.rpartition('/')[2].partition('.')[0]
     near = difflib.get_close_matches(key, names, 3, 0.9) or difflib.get_close_matches(stem, names, 3)
@@ -174,8 +196,9 @@ def config(name: str) -> Config:
       FlaxnetsError: as `resolve` does.
     """
     arch, weights = resolve(name)
-    preprocess = weights.preprocess if weights else Preprocess()
-    return Config(arch, ARCHS[arch], preprocess, weights=weights)
+    default = Preprocess(size=32, crop_pct=1.0) if arch in TINY_ARCHS else Preprocess()
+    preprocess = weights.preprocess if weights else default
+    return Config(arch, NETS[arch], preprocess, weights=weights)
 
 
 def list_models(pattern: str = '*', weights: bool = False) -> list[str]:
@@ -187,7 +210,7 @@ def list_models(pattern: str = '*', weights: bool = False) -> list[str]:
         first. The pattern may then match the architecture or the full name.
 
     Returns:
-      The names, none if nothing matches. Aliases are not listed.
+      The names, none if nothing matches. Aliases and the nets of `TINY_ARCHS` are not listed.
     """
     pattern = pattern.lower()
     archs = sorted(ARCHS, key=_natural)

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
 
 import torch
 import torchvision_ops

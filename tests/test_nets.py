@@ -20,7 +20,7 @@ from flaxnets import zoo
 from flaxnets.blocks import Block, SplitAttention
 from flaxnets.config import Arch
 from flaxnets.errors import FlaxnetsError
-from flaxnets.layers import BatchNorm, Conv, DropBlock, DropPath
+from flaxnets.layers import BatchNorm, Conv, DropBlock, DropPath, Span
 from flaxnets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
 
 # name: (input size, parameters, multiply-accumulates of convolutions and classifier, state dict keys
@@ -278,7 +278,7 @@ def test_batch_norm_keeps_torchs_running_statistics() -> None:
 
 def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch() -> None:
     x = np.random.default_rng(0).normal(2, 3, (8, 3, 3, 5)).astype(np.float32)
-    whole, shared = BatchNorm(), BatchNorm(axis_name='batch')
+    whole, shared = BatchNorm(), BatchNorm(span=Span('batch'))
     variables = whole.init(jax.random.key(0), x, False)
     expected, stats = whole.apply(variables, x, True, mutable=['batch_stats'])
 
@@ -292,6 +292,83 @@ def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch() -> None:
             np.testing.assert_allclose(
                 found_stats['batch_stats'][key][device], stats['batch_stats'][key], rtol=1e-5
             )
+
+
+def test_batch_norm_over_groups_of_devices_and_over_parts_of_one_device() -> None:
+    x = np.random.default_rng(0).normal(2, 3, (8, 3, 3, 5)).astype(np.float32)
+    alone = BatchNorm()
+    variables = alone.init(jax.random.key(0), x, False)
+    halves = [alone.apply(variables, part, True, mutable=['batch_stats']) for part in (x[:4], x[4:])]
+    expected = np.concatenate([y for y, _ in halves])
+
+    def one(part: jax.Array) -> Any:
+        span = Span('batch', ((0, 1), (2, 3)))
+        return BatchNorm(span=span).apply(variables, part, True, mutable=['batch_stats'])
+
+    y, _ = jax.pmap(one, 'batch')(x.reshape(4, 2, 3, 3, 5))
+    np.testing.assert_allclose(y.reshape(x.shape), expected, atol=1e-5)
+
+    y, stats = BatchNorm(span=Span(parts=2)).apply(variables, x, True, mutable=['batch_stats'])
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    for key in ('mean', 'var'):
+        means = [stats['batch_stats'][key] for _, stats in halves]
+        np.testing.assert_allclose(stats['batch_stats'][key], np.mean(means, 0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('span', [dict(parts=2, axis_name='batch'), dict(device_groups=((0,), (1,)))])
+def test_spans_that_mean_nothing(span: dict[str, Any]) -> None:
+    with pytest.raises(FlaxnetsError, match='must be'):
+        Span(**span)
+
+
+@pytest.mark.parametrize('frozen', [1, 3, 5])
+def test_frozen_stages_compute_as_in_inference_and_have_no_gradient(frozen: int) -> None:
+    model = flaxnets.create('resnest_tiny', num_classes=3, frozen_stages=frozen, zero_init_last=False)
+    variables = random_variables(model)
+    x = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
+
+    def loss(params: Any) -> Any:
+        y, changed = model.apply({**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
+        return jnp.square(y).sum(), changed
+
+    grads, changed = jax.grad(loss, has_aux=True)(variables['params'])
+    parts = ['conv1 bn1', 'layer1', 'layer2', 'layer3', 'layer4', 'fc']
+    for i, names in enumerate(parts):
+        for name in names.split():
+            moved = [bool(np.any(g)) for g in jax.tree.leaves(grads[name])]
+            assert any(moved) == (i >= frozen), name
+            if name in changed['batch_stats']:
+                before = jax.tree.leaves(variables['batch_stats'][name])
+                after = jax.tree.leaves(changed['batch_stats'][name])
+                same = all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+                assert same == (i < frozen), name
+    if frozen == 5:
+        inference = model.apply(variables, x)
+        trained, _ = model.apply(variables, x, train=True, mutable=['batch_stats'])
+        np.testing.assert_array_equal(trained, inference)
+
+
+@pytest.mark.parametrize('remat', [False, True])
+def test_drop_block_rate_may_be_traced(remat: bool) -> None:
+    model = flaxnets.create('resnest_tiny', num_classes=3, drop_block_rate=0.3, remat=remat)
+    variables = random_variables(model)
+    x = np.random.default_rng(0).normal(size=(4, 64, 64, 3)).astype(np.float32)
+
+    def run(params: Any, model: Any) -> Any:
+        rngs = {'dropout': jax.random.key(1)}
+        y, _ = model.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'], rngs=rngs)
+        return jnp.square(y).sum()
+
+    fixed = jax.jit(jax.grad(lambda p: run(p, model)))(variables['params'])
+    traced = jax.jit(lambda p, rate: jax.grad(run)(p, model.clone(drop_block_rate=rate)))
+    for ours, theirs in zip(
+        jax.tree.leaves(traced(variables['params'], 0.3)), jax.tree.leaves(fixed), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+    none = jax.jit(jax.grad(lambda p: run(p, model.clone(drop_block_rate=0.0))))(variables['params'])
+    head = none['fc']['kernel']
+    np.testing.assert_allclose(traced(variables['params'], 0.0)['fc']['kernel'], head, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(fixed['fc']['kernel'], head, rtol=1e-3)
 
 
 def test_split_attention_refuses_to_train_on_one_image() -> None:

@@ -28,7 +28,7 @@ KINDS = [
     'resnest50d_4s2x40d',
     'resnest50d_1s4x24d',
 ]
-SMALL = [name for name in zoo.ARCHS if count_parameters(abstract_variables(flaxnets.create(name))) <= 60e6]
+SMALL = [name for name in zoo.NETS if count_parameters(abstract_variables(flaxnets.create(name))) <= 60e6]
 
 
 def compare(name: str, height: int, width: int, **options: Any) -> None:

@@ -83,6 +83,7 @@ def test_arguments_are_timms(name: str, monkeypatch: pytest.MonkeyPatch) -> None
         'avg_down': theirs.get('avg_down', False),
         'avd_first': block.get('avd_first', False),
         'se': block.get('attn_layer') == 'se',
+        'planes': 64,
     }
 
 
