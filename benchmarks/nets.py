@@ -26,7 +26,9 @@ import optax
 from jax import lax
 
 import flaxnets
-from train.step import create_state, make_train_step
+from train.settings import Settings
+from train.state import create_state
+from train.step import make_train_step
 
 Run = Callable[[], Any]
 
@@ -75,13 +77,10 @@ def flax_step(name: str, options: argparse.Namespace) -> Run:
     model = flaxnets.create(name, dtype=options.dtype)
     optimizer = optax.sgd(0.1, 0.9, nesterov=True)
     state = create_state(random_variables(model), optimizer)
-    images, labels, key = (
-        jnp.asarray(images_of(options)),
-        jnp.zeros(options.batch, jnp.int32),
-        jax.random.key(0),
-    )
-    run = jax.jit(make_train_step(model, optimizer)).lower(state, images, labels, key).compile()
-    return lambda: jax.block_until_ready(run(state, images, labels, key))
+    batch = {'image': jnp.asarray(images_of(options)), 'label': jnp.zeros(options.batch, jnp.int32)}
+    step = make_train_step(model, optimizer, Settings(model=name), epoch_steps=1)
+    run = jax.jit(step).lower(state, batch).compile()
+    return lambda: jax.block_until_ready(run(state, batch))
 
 
 def random_variables(model: Any) -> Any:

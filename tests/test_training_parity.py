@@ -15,7 +15,9 @@ from nets import numpy_state, randomise, timm_net, to_flax
 
 import flaxnets
 from convert.tree import to_state
-from train.step import create_state, make_train_step
+from train.settings import Settings
+from train.state import create_state
+from train.step import make_train_step
 
 LR, MOMENTUM, DECAY, SMOOTHING = 0.1, 0.9, 1e-4, 0.1
 RTOL = 1e-6
@@ -42,8 +44,9 @@ def test_sgd_step_equals_torch(name: str) -> None:
         model = flaxnets.create(name, num_classes=10, dtype='float64', param_dtype='float64')
         optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(LR, MOMENTUM, nesterov=True))
         state = create_state(to_flax(reference, model), optimizer)
-        step = jax.jit(make_train_step(model, optimizer, label_smoothing=SMOOTHING))
-        state, metrics = step(state, images.permute(0, 2, 3, 1).numpy(), labels.numpy(), jax.random.key(0))
+        settings = Settings(model=name, label_smoothing=SMOOTHING)
+        step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=1))
+        state, metrics = step(state, {'image': images.permute(0, 2, 3, 1).numpy(), 'label': labels.numpy()})
         # The first momentum is the gradient plus the weight decay.
         momentum = optax.tree.get(state.opt_state, 'trace')
         gradients = to_state({'params': momentum, 'batch_stats': state.batch_stats}, model)

@@ -1,0 +1,63 @@
+"""Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899), on the device.
+
+As in the ResNeSt and Gluon recipes, the images of a group share one ratio, drawn from Beta(alpha, alpha) and
+not folded to one side of 1/2, and the partner of an image is the one as far from the group's other end.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def mix(
+    images: Array, targets: Array, keys: Array, *, mixup: float, cutmix: float, on: Array | bool = True
+) -> tuple[Array, Array]:
+    """Images and targets, each mixed with its partner's.
+
+    Args:
+      images: [N, H, W, C].
+      targets: [N, classes], probabilities.
+      keys: a random key for each group, [G]; a group has N / G images.
+      mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, a group takes either by chance.
+      on: may be traced; False leaves all as it is.
+
+    Returns:
+      Images and targets of the same shapes.
+    """
+
+    def one(images: Array, targets: Array, key: Array) -> tuple[Array, Array]:
+        choice, up_key, cut_key, box_key = jax.random.split(key, 4)
+        use_cutmix = jax.random.bernoulli(choice) if mixup and cutmix else bool(cutmix)
+        share = jnp.ones(())
+        mask = jnp.ones(images.shape[1:3])  # what an image keeps of itself, pixel by pixel
+        if mixup:
+            share = jax.random.beta(up_key, mixup, mixup)
+            mask = mask * share
+        if cutmix:
+            cut = _box(box_key, jax.random.beta(cut_key, cutmix, cutmix), images.shape[1:3])
+            mask = jnp.where(use_cutmix, cut, mask)
+            share = jnp.where(use_cutmix, cut.mean(), share)
+        mask = jnp.where(on, mask, 1.0).astype(images.dtype)[:, :, None]
+        share = jnp.where(on, share, 1.0).astype(targets.dtype)
+        mixed = mask * images + (1 - mask) * images[::-1]
+        return mixed, share * targets + (1 - share) * targets[::-1]
+
+    def grouped(x: Array) -> Array:
+        return x.reshape(keys.shape[0], -1, *x.shape[1:])
+
+    mixed, both = jax.vmap(one)(grouped(images), grouped(targets), keys)
+    return mixed.reshape(images.shape), both.reshape(targets.shape)
+
+
+def _box(key: Array, share: Array, size: tuple[int, int]) -> Array:
+    """[H, W]: 1, but 0 in a box around a random pixel, 1 - share of the area unless the border cuts it."""
+    centres = jax.random.uniform(key, (2,))
+    inside = []
+    for centre, length in zip(centres, size, strict=True):
+        half = length * jnp.sqrt(1 - share) / 2
+        middle = jnp.floor(centre * length)
+        position = jnp.arange(length)
+        inside.append((position >= jnp.floor(middle - half)) & (position < jnp.floor(middle + half)))
+    return 1.0 - (inside[0][:, None] & inside[1])

@@ -1,0 +1,108 @@
+"""All devices of all hosts: the one module that says pmap.
+
+The state has no device axis: a mapped step takes it whole, and what it returns is one array that every
+device holds. `pmap` does not check that the devices agree; the step makes it so, and `shards_agree` tests it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxnets.errors import FlaxnetsError
+from flaxnets.layers import Span
+
+AXIS = 'batch'
+
+
+def map_train_step(step: Callable[..., Any], devices: Any = None) -> Any:
+    """`step(state, batch) -> (state, metrics)` over all devices; the state that goes in is given up."""
+    return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices)
+
+
+def map_eval_step(evaluate: Callable[..., Any]) -> Any:
+    """`evaluate(variables, batch) -> results` over all devices."""
+    return jax.pmap(evaluate, AXIS, in_axes=(None, 0), out_axes=None)
+
+
+def replicate(tree: Any) -> Any:
+    """Host arrays as arrays that every device holds, placed as a mapped step returns them.
+
+    Given host arrays, a mapped step would be compiled for them, and once more for what it returned.
+    """
+    whole = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None), out_axes=None)
+    return whole(np.zeros(jax.local_device_count()), tree)
+
+
+def bn_span(bn_images: int, batch_size: int, accumulation: int, devices: int) -> Span:
+    """The BatchNorm span that takes statistics over `bn_images` images, 0 for all that are seen at once.
+
+    Args:
+      bn_images: contiguous images of the global batch that share statistics.
+      batch_size: images of an update, over all devices.
+      accumulation: parts that a device takes its images in, one after the other.
+      devices: of all hosts.
+
+    Raises:
+      FlaxnetsError: the numbers do not divide; what would is named.
+    """
+    check_batch(batch_size, accumulation, devices)
+    local = batch_size // devices // accumulation
+    wanted = bn_images or local * devices
+    if wanted <= local and local % wanted == 0:
+        return Span(parts=local // wanted)
+    together, rest = divmod(wanted, local)
+    if rest or devices % together:
+        fits = [n for n in range(1, local * devices + 1) if local % n == 0 or _fits(n, local, devices)]
+        raise FlaxnetsError(
+            f'bn_images={bn_images} does not fit: {devices} devices see {local} images each at a time, '
+            f'so that it can be {", ".join(map(str, fits[1:]))}'
+        )
+    if together == devices:
+        return Span(AXIS)
+    starts = range(0, devices, together)
+    return Span(AXIS, tuple(tuple(range(start, start + together)) for start in starts))
+
+
+def _fits(images: int, local: int, devices: int) -> bool:
+    return images % local == 0 and devices % (images // local) == 0
+
+
+def check_batch(batch_size: int, accumulation: int, devices: int) -> None:
+    """Refuses a global batch that the devices cannot share equally.
+
+    Raises:
+      FlaxnetsError: with the nearest sizes that they can.
+    """
+    unit = devices * accumulation
+    if batch_size % unit:
+        below = batch_size // unit * unit
+        near = ' or '.join(str(n) for n in (below, below + unit) if n)
+        raise FlaxnetsError(
+            f'batch_size={batch_size} cannot be shared by {devices} devices in {accumulation} part'
+            f'{"s" * (accumulation > 1)} each; {near} can'
+        )
+
+
+def shard(batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """A host's part of a batch, [N, ...], as its devices take it, [devices, N / devices, ...]."""
+    devices = jax.local_device_count()
+    return {key: array.reshape(devices, -1, *array.shape[1:]) for key, array in batch.items()}
+
+
+def to_host(tree: Any) -> Any:
+    """NumPy copies of arrays that every device holds."""
+    return jax.tree.map(lambda x: np.array(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
+
+
+def shards_agree(tree: Any) -> bool:
+    """Whether all devices of this host hold the same bytes of every array."""
+
+    def same(array: jax.Array) -> bool:
+        first, *others = (np.asarray(shard.data).tobytes() for shard in array.addressable_shards)
+        return all(other == first for other in others)
+
+    return all(same(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
