@@ -7,6 +7,7 @@ OpenCV's and TensorFlow's resizing all differ from it.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -135,14 +136,7 @@ class Transform:
         return self._pixels(_from_array(image), 'the array')
 
     def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
-        self._check_pixels(image.size, name)
-        try:
-            image.load()
-            if self.exif:
-                image = ImageOps.exif_transpose(image)
-        except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
-            raise ImageError(_damaged(name, error)) from error
-        image = _to_mode(image, 'RGB' if self.in_chans == 3 else 'L', name)
+        image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
         size = self.preprocess.size
         return np.array(self._shape(image, name)).reshape(size, size, self.in_chans)
 
@@ -160,17 +154,9 @@ class Transform:
         # The resized picture is never smaller than the crop, since crop_pct is at most 1.
         target = math.floor(size / pct)
         width, height = int(target * width / short), int(target * height / short)
-        self._check_pixels((width, height), f'{name}, with its short side resized to {target}')
+        _check_pixels((width, height), f'{name}, with its short side resized to {target}', self.max_pixels)
         left, top = round((width - size) / 2), round((height - size) / 2)
         return _cut(image.resize((width, height), resample), (left, top, left + size, top + size))
-
-    def _check_pixels(self, size: tuple[int, int], name: str) -> None:
-        width, height = size
-        if width * height > self.max_pixels:
-            raise ImageError(
-                f'{name}: {width} x {height} pixels are more than max_pixels={self.max_pixels}; '
-                'make the picture smaller, or raise max_pixels if you trust it'
-            )
 
 
 def transform(config: Config | Preprocess, *, exif: bool = False, max_pixels: int = MAX_PIXELS) -> Transform:
@@ -190,6 +176,46 @@ def transform(config: Config | Preprocess, *, exif: bool = False, max_pixels: in
     if isinstance(config, Preprocess):
         return Transform(config, exif=exif, max_pixels=max_pixels)
     return Transform(config.preprocess, config.in_chans, exif, max_pixels)
+
+
+def decode(
+    image: bytes | npt.NDArray[Any], in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """A stored image at its own size, as Pillow's 'RGB' (`in_chans=3`) or 'L' (1).
+
+    Args:
+      image: the bytes of a file, or an array as `Transform` takes them.
+      in_chans: 3 or 1.
+      name: for messages.
+      max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+      ImageError: it cannot be read, or must not be.
+    """
+    opened = _read_header(io.BytesIO(image), name) if isinstance(image, bytes) else _from_array(image)
+    return _decoded(opened, in_chans, name, max_pixels)
+
+
+def _decoded(
+    image: Image.Image, in_chans: int, name: str, max_pixels: int, exif: bool = False
+) -> Image.Image:
+    _check_pixels(image.size, name, max_pixels)
+    try:
+        image.load()
+        if exif:
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise ImageError(_damaged(name, error)) from error
+    return _to_mode(image, 'RGB' if in_chans == 3 else 'L', name)
+
+
+def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f'{name}: {width} x {height} pixels are more than max_pixels={max_pixels}; '
+            'make the picture smaller, or raise max_pixels if you trust it'
+        )
 
 
 def _open(name: str) -> BinaryIO:

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flaxnets.arrays import this_process
 from flaxnets.atomic import remove, work_path
 from flaxnets.config import Config, config_from_json, to_json
 from flaxnets.errors import CheckpointError, FlaxnetsError
@@ -120,8 +121,9 @@ def _check_space(folder: Path, arrays: Variables) -> None:
 def _save_arrays(folder: Path, arrays: Variables) -> None:
     try:
         # Uncompressed: weights are noise to a compressor, which takes a third of the time for 8 percent.
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-        with _quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+        alone = this_process()  # of a training job of several, one writes
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+        with _quiet_orbax(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder, arrays)
     except OSError:
         raise
@@ -231,7 +233,10 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
         names = ', '.join(dict.fromkeys(name for name, _ in damaged))
         raise CheckpointError(f'{directory / "variables"}: damaged or incomplete: {names}')
     try:
-        with _quiet_orbax(), ocp.StandardCheckpointer() as checkpointer:
+        with (
+            _quiet_orbax(),
+            ocp.StandardCheckpointer(multiprocessing_options=this_process()) as checkpointer,
+        ):
             return checkpointer.restore(directory / 'variables', targets)
     except Exception as error:  # Orbax and TensorStore raise many kinds
         raise CheckpointError(f'{directory / "variables"}: cannot be read: {error}') from error

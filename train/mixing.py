@@ -36,7 +36,7 @@ def mix(
             share = jax.random.beta(up_key, mixup, mixup)
             mask = mask * share
         if cutmix:
-            cut = _box(box_key, jax.random.beta(cut_key, cutmix, cutmix), images.shape[1:3])
+            cut = _box(box_key, jax.random.beta(cut_key, cutmix, cutmix), (images.shape[1], images.shape[2]))
             mask = jnp.where(use_cutmix, cut, mask)
             share = jnp.where(use_cutmix, cut.mean(), share)
         mask = jnp.where(on, mask, 1.0).astype(images.dtype)[:, :, None]

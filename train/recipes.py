@@ -180,7 +180,8 @@ RECIPES: dict[str, Settings] = {
         lr=0.1,
         nesterov=True,
         weight_decay=1e-4,
-        log_steps=10,
+        log_steps=22,
+        eval_epochs=5,
     ),
     # Published weights, a new classifier, other images. SGD with Nesterov and a cosine as Kornblith et al.
     # fine-tune (arXiv 1805.08974, their grid of rates is 1e-4 to 0.1), lower rates for earlier stages as

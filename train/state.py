@@ -69,7 +69,7 @@ def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> V
     Gluon's with the others.
     """
 
-    def init(key: Array) -> Variables:
+    def init(key: Array) -> Any:
         variables = model.init(key, jnp.zeros((1, 64, 64, model.in_chans)))
         if conv_init == 'fan_out':
             return variables

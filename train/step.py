@@ -146,7 +146,7 @@ class _Task:
         self, params: Any, stats: Any, images: Array, targets: Array, key: Array, rate: Array
     ) -> tuple[Array, tuple[Array, Any]]:
         model = self.model.clone(drop_block_rate=rate) if self.settings.drop_block_rate else self.model
-        logits, changed = model.apply(
+        logits, changed = model.apply(  # type: ignore[misc]
             {'params': params, 'batch_stats': stats},
             images,
             train=True,

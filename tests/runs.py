@@ -1,0 +1,67 @@
+"""Training runs as their users start them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Small enough for a second of training, with everything in it that a resumed run could get wrong.
+FIELDS = (
+    'model=resnext_tiny',
+    'batch_size=32',
+    'epochs=2',
+    'log_steps=5',
+    'mixup=0.2',
+    'mix_images=8',
+    'flip=0.5',
+    'ema_decay=0.9',
+    'drop_path_rate=0.1',
+)
+
+
+def start(
+    workdir: Path, *arguments: str, devices: int = 1, fields: Sequence[str] = FIELDS
+) -> subprocess.Popen[str]:
+    """`python -m train` on the digits, under way."""
+    env = {
+        **os.environ,
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        # One compilation serves all: they are what takes the time of these tests.
+        'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.5',
+    }
+    command = [sys.executable, '-m', 'train', '--workdir', str(workdir), *fields, *arguments]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """What a process said, once it has ended with that exit code."""
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == code, f'exit code {process.returncode}: {out}{err}'
+    return out + err
+
+
+def run(workdir: Path, *arguments: str, code: int = 0, devices: int = 1) -> str:
+    return finish(start(workdir, *arguments, devices=devices), code)
+
+
+def digests(workdir: Path) -> dict[str, Any]:
+    """Shape, dtype and SHA-256 of every array of the run's trained weights."""
+    certificate = json.loads((workdir / 'weights' / 'certificate.json').read_text())
+    arrays: dict[str, Any] = certificate['arrays']
+    return arrays
+
+
+def steps_logged(workdir: Path) -> int:
+    """The last step in the run's log; 0 if there is none yet."""
+    try:
+        lines = (workdir / 'log.jsonl').read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    records = [json.loads(line) for line in lines if line.endswith('}')]
+    return max((record.get('step', 0) for record in records if record['kind'] == 'train'), default=0)

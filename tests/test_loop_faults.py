@@ -1,0 +1,140 @@
+"""Runs that are killed, stopped or moved to other devices, and go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from runs import digests, finish, run, start, steps_logged
+
+FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
+STOPPED = 75
+
+pytestmark = pytest.mark.fault
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nobody disturbed; the others lie beside it, to share what was compiled."""
+    workdir = tmp_path_factory.mktemp('runs') / 'undisturbed'
+    run(workdir, 'save_steps=4')
+    return workdir
+
+
+def wait_for_training(process: subprocess.Popen[str], workdir: Path, after: int) -> None:
+    """Until the log has a step past `after`, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and steps_logged(workdir) <= after and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def test_killed_at_random_moments(undisturbed: Path) -> None:
+    workdir = undisturbed.parent / 'killed'
+    kills, wanted = 0, 30 if FULL else 2
+    rng = random.Random(0)
+    while kills < wanted:
+        process = start(workdir, 'save_steps=1')  # so that many kills fall into a save
+        wait_for_training(process, workdir, after=steps_logged(workdir) if kills % 2 else 0)
+        time.sleep(rng.uniform(0, 0.6))
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.communicate()
+        if (workdir / 'weights').exists():
+            break  # it was faster than the last kills
+    run(workdir, 'save_steps=1')
+    assert kills >= 2
+    assert digests(workdir) == digests(undisturbed)
+    left = [path.name for path in (workdir / 'checkpoints').iterdir() if not path.name.isdecimal()]
+    assert not left, 'what the kills left is cleaned up'
+
+
+@pytest.mark.parametrize('trial', range(10 if FULL else 1))
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(undisturbed: Path, number: signal.Signals, trial: int) -> None:
+    workdir = undisturbed.parent / f'{number.name}{trial}'
+    process = start(workdir, 'save_minutes=0')
+    wait_for_training(process, workdir, after=5 * trial)
+    asked = time.monotonic()
+    process.send_signal(number)
+    said = finish(process, STOPPED)
+    assert time.monotonic() - asked < 20
+    assert f'{number.name}: stopped after step' in said
+    assert not (workdir / 'weights').exists()
+    assert 'going on after step' in run(workdir)
+    assert digests(workdir) == digests(undisturbed)
+
+
+def test_a_second_run_is_kept_out(undisturbed: Path) -> None:
+    workdir = undisturbed.parent / 'locked'
+    process = start(workdir)
+    wait_for_training(process, workdir, after=0)
+    said = run(workdir, code=1)
+    assert f'in use by process {process.pid}' in said
+    finish(process)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(('localhost', 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def start_two(workdir: Path, *fields: str) -> list[subprocess.Popen[str]]:
+    where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')
+    return [start(workdir, *where, '--process', str(i), *fields, devices=2) for i in range(2)]
+
+
+def test_two_processes_stop_at_one_step_and_go_on(undisturbed: Path) -> None:
+    reference = undisturbed.parent / 'two-undisturbed'
+    for process in start_two(reference):
+        finish(process)
+    for trial in range(5 if FULL else 1):
+        workdir = undisturbed.parent / f'two{trial}'
+        processes = start_two(workdir)
+        wait_for_training(processes[0], workdir, after=5 * trial)
+        processes[trial % 2].send_signal(signal.SIGTERM)
+        said = [finish(process, STOPPED) for process in processes]
+        assert 'preemption: stopped after step' in said[0]
+        for process in start_two(workdir):
+            finish(process)
+        assert digests(workdir) == digests(reference)
+
+
+def test_other_devices_and_processes_train_on_the_same_batches(undisturbed: Path) -> None:
+    """From 4 devices to 2 to 1, and from 2 processes to 1: the sums differ in rounding, the samples do not."""
+    alike = ('bn_images=8', 'drop_path_rate=0', 'lr=0.01')  # drop path draws by device
+    workdir = undisturbed.parent / 'moved'
+    for devices, last in ((4, 20), (2, 40), (1, 0)):
+        run(workdir, f'max_steps={last}', *alike, devices=devices)
+    straight = undisturbed.parent / 'straight'
+    run(straight, *alike)
+    assert near(workdir, straight)
+
+    workdir = undisturbed.parent / 'merged'
+    for process in start_two(workdir, 'max_steps=40', *alike):
+        finish(process)
+    run(workdir, *alike)
+    assert near(workdir, straight)
+
+
+def near(first: Path, second: Path) -> bool:
+    """Whether two runs ended alike: their losses of the last steps agree."""
+
+    def losses(workdir: Path) -> dict[int, float]:
+        lines = (workdir / 'log.jsonl').read_text().splitlines()
+        records = [json.loads(line) for line in lines]
+        return {r['step']: r['loss'] for r in records if r['kind'] == 'train'}
+
+    a, b = losses(first), losses(second)
+    common = sorted(set(a) & set(b))
+    assert len(common) >= 10
+    return all(a[step] == pytest.approx(b[step], rel=0.02) for step in common)

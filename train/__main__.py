@@ -1,0 +1,220 @@
+"""python -m train: train, go on, evaluate, export."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from flaxnets.errors import FlaxnetsError
+
+DESCRIPTION = """Trains Res2Net, Res2NeXt, ResNeXt and ResNeSt by their published recipes, on one device or on
+all devices of many hosts, and goes on exactly where a run was stopped."""
+
+EXAMPLES = """examples:
+  python -m train --workdir runs/digits                      the offline recipe, about a minute
+  python -m train --recipe resnest50d --data tfds:imagenet2012 --workdir runs/resnest50d
+  python -m train --recipe finetune --data folder:flowers --workdir runs/flowers model=resnest50d lr=0.02
+  python -m train --recipe resnest50d --data tfds:imagenet2012 --print
+  python -m train --recipe resnest50d --plan v5e:4x4         does it fit, how fast, without a TPU
+  python -m train recipes                                    list the recipes
+  python -m train eval --model resnest50d --data folder:imagenet
+  python -m train export runs/flowers --out weights/flowers
+
+The same command goes on with a workdir that holds a run. A field=value changes one field of the recipe;
+python -m train recipes NAME prints them all.
+
+exit codes: 0 done, 1 an error, 2 a wrong option, 75 stopped (SIGTERM, ctrl-C, preemption): run again"""
+
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = {'eval': _eval, 'export': _export, 'recipes': _recipes}
+    try:
+        if arguments and arguments[0] in commands:
+            return commands[arguments[0]](arguments[1:])
+        return _train(arguments)
+    except FlaxnetsError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from train import recipes
+    from train.settings import apply, validate
+
+    options = _train_parser().parse_intermixed_args(arguments)
+    settings = recipes.get(options.recipe)
+    changes = [f'data={options.data}'] if options.data else []
+    settings = apply(settings, changes + options.changes)
+    if options.print:
+        return _print(settings)
+    if options.plan:
+        from train.plan import plan
+
+        print(plan(settings, options.plan))
+        return 0
+    validate(settings)
+    if not options.workdir:
+        raise FlaxnetsError('--workdir is missing: the folder for checkpoints, logs and the trained weights')
+    _connect(options)
+    from train.loop import train
+
+    outcome = train(settings, options.workdir, quiet=options.quiet, profile=_window(options.profile))
+    if outcome.stopped:
+        return STOPPED
+    if outcome.evaluation and outcome.weights:
+        result = outcome.evaluation
+        print(f'{result.images} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %')
+        print(f'weights in {outcome.weights}; open them with flaxnets.load({outcome.weights!r})')
+    return 0
+
+
+def _train_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog='python -m train',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('changes', nargs='*', metavar='field=value', help='a field of the recipe, changed')
+    add('--recipe', default='digits', metavar='NAME', help='where the settings come from (digits)')
+    add('--data', metavar='DATA', help='tfds:NAME, folder:PATH, tar:PATTERN, arrays:FILE.npz or digits')
+    add('--workdir', metavar='DIR', help='folder of the run; one that holds a run is continued')
+    add('--print', action='store_true', help='show all that would happen, and do nothing')
+    add(
+        '--plan', metavar='SLICE', help='compile for a TPU slice (v4:2x2x4) and say whether it fits, how fast'
+    )
+    add('--profile', metavar='FIRST:LAST', help='profile these steps into WORKDIR/profile')
+    add('--quiet', action='store_true', help='no progress bar')
+    _add_hosts(parser)
+    return parser
+
+
+def _add_hosts(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group('several hosts (one command on each)')
+    add = group.add_argument
+    add('--distributed', action='store_true', help='find the others: TPU pods, Slurm, Open MPI')
+    add('--coordinator', metavar='HOST:PORT', help='of the first process, where there is none to find')
+    add('--processes', type=int, metavar='N', help='how many there are')
+    add('--process', type=int, metavar='I', help='which one this is, from 0')
+
+
+def _connect(options: argparse.Namespace) -> None:
+    """Makes this process one of many, if it is to be, and lets compiled programs be kept."""
+    import jax
+
+    from flaxnets.errors import FlaxnetsError
+
+    jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR') or _cache())
+    explicit = (options.coordinator, options.processes, options.process)
+    if any(value is not None for value in explicit):
+        if any(value is None for value in explicit):
+            raise FlaxnetsError('--coordinator, --processes and --process go together')
+        jax.distributed.initialize(*explicit)
+    elif options.distributed:
+        jax.distributed.initialize()
+
+
+def _cache() -> str:
+    home = os.environ.get('FLAXNETS_HOME') or Path.home() / '.cache' / 'flaxnets'
+    return str(Path(home) / 'compiled')
+
+
+def _window(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    first, _, last = text.partition(':')
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise FlaxnetsError(f'--profile {text!r} must be two steps, as in 100:110')
+    return int(first), int(last)
+
+
+def _print(settings: Any) -> int:
+    import jax
+
+    from train.describe import describe
+    from train.sources import open_source
+
+    examples = len(open_source(settings.data, settings.train_split, training=True))
+    print(describe(settings, examples, jax.device_count()))
+    return 0
+
+
+def _recipes(arguments: Sequence[str]) -> int:
+    from train import recipes
+    from train.settings import to_json
+
+    parser = argparse.ArgumentParser(prog='python -m train recipes', description='Lists the recipes, or one.')
+    parser.add_argument('name', nargs='?', help='print all fields of this one')
+    options = parser.parse_args(arguments)
+    if options.name:
+        for field, value in to_json(recipes.get(options.name)).items():
+            print(f'{field}={",".join(map(str, value)) if isinstance(value, list | tuple) else value}')
+        return 0
+    for name, settings in recipes.RECIPES.items():
+        print(f'{name:24} {settings.model:22} {settings.epochs:4} epochs, batch {settings.batch_size}')
+    return 0
+
+
+def _eval(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m train eval', description='Top-1, top-5 and loss of weights over every image once.'
+    )
+    add = parser.add_argument
+    add('--model', required=True, help='anything that flaxnets.load opens')
+    add('--data', required=True, help='as of python -m train')
+    add('--split', default='', help='part of the data; its own evaluation part if not given')
+    add('--out', help='folder for result.json, confusion.png and per_class.csv')
+    add('--batch', type=int, default=64, help='images of a device at a time (64)')
+    add('--dtype', default='float32', help='of the computation')
+    add('--threads', type=int, default=0, help='that decode images; one for each core')
+    add('--real-labels', metavar='FILE', help="real.json of ImageNet's reassessed labels")
+    add('--json', action='store_true', help='print JSON')
+    add('--quiet', action='store_true', help='no progress bar')
+    _add_hosts(parser)
+    options = parser.parse_args(arguments)
+    _connect(options)
+    from train.evaluation_job import run
+
+    report = run(options)
+    if options.json:
+        print(json.dumps(report.as_json(), indent=1))
+    else:
+        print(report.text())
+    return 0
+
+
+def _export(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog='python -m train export',
+        description='The weights of a run as a directory, for flaxnets.load and python -m convert.',
+    )
+    add = parser.add_argument
+    add('workdir', help='of the run')
+    add('--out', required=True, help='directory to write')
+    add('--checkpoint', default='last', help='last, best or a step (last)')
+    add('--no-ema', action='store_true', help='the weights that were not averaged')
+    add('--force', action='store_true', help='overwrite an earlier directory of weights')
+    options = parser.parse_args(arguments)
+    from train.export import export
+
+    step = export(
+        options.workdir, options.out, options.checkpoint, ema=not options.no_ema, overwrite=options.force
+    )
+    print(f'wrote the weights of step {step} to {options.out}; open them with flaxnets.load({options.out!r})')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What training does to single images on the host, with Pillow, in bytes: policy, crop, colour jitter.
+
+Mirroring, lighting, erasing and mixing come later, on the device (`train.pixels`, `train.mixing`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageEnhance
+
+from flaxnets.config import Preprocess
+from flaxnets.preprocess import Transform
+from train.autoaugment import Policy, make_policy
+from train.settings import Settings
+
+FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+TRIES = 10  # of a random crop, before the centre is taken
+
+Box = tuple[float, float, float, float]
+Crop = Callable[[Image.Image, np.random.Generator], Image.Image]
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A picture and random numbers to uint8 [S, S, C]; `train_transform` makes one."""
+
+    policy: Policy | None
+    crop: Crop
+    jitter: float
+    hue: float
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+        if self.policy:
+            image = self.policy(image, rng)
+        image = self.crop(image, rng)
+        if self.jitter or self.hue:
+            image = jitter(image, rng, self.jitter, self.hue)
+        pixels = np.array(image)
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def train_transform(settings: Settings) -> TrainTransform:
+    """The augmentation of a recipe, as far as the host does it.
+
+    Returns:
+      A callable of a picture ('RGB', or 'L' where `in_chans` is 1) and a generator, which gives uint8
+      [image_size, image_size, in_chans].
+    """
+    s = settings
+    resample = FILTERS[s.interpolation]
+    crops: dict[str, Crop] = {
+        'random_resized': RandomResizedCrop(s.image_size, s.crop_area, s.crop_ratio, resample),
+        'resnest': ResNeStCrop(s.image_size, s.crop_area, s.crop_ratio, resample),
+        'pad': PadCrop(s.image_size, s.crop_padding, resample),
+        'resize': PadCrop(s.image_size, 0, resample),
+    }
+    policy = make_policy(s.policy, s.policy_ops, s.policy_magnitude)
+    return TrainTransform(policy, crops[s.crop], s.jitter, s.hue)
+
+
+def eval_transform(preprocess: Preprocess, in_chans: int) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
+    """A picture to uint8 [size, size, in_chans]: what `flaxnets.transform` does before it normalises."""
+    return Transform(preprocess, in_chans).pixels
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """torchvision's (Szegedy et al., arXiv 1409.4842): a share of the area, a ratio of the sides, resized.
+
+    The share is uniform, the logarithm of width / height too; if the box does not fit in ten tries, the
+    largest one in the centre is taken whose ratio is within the limits.
+    """
+
+    size: int
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+    resample: Image.Resampling
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """left, top, width, height of what is cut."""
+        low, high = (math.log(r) for r in self.ratio)
+        for _ in range(TRIES):
+            area = width * height * rng.uniform(*self.area)
+            ratio = math.exp(rng.uniform(low, high))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+        w, h = width, height
+        if width / height < self.ratio[0]:
+            h = round(width / self.ratio[0])
+        elif width / height > self.ratio[1]:
+            w = round(height * self.ratio[1])
+        return (width - w) // 2, (height - h) // 2, w, h
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        left, top, w, h = self.box(*image.size, rng)
+        return image.crop((left, top, left + w, top + h)).resize((self.size, self.size), self.resample)
+
+
+@dataclass(frozen=True)
+class ResNeStCrop:
+    """`ERandomCrop` of zhanghang1989/ResNeSt (`resnest/torch/transforms/transforms.py`).
+
+    TensorFlow's sampling of a distorted box that must cover the whole picture's tenth at least: the ratio is
+    uniform, the height uniform between those that the limits of area allow; if none fits in ten tries, the
+    square in the centre that an evaluation at this size would take.
+    """
+
+    size: int
+    area: tuple[float, float]
+    ratio: tuple[float, float]
+    resample: Image.Resampling
+
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """left, top, width, height of what is cut."""
+        smallest, largest = (share * width * height for share in self.area)
+        for _ in range(TRIES):
+            ratio = rng.uniform(*self.ratio)
+            h = round(math.sqrt(smallest / ratio))
+            highest = min(round(math.sqrt(largest / ratio)), height, int((width + 0.5 - 1e-7) / ratio))
+            h = round(rng.uniform(min(h, highest), highest))
+            w = round(h * ratio)
+            whole = (w, h) == (width, height)  # is left to the centre crop, as theirs does
+            if smallest <= w * h <= largest and 0 < w <= width and 0 < h <= height and not whole:
+                return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
+        side = min(width, height) * self.size / (self.size + 32)
+        return (width - side) / 2, (height - side) / 2, side, side
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        left, top, w, h = self.box(*image.size, rng)
+        box = tuple(round(edge) for edge in (left, top, left + w, top + h))
+        return image.crop(box).resize((self.size, self.size), self.resample)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class PadCrop:
+    """The whole picture resized to a square, zeros around it, and a window of the same size somewhere."""
+
+    size: int
+    padding: int
+    resample: Image.Resampling
+
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
+        image = image.resize((self.size, self.size), self.resample)
+        if not self.padding:
+            return image
+        left, top = (int(n) for n in rng.integers(-self.padding, self.padding + 1, 2))
+        return image.crop((left, top, left + self.size, top + self.size))  # beyond the border it is black
+
+
+def jitter(image: Image.Image, rng: np.random.Generator, strength: float, hue: float) -> Image.Image:
+    """torchvision's `ColorJitter(strength, strength, strength, hue)`: the changes in a random order."""
+    low = max(0.0, 1 - strength)
+    enhancers: list[Any] = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    for kind in rng.permutation(4):
+        if kind < 3 and strength:
+            image = enhancers[kind](image).enhance(rng.uniform(low, 1 + strength))
+        elif kind == 3 and hue and image.mode == 'RGB':
+            image = shift_hue(image, rng.uniform(-hue, hue))
+    return image
+
+
+def shift_hue(image: Image.Image, shift: float) -> Image.Image:
+    """Hue turned by `shift` of the full circle, as torchvision does with Pillow."""
+    h, s, v = image.convert('HSV').split()
+    turned = (np.asarray(h, np.int16) + int(shift * 255)) % 256
+    return Image.merge('HSV', (Image.fromarray(turned.astype(np.uint8)), s, v)).convert('RGB')

@@ -1,0 +1,227 @@
+"""Batches for the devices: which image comes when is a pure function of seed and position.
+
+Position p of a run, counted over all hosts, is image p mod N of epoch p div N, whose order and whose
+augmentation depend on the seed and p alone. So a batch is the same whatever hosts and threads make it, and
+a run goes on where it stopped by counting. Nothing is left out: a batch may begin in one epoch and end in the
+next. Grain's `MapDataset` shuffles, and its threads work ahead.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from flaxnets.errors import FlaxnetsError, ImageError
+from flaxnets.preprocess import decode
+from train.sources import Record, Source
+
+Batch = dict[str, npt.NDArray[Any]]
+TrainTransform = Callable[[Image.Image, np.random.Generator], npt.NDArray[np.uint8]]
+EvalTransform = Callable[[Image.Image], npt.NDArray[np.uint8]]
+
+BATCHES_AHEAD = 2
+# The share of bad images is taken of so many at least, so that one early one does not end a run.
+IMAGES_BEFORE_JUDGING = 10_000
+ENDLESS = 1 << 62
+
+
+class TooManyBadImagesError(FlaxnetsError):
+    """More of the images than a run accepts cannot be read."""
+
+
+class TrainBatches(Iterator[Batch]):
+    """What `train_batches` returns: an iterator to be closed.
+
+    Attributes:
+      bad: how many images could not be read; others took their places.
+    """
+
+    def __init__(self, batches: Any, loader: _Loader) -> None:
+        self._batches, self._loader = batches, loader
+
+    def __next__(self) -> Batch:
+        batch: Batch = next(self._batches)
+        return batch
+
+    @property
+    def bad(self) -> int:
+        return self._loader.bad
+
+    def new_bad(self) -> list[str]:
+        """What is wrong with the images found bad since the last call."""
+        return self._loader.new_bad()
+
+    def images_per_second(self) -> float | None:
+        """How many images this host's threads could make, from the time that they have taken so far."""
+        return self._loader.images_per_second()
+
+    def close(self) -> None:
+        """Ends the threads."""
+        self._batches.close()
+
+
+def train_batches(
+    source: Source,
+    transform: TrainTransform,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    in_chans: int = 3,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 0,
+    max_bad: float = 0.001,
+) -> TrainBatches:
+    """This host's part of each training batch, without end.
+
+    An image that cannot be read is counted, and the next one of the source takes its place.
+
+    Args:
+      source: the images.
+      transform: decodes nothing; from a picture and random numbers to uint8 [S, S, C].
+      batch_size: of all hosts together.
+      seed: of order and augmentation.
+      start_step: the batch to begin with.
+      in_chans: 3 or 1.
+      host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
+      threads: that decode and augment; 0 takes one for each core.
+      max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
+
+    Returns:
+      An iterator of {'image': uint8 [N, S, S, C], 'label': int32 [N]}, N = batch_size / hosts.
+
+    Raises:
+      FlaxnetsError: the batch cannot be shared by the hosts.
+    """
+    if batch_size % hosts:
+        raise FlaxnetsError(f'batch_size={batch_size} cannot be shared by {hosts} hosts')
+    local = batch_size // hosts
+    loader = _Loader(source, transform, seed, in_chans, max_bad, threads or os.cpu_count() or 1)
+
+    def load(place: int) -> dict[str, Any]:
+        """The image at a place of this host's own sequence."""
+        batch, row = divmod(place, local)
+        return loader.load(batch * batch_size + host * local + row)
+
+    ahead = grain.ReadOptions(loader.threads, max(2 * loader.threads, BATCHES_AHEAD * local))
+    places = grain.MapDataset.range(start_step * local, ENDLESS).map(load)
+    return TrainBatches(iter(places.to_iter_dataset(ahead).batch(local)), loader)
+
+
+class _Loader:
+    """Loads the image at a position of the run, in any thread."""
+
+    def __init__(
+        self,
+        source: Source,
+        transform: TrainTransform,
+        seed: int,
+        in_chans: int,
+        max_bad: float,
+        threads: int,
+    ) -> None:
+        self.threads = threads
+        self.bad = 0
+        self._source, self._transform, self._seed = source, transform, seed
+        self._in_chans, self._max_bad = in_chans, max_bad
+        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
+        self._lock = threading.Lock()
+        self._news: list[str] = []
+        self._seen, self._seconds = 0, 0.0
+
+    def load(self, position: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        index = int(self._order[position])
+        for _ in range(len(self._source)):
+            record = self._source[index]
+            try:
+                image = decode(record.image, self._in_chans, record.name)
+                # Philox: any position's numbers, without those before it.
+                pixels = self._transform(
+                    image, np.random.Generator(np.random.Philox(key=[self._seed, position]))
+                )
+            except ImageError as error:
+                self._note(str(error))
+                index = (index + 1) % len(self._source)
+                continue
+            with self._lock:
+                self._seen += 1
+                self._seconds += time.perf_counter() - start
+            return {'image': pixels, 'label': np.int32(record.label)}
+        raise TooManyBadImagesError(f'{self._source.name}: none of its images can be read')
+
+    def _note(self, problem: str) -> None:
+        with self._lock:
+            self.bad += 1
+            self._news.append(problem)
+            if self.bad > self._max_bad * max(self._seen, IMAGES_BEFORE_JUDGING):
+                raise TooManyBadImagesError(
+                    f'{self.bad} of {self._seen + self.bad} images cannot be read, a share above '
+                    f'max_bad_images={self._max_bad:g}. Replace them, or raise it. The last one: {problem}'
+                )
+
+    def new_bad(self) -> list[str]:
+        with self._lock:
+            news, self._news = self._news, []
+        return news
+
+    def images_per_second(self) -> float | None:
+        with self._lock:
+            return self.threads * self._seen / self._seconds if self._seconds else None
+
+
+def eval_batches(
+    source: Source,
+    transform: EvalTransform,
+    *,
+    batch_size: int,
+    in_chans: int = 3,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 0,
+) -> Iterator[Batch]:
+    """This host's part of each batch of an evaluation: every image exactly once, in the source's order.
+
+    Args:
+      source: the images.
+      transform: from a picture to uint8 [S, S, C].
+      batch_size: of all hosts together; the last batch is filled up with images that do not count.
+      in_chans, host, hosts, threads: as of `train_batches`.
+
+    Returns:
+      An iterator of {'image', 'label', 'mask': bool [N]}, as long on every host.
+
+    Raises:
+      ImageError: (while iterating) an image cannot be read: none is ever left out.
+      FlaxnetsError: the batch cannot be shared by the hosts.
+    """
+    if batch_size % hosts:
+        raise FlaxnetsError(f'a batch of {batch_size} images cannot be shared by {hosts} hosts')
+    local = batch_size // hosts
+    count = len(source)
+    batches = -(-count // batch_size)
+
+    def load(place: int) -> dict[str, Any]:
+        batch, row = divmod(place, local)
+        position = batch * batch_size + host * local + row
+        record: Record = source[min(position, count - 1)]
+        pixels = transform(decode(record.image, in_chans, record.name))
+        return {'image': pixels, 'label': np.int32(record.label), 'mask': np.bool_(position < count)}
+
+    threads = threads or os.cpu_count() or 1
+    ahead = grain.ReadOptions(threads, max(2 * threads, local))
+    places = grain.MapDataset.range(batches * local).map(load)
+    iterator = iter(places.to_iter_dataset(ahead).batch(local))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()

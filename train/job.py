@@ -1,0 +1,168 @@
+"""From settings to what a run works with: data, net, optimizer, numbers of steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+import flaxnets
+from flaxnets.config import Config, Preprocess
+from flaxnets.errors import FlaxnetsError
+from flaxnets.load import load_with_config
+from flaxnets.resnet import ResNet, abstract_variables
+from flaxnets.zoo import NETS, resolve
+from train import parallel
+from train.optimizer import make_optimizer
+from train.schedule import count_steps
+from train.settings import Settings
+from train.sources import Source, open_source
+from train.state import TrainState, create_state, initial_variables
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with.
+
+    Attributes:
+      settings: with nothing left open: `num_classes` is the data's.
+      training, evaluation: the images.
+      epoch_steps, total_steps: updates of an epoch and of the whole run.
+      model: as it is trained; `inference` as it is evaluated.
+      optimizer: its updates are added to the parameters.
+    """
+
+    settings: Settings
+    training: Source
+    evaluation: Source
+    epoch_steps: int
+    total_steps: int
+    model: ResNet
+    inference: ResNet
+    optimizer: optax.GradientTransformation
+
+    @property
+    def config(self) -> Config:
+        """What the trained weights are, for whoever opens them."""
+        return net_config(self.settings, self.training.classes)
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """What tells these images from others, for comparing at a resume."""
+        return {'training': self.training.fingerprint, 'evaluation': self.evaluation.fingerprint}
+
+
+def make_job(settings: Settings) -> Job:
+    """Opens the data and builds the net.
+
+    Raises:
+      FlaxnetsError: no such data or net, numbers that do not fit the data or the devices.
+    """
+    if not settings.data:
+        raise FlaxnetsError('data= is missing: say where the images are (--data tfds:imagenet2012)')
+    training = open_source(settings.data, settings.train_split, training=True)
+    evaluation = open_source(settings.data, settings.eval_split, training=False)
+    if training.classes != evaluation.classes:
+        raise FlaxnetsError(
+            f'{settings.data}: training has {training.num_classes} classes and evaluation '
+            f'{evaluation.num_classes}, or in another order: '
+            f'{_first_difference(training.classes, evaluation.classes)}'
+        )
+    if settings.num_classes not in (0, training.num_classes):
+        raise FlaxnetsError(
+            f'num_classes={settings.num_classes}, but {settings.data} has {training.num_classes}'
+        )
+    settings = dataclasses.replace(settings, num_classes=training.num_classes)
+    epoch_steps, total_steps = count_steps(settings, len(training))
+    model = make_model(settings, jax.device_count())
+    optimizer = make_optimizer(settings, epoch_steps, abstract_variables(model)['params'])
+    inference = make_model(dataclasses.replace(settings, remat=False), jax.device_count())
+    return Job(settings, training, evaluation, epoch_steps, total_steps, model, inference, optimizer)
+
+
+def make_model(settings: Settings, devices: int) -> ResNet:
+    """The net of a recipe, its BatchNorm's span fitted to so many devices.
+
+    Raises:
+      FlaxnetsError: no such net, or `batch_size`, `accumulation` or `bn_images` do not fit the devices.
+    """
+    s = settings
+    local = s.batch_size // devices
+    span = parallel.bn_span(s.bn_images, s.batch_size, s.accumulation, devices)
+    if 0 < s.mix_images < local and local % s.mix_images:
+        raise FlaxnetsError(
+            f'mix_images={s.mix_images} does not divide the {local} images of a device; choose another'
+        )
+    model = flaxnets.create(
+        s.model,
+        s.num_classes or 1000,
+        s.in_chans,
+        dtype=s.dtype,
+        drop_rate=s.drop_rate,
+        drop_path_rate=s.drop_path_rate,
+        drop_block_rate=s.drop_block_rate,
+        frozen_stages=s.frozen_stages,
+        zero_init_last=s.zero_init_last,
+        remat=s.remat,
+    )
+    return model.clone(bn_span=span)
+
+
+def net_config(settings: Settings, classes: tuple[str, ...]) -> Config:
+    """The `Config` of weights that a run makes."""
+    name = resolve(settings.model)[0]
+    preprocess = Preprocess(
+        size=settings.eval_size,
+        crop_pct=settings.eval_crop_pct,
+        crop_mode=settings.eval_crop_mode,
+        interpolation=settings.eval_interpolation,
+    )
+    return Config(
+        name,
+        NETS[name],
+        preprocess,
+        num_classes=settings.num_classes,
+        in_chans=settings.in_chans,
+        classes=classes or None,
+    )
+
+
+def abstract_state(job: Job) -> Any:
+    """Shapes and dtypes of the run's state, without making any array."""
+    variables = abstract_variables(job.model)
+    return jax.eval_shape(lambda v: create_state(v, job.optimizer, ema=job.settings.ema_decay > 0), variables)
+
+
+def initial_state(job: Job) -> TrainState:
+    """The state before the first step, as NumPy arrays: random, or from `settings.weights`.
+
+    Raises:
+      FlaxnetsError: the weights cannot be opened, or are those of another net.
+    """
+    settings = job.settings
+    if settings.weights:
+        config, _, variables = load_with_config(
+            settings.weights, settings.num_classes, settings.in_chans, seed=settings.seed
+        )
+        if config.name != resolve(settings.model)[0]:
+            raise FlaxnetsError(
+                f'weights={settings.weights} are those of {config.name}, but model={settings.model}; '
+                f'give model={config.name} or other weights'
+            )
+    else:
+        variables = initial_variables(job.model, settings.seed, settings.conv_init)
+    host = jax.tree.map(np.asarray, variables)
+    state = create_state(host, job.optimizer, ema=settings.ema_decay > 0)
+    return jax.tree.map(np.asarray, state)
+
+
+def _first_difference(a: tuple[str, ...], b: tuple[str, ...]) -> str:
+    for i, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x != y:
+            return f'class {i} is {x!r} in one and {y!r} in the other'
+    longer = a if len(a) > len(b) else b
+    return f'class {min(len(a), len(b))}, {longer[min(len(a), len(b))]!r}, is in one of them only'

@@ -1,0 +1,229 @@
+"""What a run says: a line on the terminal, a record in WORKDIR/log.jsonl, a point in TensorBoard's files.
+
+A record is a JSON object on a line of its own, {'kind': 'train', 'eval' or an event, 'step': ...}.
+A killed run leaves at most one broken line, the last one. A run that goes on after step N drops what was
+recorded past it: those steps happen again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import Any
+
+from etils import epath
+from tqdm import tqdm
+
+from flaxnets.errors import FlaxnetsError
+
+FILE = 'log.jsonl'
+REWRITE_SECONDS = 60.0  # between two writings of the whole file where nothing can be appended (gs://)
+
+
+class Log:
+    """The log of one process; only the primary one says anything.
+
+    Args:
+      workdir: of the run; `gs://` too.
+      primary: whether this process writes.
+      total_steps: of the run.
+      first_step: that it goes on after; 0 at the start.
+      images_per_step: of the global batch.
+      epoch_steps: steps of an epoch.
+      quiet: nothing on the terminal but what went wrong.
+    """
+
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        primary: bool,
+        total_steps: int,
+        first_step: int,
+        images_per_step: int,
+        epoch_steps: int,
+        quiet: bool = False,
+    ) -> None:
+        self._primary, self._quiet = primary, quiet
+        self._total, self._first, self._images = total_steps, first_step, images_per_step
+        self._bar: Any = None
+        self._tensorboard: Any = None
+        self._records: _Records | None = None
+        if not primary:
+            return
+        self._records = _Records(workdir, first_step)
+        if importlib.util.find_spec('tensorboardX') and '://' not in workdir:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(f'{workdir}/tensorboard', purge_step=first_step + 1)
+        if not quiet and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=total_steps, initial=first_step, unit='step', dynamic_ncols=True, smoothing=0.1
+            )
+
+    def advance(self, step: int) -> None:
+        """A step is done."""
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+
+    def train(self, step: int, values: dict[str, float]) -> None:
+        """Means over the steps since the last line: 'epoch', 'loss', 'top1' (percent), 'wait_share', ..."""
+        self._write('train', step, values)
+        if self._bar is not None:
+            self._bar.set_postfix_str(_train_text(values))
+        elif self._speaks():
+            left = _duration((self._total - step) * self._images / values['images_per_second'])
+            self._say(f'step {step}/{self._total}  {_train_text(values)}  {left} left')
+
+    def eval(self, step: int, values: dict[str, float]) -> None:
+        """What an evaluation after this step found."""
+        self._write('eval', step, values)
+        if self._speaks():
+            self._say(
+                f'step {step}: top-1 {values["top1"]:.2f} %, top-5 {values["top5"]:.2f} %, '
+                f'loss {values["loss"]:.4f} on {values["images"]} images'
+            )
+
+    def event(self, kind: str, message: str, **fields: Any) -> None:
+        """Something that is not a measurement; the terminal shows it too."""
+        self._write(kind, fields.pop('step', None), {'message': message, **fields})
+        if self._primary and (not self._quiet or kind not in ('saved', 'resume')):
+            self._say(message)
+
+    @contextlib.contextmanager
+    def evaluating(self, images: int) -> Iterator[Callable[[int], Any]]:
+        """A progress bar of an evaluation: a function to be told how many images more are done."""
+        if self._bar is None:
+            yield lambda more: None
+            return
+        with tqdm(total=images, unit='image', desc='evaluating', leave=False, dynamic_ncols=True) as bar:
+            yield bar.update
+
+    def close(self) -> None:
+        """Writes what is left. Again does nothing."""
+        for part in (self._records, self._tensorboard, self._bar):
+            if part is not None:
+                part.close()
+        self._records = self._tensorboard = self._bar = None
+
+    def _speaks(self) -> bool:
+        return self._primary and not self._quiet
+
+    def _say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _write(self, kind: str, step: int | None, values: dict[str, Any]) -> None:
+        if self._records is None:
+            return
+        self._records.add({'kind': kind, 'step': step, 'time': time.time(), **values})
+        if self._tensorboard is not None and kind in ('train', 'eval'):
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Records:
+    """log.jsonl, appended to; in a store without appending, rewritten now and then."""
+
+    def __init__(self, workdir: str, first_step: int) -> None:
+        self._path = epath.Path(workdir) / FILE
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [record for record in read(workdir) if not _is_past(record, first_step)]
+        self._lines = [_line(record) for record in kept]
+        self._rewrite()
+        self._file = None if '://' in workdir else self._path.open('a')
+        self._written = time.monotonic()
+
+    def add(self, record: dict[str, Any]) -> None:
+        line = _line(record)
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._written > REWRITE_SECONDS:
+            self._rewrite()
+            self._written = time.monotonic()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        else:
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        beside = self._path.with_name(f'.{FILE}.part')
+        beside.write_text(''.join(self._lines))
+        beside.replace(self._path)
+
+
+def _is_past(record: dict[str, Any], step: int) -> bool:
+    return record['kind'] in ('train', 'eval') and record['step'] > step
+
+
+def _line(record: dict[str, Any]) -> str:
+    # NaN and infinities have no JSON; null says as much as can be said.
+    sound = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(sound) + '\n'
+
+
+def read(workdir: str) -> list[dict[str, Any]]:
+    """The records of a run, oldest first; none if there is no log.
+
+    Raises:
+      FlaxnetsError: a line that is not the last is no record.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        return []
+    lines = path.read_text().split('\n')
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict) or 'kind' not in record:
+                raise ValueError('not a record')
+        except ValueError as error:
+            # What follows the last newline is empty, or was being written when the run was killed.
+            if number == len(lines):
+                break
+            raise FlaxnetsError(f'{path}, line {number}: not a record of a run ({error})') from error
+        records.append(record)
+    return records
+
+
+def _train_text(values: dict[str, float]) -> str:
+    parts = [f'epoch {values["epoch"]:.1f}']
+    if 'loss' in values:
+        parts.append(f'loss {values["loss"]:.3f}')
+    if 'top1' in values:
+        parts.append(f'top-1 {values["top1"]:.1f} %')
+    parts.append(f'lr {values["learning_rate"]:.4g}')
+    parts.append(f'{values["images_per_second"]:.0f} images/s')
+    if 'feed_images_per_second' in values:
+        parts.append(f'(feed {values["feed_images_per_second"]:.0f})')
+    parts.append(f'waiting {100 * values["wait_share"]:.0f} %')
+    return '  '.join(parts)
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f'{seconds:.0f} s'
+    return f'{minutes:.0f} min' if hours < 2 else f'{hours:.0f} h {minutes % 60:.0f} min'

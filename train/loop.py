@@ -1,0 +1,372 @@
+"""A training run, in chapters: open, restore, train, evaluate, save, finish."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from flaxnets import weights
+from flaxnets.config import to_json
+from flaxnets.errors import FlaxnetsError
+from train import parallel, pictures
+from train.augment import eval_transform, train_transform
+from train.checkpoint import Checkpoints
+from train.data import eval_batches, train_batches
+from train.evaluate import Evaluation, Evaluator
+from train.job import Job, abstract_state, initial_state, make_job
+from train.lock import Lock
+from train.log import Log, read
+from train.schedule import learning_rate
+from train.settings import Settings, difference, from_json
+from train.settings import to_json as settings_json
+from train.state import TrainState
+from train.step import make_train_step
+from train.stop import Stop
+
+EVAL_IMAGES = 64  # of a device at a time
+IN_FLIGHT = 2  # steps that may be under way: enough to hide the host, few enough to keep memory flat
+
+
+class NonFiniteError(FlaxnetsError):
+    """A loss, gradient or statistic was not a finite number, and the run was told to stop."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+      step: updates done.
+      stopped: why it stopped early ('SIGTERM', 'SIGINT', 'preemption'); None if it came to its end.
+      evaluation: the last one, None if there was none.
+      weights: the directory of the trained weights; None if the run stopped early.
+    """
+
+    step: int
+    stopped: str | None
+    evaluation: Evaluation | None
+    weights: str | None
+
+
+def train(
+    settings: Settings, workdir: str, *, quiet: bool = False, profile: tuple[int, int] | None = None
+) -> Outcome:
+    """Trains, or goes on with what the workdir holds.
+
+    A run that was stopped or killed continues bit by bit as if it had not been. In a job of several
+    processes each calls this, after `jax.distributed.initialize`, with a workdir that all of them see.
+
+    Args:
+      settings: of the run; at a resume they must be those it began with, but for
+        `train.settings.MAY_CHANGE`.
+      workdir: folder of checkpoints, logs and results; `gs://` too.
+      quiet: no progress bar.
+      profile: first and last step of a profile, written to WORKDIR/profile.
+
+    Raises:
+      FlaxnetsError: bad settings or data, other settings than the workdir's, a workdir in use, numbers that
+        are not finite, too many unreadable images.
+    """
+    primary = jax.process_index() == 0
+    with contextlib.ExitStack() as stack:
+        if primary:
+            stack.enter_context(Lock(workdir))
+        job = make_job(settings)
+        checkpoints = stack.enter_context(
+            Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
+        )
+        state, damaged = restore(job, checkpoints)
+        first = int(state.step)
+        log = stack.enter_context(
+            Log(
+                workdir,
+                primary=primary,
+                total_steps=job.total_steps,
+                first_step=first,
+                images_per_step=job.settings.batch_size,
+                epoch_steps=job.epoch_steps,
+                quiet=quiet,
+            )
+        )
+        for step, reason in damaged:
+            log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
+        stop = stack.enter_context(Stop())
+        run = _Run(job, workdir, log, checkpoints, stop, primary, profile)
+        return run.go(state, first)
+
+
+def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...]]:
+    """The newest sound state of a workdir, or the initial one; and the damaged steps that were skipped.
+
+    Raises:
+      FlaxnetsError: the workdir's run had other settings or data.
+    """
+    restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
+    if restored is None:
+        return initial_state(job), ()
+    return restored.state, restored.skipped
+
+
+def check_same_run(job: Job, meta: dict[str, Any]) -> None:
+    """Refuses to go on with other settings or data than the run began with.
+
+    Raises:
+      FlaxnetsError: with every difference.
+    """
+    differences = difference(from_json(meta['settings']), job.settings)
+    for part, fingerprint in job.fingerprints.items():
+        if meta['data'].get(part) != fingerprint:
+            differences.append(f'the {part} images are not the same ones ({job.settings.data})')
+    if differences:
+        raise FlaxnetsError(
+            'the workdir holds a run with other settings; go on with its own, or choose another workdir:\n  '
+            + '\n  '.join(differences)
+        )
+
+
+class _Run:
+    """One call of `train`."""
+
+    def __init__(
+        self,
+        job: Job,
+        workdir: str,
+        log: Log,
+        checkpoints: Checkpoints,
+        stop: Stop,
+        primary: bool,
+        profile: tuple[int, int] | None,
+    ) -> None:
+        self.job, self.workdir, self.log, self.checkpoints = job, workdir, log, checkpoints
+        self.stop, self.primary, self.profile = stop, primary, profile
+        self.evaluation: Evaluation | None = None
+        self.evaluator = Evaluator(job.inference)
+        self.saved: int | None = None
+        self.meta = {
+            'settings': settings_json(job.settings),
+            'config': to_json(job.config),
+            'data': job.fingerprints,
+        }
+
+    def go(self, state: TrainState, first: int) -> Outcome:
+        job = self.job
+        if first:
+            self.log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
+            self.saved = first
+        state = parallel.replicate(state)
+        done = first
+        if first < job.total_steps:
+            with self._training_batches(first) as batches:
+                state, done = self._train(state, first, batches)
+        stopped = self.stop.reason if done < job.total_steps else None
+        if stopped:
+            self._save(state, done)
+            self.checkpoints.wait()
+            self._report_saves()
+            self.log.event('stopped', f'{stopped}: stopped after step {done}; run again to go on', step=done)
+            return Outcome(done, stopped, self.evaluation, None)
+        return self._finish(state, done)
+
+    # Chapters of the loop.
+
+    def _train(self, state: TrainState, first: int, batches: Any) -> tuple[TrainState, int]:
+        job = self.job
+        step = parallel.map_train_step(
+            make_train_step(
+                job.model, job.optimizer, job.settings, epoch_steps=job.epoch_steps, axis_name=parallel.AXIS
+            )
+        )
+        meter = _Meter(job)
+        pending: deque[tuple[int, Any]] = deque()
+        saved_at = time.monotonic()
+        for done in range(first + 1, job.total_steps + 1):
+            self._profile(done)
+            batch = meter.wait_for(batches)
+            state, metrics = step(state, parallel.shard(batch))
+            pending.append((done, metrics))
+            while len(pending) > IN_FLIGHT:
+                self._absorb(meter, *pending.popleft())
+            self.log.advance(done)
+            if done == first + 1:  # it was compiled for, which is not a rate of training
+                self._absorb(meter, *pending.popleft())
+                meter.restart()
+            stop, last = self.stop.requested(done), done == job.total_steps
+            evaluate, logs = self._evaluates(done), done % job.settings.log_steps == 0
+            save = evaluate or last or self._saves(done, saved_at)
+            if evaluate or logs or save or stop:
+                while pending:  # what is logged or saved has been looked at
+                    self._absorb(meter, *pending.popleft())
+            if (logs or evaluate) and meter.steps:
+                self.log.train(done, {**meter.values(done), **_feed(batches)})
+            if evaluate and not stop:
+                self._evaluate(state, done)
+            if stop:
+                return state, done
+            if save:
+                self._save(state, done)
+                saved_at = time.monotonic()
+            if evaluate or save:
+                meter.restart()
+            self._report_saves()
+            for problem in batches.new_bad():
+                self.log.event('bad_image', problem, step=done)
+        return state, job.total_steps
+
+    def _absorb(self, meter: _Meter, step: int, metrics: Any) -> None:
+        """Waits for a step to be done and looks at what it found."""
+        values = parallel.to_host(metrics)
+        meter.add(values)
+        if int(values['non_finite'][0]):
+            message = f'step {step}: the loss, the gradient or a statistic is not finite'
+            if self.job.settings.on_non_finite == 'stop':
+                newest = self.checkpoints.steps()[:1]
+                raise NonFiniteError(
+                    f'{message}. The newest checkpoint is of step {newest[0] if newest else 0}; a lower lr=, '
+                    'a longer warmup_epochs= or clip_norm= may help, and on_non_finite=skip passes over it'
+                )
+            self.log.event('non_finite', f'{message}; nothing was updated', step=step)
+
+    def _evaluates(self, done: int) -> bool:
+        every = self.job.settings.eval_epochs * self.job.epoch_steps
+        return done == self.job.total_steps or bool(every and done % every == 0)
+
+    def _saves(self, done: int, saved_at: float) -> bool:
+        s = self.job.settings
+        # Only the primary process writes, so that its clock alone matters.
+        by_time = s.save_minutes and time.monotonic() - saved_at >= 60 * s.save_minutes
+        return bool(by_time or (s.save_steps and done % s.save_steps == 0))
+
+    def _evaluate(self, state: TrainState, done: int) -> None:
+        job = self.job
+        batch_size = EVAL_IMAGES * jax.device_count()
+        batches = eval_batches(
+            job.evaluation,
+            eval_transform(job.config.preprocess, job.settings.in_chans),
+            batch_size=batch_size,
+            in_chans=job.settings.in_chans,
+            host=jax.process_index(),
+            hosts=jax.process_count(),
+            threads=job.settings.workers,
+        )
+        with self.log.evaluating(len(job.evaluation)) as on_batch:
+            self.evaluation = self.evaluator(state.variables, batches, on_batch)
+        self.log.eval(done, self.evaluation.values())
+
+    def _save(self, state: TrainState, done: int) -> None:
+        if self.saved == done or not self.primary:
+            return
+        self.saved = done
+        score = self.evaluation.top1 if self.evaluation and self._evaluates(done) else None
+        self.checkpoints.save(done, parallel.to_host(state), self.meta, score)
+
+    def _report_saves(self) -> None:
+        for outcome in self.checkpoints.poll():
+            if outcome.error is None:
+                message = f'checkpoint {outcome.step} in {outcome.seconds:.1f} s'
+                self.log.event('saved', message, step=outcome.step, seconds=outcome.seconds)
+                continue
+            message = f'checkpoint {outcome.step} could not be saved: {outcome.error}'
+            self.log.event('failed_save', message, step=outcome.step)
+            if self.job.settings.on_failed_save == 'stop':
+                raise FlaxnetsError(f'{message}; earlier checkpoints are untouched')
+
+    def _finish(self, state: TrainState, done: int) -> Outcome:
+        """The last evaluation's pictures, and the weights where others find them."""
+        if self.evaluation is None:  # resumed after the last step
+            self._evaluate(state, done)
+        self._save(state, done)
+        self.checkpoints.wait()
+        self._report_saves()
+        path = None
+        if self.primary and '://' not in self.workdir:
+            variables = parallel.to_host(state.variables)
+            notes = (f'trained by flaxnets for {done} steps on {self.job.settings.data}',)
+            path = f'{self.workdir}/weights'
+            weights.save(path, variables, self.job.config, weights.Source(notes=notes), overwrite=True)
+            pictures.curves(read(self.workdir), f'{self.workdir}/curves.png')
+            pictures.confusion(
+                self.evaluation.confusion, self.job.evaluation.classes, f'{self.workdir}/confusion.png'
+            )
+        return Outcome(done, None, self.evaluation, path)
+
+    # What the chapters need.
+
+    def _training_batches(self, first: int) -> Any:
+        job = self.job
+        return contextlib.closing(
+            train_batches(
+                job.training,
+                train_transform(job.settings),
+                batch_size=job.settings.batch_size,
+                seed=job.settings.seed,
+                start_step=first,
+                in_chans=job.settings.in_chans,
+                host=jax.process_index(),
+                hosts=jax.process_count(),
+                threads=job.settings.workers,
+                max_bad=job.settings.max_bad_images,
+            )
+        )
+
+    def _profile(self, step: int) -> None:
+        if self.profile and self.primary and step == self.profile[0]:
+            jax.profiler.start_trace(f'{self.workdir}/profile')
+        if self.profile and self.primary and step == self.profile[1] + 1:
+            jax.profiler.stop_trace()
+
+
+class _Meter:
+    """Means of what the steps found, and how fast they went, since the last line of the log."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._rate = learning_rate(job.settings, job.epoch_steps)
+        self._skipped = 0
+        self._sums: dict[str, list[float]] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew: what went before was not training."""
+        self.steps, self._waited, self._started = 0, 0.0, time.perf_counter()
+
+    def wait_for(self, batches: Any) -> dict[str, np.ndarray[Any, Any]]:
+        start = time.perf_counter()
+        batch: dict[str, np.ndarray[Any, Any]] = next(batches)
+        self._waited += time.perf_counter() - start
+        self.steps += 1
+        return batch
+
+    def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
+        self._skipped += int(metrics['non_finite'][0])
+        for name, (total, count) in metrics.items():
+            sums = self._sums.setdefault(name, [0.0, 0.0])
+            sums[0] += float(total)
+            sums[1] += float(count)
+
+    def values(self, done: int) -> dict[str, float]:
+        """The line of the log after step `done`; starts anew."""
+        seconds = time.perf_counter() - self._started
+        means = {name: total / count for name, (total, count) in self._sums.items() if count}
+        values = {
+            'epoch': done / self._job.epoch_steps,
+            **{name: means[name] for name in ('loss', 'grad_norm') if name in means},
+            **({'top1': 100 * means['top1']} if 'top1' in means else {}),
+            'learning_rate': float(self._rate(done - 1)),
+            'images_per_second': self.steps * self._job.settings.batch_size / seconds,
+            'wait_share': self._waited / seconds,
+            'skipped': self._skipped,
+        }
+        self._sums.clear()
+        self.restart()
+        return values
+
+
+def _feed(batches: Any) -> dict[str, float]:
+    rate = batches.images_per_second()
+    return {'feed_images_per_second': rate} if rate else {}

@@ -1,0 +1,59 @@
+"""Stopping at a step's end when the system or the user asks for it."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Notes that the run is asked to stop; the loop asks after every step whether it was.
+
+    One process: SIGTERM and ctrl-C ask. A second ctrl-C interrupts at once. Several processes: JAX notes a
+    SIGTERM to any of them (or a preemption notice of the platform) and they agree on a step that none of
+    them has passed yet, so that all stop after the same one; ctrl-C interrupts at once.
+
+    It must be opened in the main thread, and after `jax.distributed.initialize`.
+
+    Attributes:
+      reason: 'SIGTERM', 'SIGINT' or 'preemption' once a stop is due; None before.
+    """
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self._old: dict[signal.Signals, Any] = {}
+
+    def requested(self, step: int) -> bool:
+        """Whether to stop after this step; every process must ask after every step, in the same order."""
+        if (
+            self.reason is None
+            and jax.process_count() > 1
+            and multihost_utils.reached_preemption_sync_point(step)
+        ):
+            self.reason = 'preemption'
+        return self.reason is not None
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == 'SIGINT':
+            signal.default_int_handler(number, frame)
+        if self.reason != 'SIGINT':
+            self.reason = signal.Signals(number).name
+
+    def __enter__(self) -> Stop:
+        if jax.process_count() == 1:  # else JAX has handlers, which ours would displace
+            self._old = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, old in self._old.items():
+            # None is a handler that Python did not set and cannot put back.
+            signal.signal(number, signal.SIG_DFL if old is None else old)
+        self._old = {}
