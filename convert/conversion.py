@@ -22,7 +22,7 @@ from convert.pth_write import write_pth
 from convert.safetensors_file import read_safetensors, write_safetensors
 from convert.tree import COUNTER, State, to_state, to_variables
 from convert.verify import Verification, verify
-from flaxnets import weights, zoo
+from flaxnets import runs, weights, zoo
 from flaxnets.config import Config, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.resnet import ResNet, build
@@ -80,7 +80,8 @@ def open_checkpoint(
 
     Args:
       source: a file that `torch.save` or safetensors wrote, by whichever publisher; a directory of
-        weights of ours; a folder of the Hugging Face hub; a published name, `hf-hub:` repository or URL,
+        weights of ours, a workdir of a training run or one of its checkpoints; a folder of the Hugging
+        Face hub; a published name, `hf-hub:` repository or URL,
         which is downloaded once.
       model: the net's name. Without it the net is the published file's, or is identified from the tensors.
       ema: of a training file that holds both, take the averaged weights.
@@ -96,6 +97,8 @@ def open_checkpoint(
         published = named(os.fspath(source))
         path = fetch(os.fspath(source), quiet=quiet)
     if path.is_dir():
+        if runs.is_checkpoint(path):
+            return _open_run(path, model, ema)
         if not is_hub_folder(path):
             return _open_directory(path, model)
         path, hub = read_hub_folder(path)
@@ -134,11 +137,26 @@ def _open_directory(path: Path, model: str | None) -> Checkpoint:
     if not (path / 'config.json').is_file():
         raise CheckpointError(f'{path}: a folder without config.json is no directory of weights')
     config, source = weights.read_config(path), weights.read_source(path)
-    if model is not None and zoo.resolve(model)[0] != config.name:
-        raise FlaxnetsError(f'{path} holds weights of {config.name}, not of {model}')
+    _check_name(path, model, config)
     checkpoint = Checkpoint(config, {}, replace(source, file=source.file or path.name), str(path))
     state = to_state(weights.read_variables(path), checkpoint.net())
     return replace(checkpoint, state=_with_counters(state, source.num_batches_tracked))
+
+
+def _open_run(path: Path, model: str | None, ema: bool) -> Checkpoint:
+    """The newest checkpoint of a training run, or the one that the path names."""
+    found = runs.read(path, ema=ema)
+    _check_name(path, model, found.config)
+    kind = 'moving averages' if found.averaged else 'weights'
+    note = f'{kind} of a training run of flaxnets after {found.step} steps'
+    source = weights.Source(file=path.name, layout='flaxnets', notes=(note,))
+    checkpoint = Checkpoint(found.config, {}, source, str(path))
+    return replace(checkpoint, state=to_state(found.variables, checkpoint.net()))
+
+
+def _check_name(path: Path, model: str | None, config: Config) -> None:
+    if model is not None and zoo.resolve(model)[0] != config.name:
+        raise FlaxnetsError(f'{path} holds weights of {config.name}, not of {model}')
 
 
 def named(source: str) -> Weights | None:

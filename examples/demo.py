@@ -7,7 +7,6 @@ a minute; nothing is downloaded.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -47,10 +46,10 @@ def main() -> None:
     compare(file, back)
 
     say('4. Verify: PyTorch computes the same')
-    if importlib.util.find_spec('timm') and importlib.util.find_spec('torch'):
+    if subprocess.run([sys.executable, '-c', 'import timm'], capture_output=True).returncode == 0:
         command('convert', str(file), '--out', str(out / 'digits-verified'), '--verify')
     else:
-        print("left out: it needs PyTorch (pip install 'flaxnets[torch]')")
+        print("left out: it needs PyTorch and timm (pip install 'flaxnets[torch]')")
 
     say('5. Read some digits')
     picture = out / 'digits.png'
@@ -81,13 +80,14 @@ def read_digits(weights: Path, picture: Path) -> int:
     transform = flaxnets.transform(weights)
     source = open_source('digits', '', training=False)
     records = [source[i] for i in range(0, len(source), len(source) // SHOWN)][:SHOWN]
-    images = transform.batch([record.image for record in records])
+    pictures = [np.asarray(record.image) for record in records]
+    images = transform.batch(pictures)
     logits = jax.jit(model.apply)(variables, images)
     sure = np.asarray(jax.nn.softmax(logits)).max(1)
     answers = np.asarray(logits).argmax(1)
     truth = np.array([record.label for record in records])
     captions = [f'{answer} ({share:.0%})' for answer, share in zip(answers, sure, strict=True)]
-    image_grid([record.image for record in records], captions, str(picture), list(answers == truth))
+    image_grid(pictures, captions, str(picture), list(answers == truth))
     return int((answers == truth).sum())
 
 

@@ -198,7 +198,8 @@ def read_arrays(
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
         wanted = ocp.args.PyTreeRestore(stored, restore_args=kinds, partial_restore=True)
         try:
-            with quiet(), ocp.Checkpointer(_handler(), multiprocessing_options=this_process()) as checkpointer:
+            options = this_process()
+            with quiet(), ocp.Checkpointer(_handler(), multiprocessing_options=options) as checkpointer:
                 arrays |= named(checkpointer.restore(path, args=ocp.args.Composite(arrays=wanted))['arrays'])
         except Exception as error:  # Orbax and TensorStore raise many kinds
             raise DamagedError(f'{path}: cannot be read: {_reason(error)}') from error

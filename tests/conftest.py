@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
+# Many tests compile the same programs; a folder of this session's own keeps them.
+_compiled = tempfile.TemporaryDirectory()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _compiled.name)
 
 import torch
 import torchvision_ops

@@ -110,7 +110,7 @@ def test_two_processes_stop_at_one_step_and_go_on(undisturbed: Path) -> None:
 
 
 def test_other_devices_and_processes_train_on_the_same_batches(undisturbed: Path) -> None:
-    """From 4 devices to 2 to 1, and from 2 processes to 1: the sums differ in rounding, the samples do not."""
+    """From 4 devices to 2 to 1, from 2 processes to 1: sums differ in their rounding, samples do not."""
     alike = ('bn_images=8', 'drop_path_rate=0', 'lr=0.01')  # drop path draws by device
     workdir = undisturbed.parent / 'moved'
     for devices, last in ((4, 20), (2, 40), (1, 0)):

@@ -100,7 +100,12 @@ def test_two_processes_stop_after_the_same_step(trial: int) -> None:
     time.sleep(0.05 * trial)
     asked = time.monotonic()
     processes[trial % 2].terminate()
-    results = [end(process) for process in processes]
+    try:
+        results = [end(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
     assert results[0] == results[1] and int(results[0][1]) >= 5
     assert results[0][2:] == ['preemption', 'True']
     assert time.monotonic() - asked < 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import sys
@@ -146,8 +147,9 @@ def _print(settings: Any) -> int:
     from train.describe import describe
     from train.sources import open_source
 
-    examples = len(open_source(settings.data, settings.train_split, training=True))
-    print(describe(settings, examples, jax.device_count()))
+    source = open_source(settings.data, settings.train_split, training=True)
+    settings = dataclasses.replace(settings, num_classes=source.num_classes)
+    print(describe(settings, len(source), jax.device_count()))
     return 0
 
 

@@ -21,8 +21,9 @@ from train.settings import Settings
 
 FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 TRIES = 10  # of a random crop, before the centre is taken
+COVERED = 0.1  # share of the picture that a 'resnest' crop covers at least, whatever its `area`
 
-Box = tuple[float, float, float, float]
+Box = tuple[int, int, int, int]
 Crop = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 
@@ -82,7 +83,7 @@ class RandomResizedCrop:
     ratio: tuple[float, float]
     resample: Image.Resampling
 
-    def box(self, width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
         """left, top, width, height of what is cut."""
         low, high = (math.log(r) for r in self.ratio)
         for _ in range(TRIES):
@@ -93,23 +94,22 @@ class RandomResizedCrop:
                 return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
         w, h = width, height
         if width / height < self.ratio[0]:
-            h = round(width / self.ratio[0])
+            h = max(1, round(width / self.ratio[0]))
         elif width / height > self.ratio[1]:
-            w = round(height * self.ratio[1])
+            w = max(1, round(height * self.ratio[1]))
         return (width - w) // 2, (height - h) // 2, w, h
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        left, top, w, h = self.box(*image.size, rng)
-        return image.crop((left, top, left + w, top + h)).resize((self.size, self.size), self.resample)
+        return _cut(image, self.box(*image.size, rng), self.size, self.resample)
 
 
 @dataclass(frozen=True)
 class ResNeStCrop:
-    """`ERandomCrop` of zhanghang1989/ResNeSt (`resnest/torch/transforms/transforms.py`).
+    """`ERandomCrop` of zhanghang1989/ResNeSt (`resnest/gluon/transforms.py`; `resnest/torch` has it too).
 
     TensorFlow's sampling of a distorted box that must cover the whole picture's tenth at least: the ratio is
-    uniform, the height uniform between those that the limits of area allow; if none fits in ten tries, the
-    square in the centre that an evaluation at this size would take.
+    uniform, the height uniform between those that the limits of area allow. If none fits in ten tries, or
+    the box is the whole picture, the square in the centre that the authors' evaluation at this size takes.
     """
 
     size: int
@@ -123,19 +123,25 @@ class ResNeStCrop:
         for _ in range(TRIES):
             ratio = rng.uniform(*self.ratio)
             h = round(math.sqrt(smallest / ratio))
-            highest = min(round(math.sqrt(largest / ratio)), height, int((width + 0.5 - 1e-7) / ratio))
+            highest = round(math.sqrt(largest / ratio))
+            if highest * ratio > width:
+                highest = int((width + 0.5 - 1e-7) / ratio)
+                highest -= highest * ratio > width
+            highest = min(highest, height)
             h = round(rng.uniform(min(h, highest), highest))
             w = round(h * ratio)
-            whole = (w, h) == (width, height)  # is left to the centre crop, as theirs does
-            if smallest <= w * h <= largest and 0 < w <= width and 0 < h <= height and not whole:
+            fits = 0 < w <= width and 0 < h <= height
+            if fits and max(smallest, COVERED * width * height) <= w * h <= largest:
+                if (w, h) == (width, height):
+                    break
                 return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
         side = min(width, height) * self.size / (self.size + 32)
-        return (width - side) / 2, (height - side) / 2, side, side
+        left, top = round((width - side) / 2), round((height - side) / 2)
+        w, h = round(left + side) - left, round(top + side) - top  # may differ by a pixel, as theirs do
+        return left, top, max(w, 1), max(h, 1)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        left, top, w, h = self.box(*image.size, rng)
-        box = tuple(round(edge) for edge in (left, top, left + w, top + h))
-        return image.crop(box).resize((self.size, self.size), self.resample)  # type: ignore[arg-type]
+        return _cut(image, self.box(*image.size, rng), self.size, self.resample)
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,12 @@ class PadCrop:
             return image
         left, top = (int(n) for n in rng.integers(-self.padding, self.padding + 1, 2))
         return image.crop((left, top, left + self.size, top + self.size))  # beyond the border it is black
+
+
+def _cut(image: Image.Image, box: Box, size: int, resample: Image.Resampling) -> Image.Image:
+    """A square of `size` pixels from `box` alone: `resize(box=...)` would also read the pixels around it."""
+    left, top, w, h = box
+    return image.crop((left, top, left + w, top + h)).resize((size, size), resample)
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, strength: float, hue: float) -> Image.Image:

@@ -5,7 +5,6 @@ Values are those that the operations take, not levels on somebody's scale.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -32,9 +31,9 @@ def apply_op(
 
     Args:
       image: 'RGB' or 'L'.
-      name: Posterize (bits to keep), Solarize (threshold), Rotate (degrees), ShearX, ShearY (slope),
-        TranslateX, TranslateY (pixels), Brightness, Color, Contrast, Sharpness (factor), SolarizeAdd
-        (added before a threshold of 128), AutoContrast, Equalize, Invert, Identity (no value).
+      name: Posterize (bits to keep; none is black), Solarize (threshold), Rotate (degrees), ShearX, ShearY
+        (slope), TranslateX, TranslateY (pixels), Brightness, Color, Contrast, Sharpness (factor),
+        SolarizeAdd (added before a threshold of 128), AutoContrast, Equalize, Invert, Identity (no value).
       value: its value.
       resample: of the geometric ones; black comes in at the border.
     """
@@ -45,9 +44,11 @@ def apply_op(
         case 'Identity':
             return image
         case 'Posterize':
+            if value < 1:  # the ResNeSt authors' RandAugment below magnitude 8; Pillow refused nothing then
+                return Image.new(image.mode, size)
             return ImageOps.posterize(image, int(value))
         case 'Solarize':
-            return ImageOps.solarize(image, int(value))
+            return ImageOps.solarize(image, value)  # type: ignore[arg-type]  # a fraction counts
         case 'AutoContrast':
             return ImageOps.autocontrast(image)
         case 'Equalize':
@@ -100,7 +101,7 @@ def _posterize(bits: int, p: float) -> Op:
 # The 25 sub-policies of Cubuk et al. (arXiv 1805.09501, appendix A, table 9) as zhanghang1989/ResNeSt ran
 # them (`resnest/gluon/transforms.py`, after kakaobrain/fast-autoaugment): posterising keeps 1 or 2 bits,
 # where others keep 4 to 8, and sub-policy 15 takes level 0 of Color.
-_EQ6, _EQ4 = ('Equalize', 0.0, 0.6), ('Equalize', 0.0, 0.4)
+_EQ6, _EQ4 = ('Equalize', 0, 0.6), ('Equalize', 0, 0.4)
 _RESNEST: tuple[tuple[Op, ...], ...] = (
     (_posterize(1, 0.4), ('Rotate', 27, 0.6)),
     (('Solarize', 128, 0.6), ('AutoContrast', 0, 0.6)),
@@ -130,23 +131,40 @@ _RESNEST: tuple[tuple[Op, ...], ...] = (
 )
 
 
-def level(name: str, share: float, size: tuple[int, int]) -> float:
-    """An operation's value at a share of torchvision's range, for a picture of width and height `size`."""
+def linspace(start: float, end: float, number: int, bins: int) -> float:
+    """`torch.linspace(start, end, bins)[number]` in its float32: a step up from `start`, or down from `end`.
+
+    The last bit matters: it decides whether 5 pixels or 4, and which way a factor's products are rounded.
+    """
+    first, last = np.float32(start), np.float32(end)
+    step = float((last - first) / np.float32(bins - 1))
+    # Products and sums of doubles, rounded once, are the fused ones that torch computes.
+    up = number < bins // 2
+    return float(np.float32(first + step * number if up else float(last) - step * (bins - 1 - number)))
+
+
+def level(name: str, number: int, bins: int, size: tuple[int, int]) -> float:
+    """An operation's value at a level of torchvision's scale.
+
+    Args:
+      name: of the operation.
+      number: the level, in 0..bins - 1.
+      bins: 10 for AutoAugment, 31 for RandAugment.
+      size: width and height of the picture.
+    """
     if name in ENHANCE:
-        return 1 + 0.9 * share
+        return 1 + linspace(0, 0.9, number, bins)
     match name:
         case 'ShearX' | 'ShearY':
-            return 0.3 * share
-        case 'TranslateX':
-            return int(150 / 331 * size[0] * share)
-        case 'TranslateY':
-            return int(150 / 331 * size[1] * share)
+            return linspace(0, 0.3, number, bins)
+        case 'TranslateX' | 'TranslateY':
+            return int(linspace(0, 150 / 331 * size[name == 'TranslateY'], number, bins))
         case 'Rotate':
-            return 30 * share
+            return linspace(0, 30, number, bins)
         case 'Posterize':
-            return 8 - round(4 * share)
+            return 8 - round(4 * number / (bins - 1))
         case 'Solarize':
-            return 255 * (1 - share)
+            return linspace(255, 0, number, bins)
     return 0
 
 
@@ -156,7 +174,7 @@ def opposite(name: str, value: float) -> float:
 
 
 # The same table 9, by levels of 0..9: operation, level, probability; torchvision's `IMAGENET` policy.
-_PAPER: tuple[tuple[Op, ...], ...] = (
+_PAPER: tuple[tuple[tuple[str, int, float], ...], ...] = (
     (('Posterize', 8, 0.4), ('Rotate', 9, 0.6)),
     (('Solarize', 5, 0.6), ('AutoContrast', 0, 0.6)),
     (('Equalize', 0, 0.8), _EQ6),
@@ -193,7 +211,7 @@ class Levels:
         for name, number, probability in _PAPER[rng.integers(len(_PAPER))]:
             if rng.random() > probability:
                 continue
-            value = level(name, number / 9, image.size)
+            value = level(name, number, 10, image.size)
             image = apply_op(image, name, opposite(name, value) if rng.random() < 0.5 else value)
         return image
 
@@ -219,7 +237,7 @@ class RandAugment:
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
         for _ in range(self.ops):
             name = _RANDAUGMENT[rng.integers(len(_RANDAUGMENT))]
-            value = level(name, self.magnitude / 30, image.size)
+            value = level(name, self.magnitude, 31, image.size)
             image = apply_op(image, name, opposite(name, value) if rng.random() < 0.5 else value)
         return image
 
@@ -267,7 +285,7 @@ class ResNeStRandAugment:
             if rng.random() > rng.uniform(0.2, 0.8):
                 continue
             low, high = _RESNEST_RANGES[name]
-            value = low + (high - low) * self.magnitude / 30
+            value = self.magnitude / 30 * (high - low) + low
             if name == 'Cutout':
                 image = cutout(image, value, rng.random(), rng.random())
                 continue
@@ -277,10 +295,17 @@ class ResNeStRandAugment:
 
 
 def cutout(image: Image.Image, side: float, x: float, y: float) -> Image.Image:
-    """A grey square of `side` pixels around a point (x, y) in 0..1, cut by the border."""
+    """A grey square around a point, moved into the picture at the left and the top, cut at the other borders.
+
+    Args:
+      image: the picture.
+      side: pixels from the first to the last one of a side, both grey.
+      x, y: 0..1, from the picture's pixel 1 (the authors' `np.random.uniform(w)`) to its end.
+    """
     width, height = image.size
-    left, top = (int(max(0.0, at - side / 2)) for at in (x * width, y * height))
-    box = (left, top, math.ceil(min(width, left + side + 1)), math.ceil(min(height, top + side + 1)))
+    left = int(max(0.0, 1 + x * (width - 1) - side / 2))
+    top = int(max(0.0, 1 + y * (height - 1) - side / 2))
+    box = (left, top, min(width, int(left + side) + 1), min(height, int(top + side) + 1))
     image = image.copy()
     image.paste(CUTOUT_COLOUR if image.mode == 'RGB' else CUTOUT_COLOUR[1], box)
     return image

@@ -179,18 +179,32 @@ class Checkpoints:
         self.wait()
         if jax.process_count() == 1:
             return self._restore(target, step, check)
-        found, result = FAILED, None
+        return self._restore_together(target, step, check)
+
+    def _restore_together(self, target: Any, step: int | None, check: Check) -> Restored | None:
+        """`_restore` by several processes, of which an error of one must not leave the others waiting."""
+        result: Restored | None = None
+        error: Exception | None = None
+        found = NONE
         try:
-            if self._primary:
-                result = self._restore(target, step, check)
-                found = NONE if result is None else result.step
-        finally:  # an error here must not leave the others waiting
-            chosen = multihost_utils.broadcast_one_to_all(np.int32(found), is_source=self._primary)
-        if int(chosen) == FAILED:
-            raise CheckpointError(f'{self._directory}: the first process could not restore; see its message')
-        if self._primary or int(chosen) == NONE:
-            return result
-        return self._open(int(chosen), target, check)
+            if self._primary and (result := self._restore(target, step, check)) is not None:
+                found = result.step
+        except Exception as failure:
+            error, found = failure, FAILED
+        found = int(multihost_utils.broadcast_one_to_all(np.int32(found), is_source=self._primary))
+        try:
+            if not self._primary and found >= 0:
+                result = self._open(found, target, check)
+        except Exception as failure:
+            error = failure
+        failed = np.ravel(multihost_utils.process_allgather(np.int32(error is not None)))
+        if error is not None:
+            raise error
+        if failed.any():
+            raise CheckpointError(
+                f'{self._directory}: process {int(failed.argmax())} could not restore; see its message'
+            )
+        return result
 
     def _restore(self, target: Any, step: int | None, check: Check) -> Restored | None:
         if self._primary:

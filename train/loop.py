@@ -225,6 +225,7 @@ class _Run:
         if int(values['non_finite'][0]):
             message = f'step {step}: the loss, the gradient or a statistic is not finite'
             if self.job.settings.on_non_finite == 'stop':
+                self.checkpoints.wait()
                 newest = self.checkpoints.steps()[:1]
                 raise NonFiniteError(
                     f'{message}. The newest checkpoint is of step {newest[0] if newest else 0}; a lower lr=, '
@@ -242,7 +243,7 @@ class _Run:
         by_time = s.save_minutes and time.monotonic() - saved_at >= 60 * s.save_minutes
         return bool(by_time or (s.save_steps and done % s.save_steps == 0))
 
-    def _evaluate(self, state: TrainState, done: int) -> None:
+    def _evaluate(self, state: TrainState, done: int) -> Evaluation:
         job = self.job
         batch_size = EVAL_IMAGES * jax.device_count()
         batches = eval_batches(
@@ -255,8 +256,10 @@ class _Run:
             threads=job.settings.workers,
         )
         with self.log.evaluating(len(job.evaluation)) as on_batch:
-            self.evaluation = self.evaluator(state.variables, batches, on_batch)
-        self.log.eval(done, self.evaluation.values())
+            result = self.evaluator(state.variables, batches, on_batch)
+        self.evaluation = result
+        self.log.eval(done, result.values())
+        return result
 
     def _save(self, state: TrainState, done: int) -> None:
         if self.saved == done or not self.primary:
@@ -278,8 +281,7 @@ class _Run:
 
     def _finish(self, state: TrainState, done: int) -> Outcome:
         """The last evaluation's pictures, and the weights where others find them."""
-        if self.evaluation is None:  # resumed after the last step
-            self._evaluate(state, done)
+        evaluation = self.evaluation or self._evaluate(state, done)  # none: resumed after the last step
         self._save(state, done)
         self.checkpoints.wait()
         self._report_saves()
@@ -291,9 +293,9 @@ class _Run:
             weights.save(path, variables, self.job.config, weights.Source(notes=notes), overwrite=True)
             pictures.curves(read(self.workdir), f'{self.workdir}/curves.png')
             pictures.confusion(
-                self.evaluation.confusion, self.job.evaluation.classes, f'{self.workdir}/confusion.png'
+                evaluation.confusion, self.job.evaluation.classes, f'{self.workdir}/confusion.png'
             )
-        return Outcome(done, None, self.evaluation, path)
+        return Outcome(done, None, evaluation, path)
 
     # What the chapters need.
 

@@ -50,16 +50,15 @@ def _plot(axes: Any, records: Sequence[dict[str, Any]], field: str, label: str, 
 
 
 def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path: str) -> None:
-    """A confusion matrix, [true, predicted] numbers of images, and the pairs most often confused, to a PNG."""
+    """A confusion matrix, [true, predicted] counts of images, and the worst confusions in words, to a PNG."""
     count = len(matrix)
     size = min(10.0, max(4.5, 0.45 * count))
     figure = Figure(figsize=(size + 4.2, size), layout='constrained')
     axes, side = figure.subplots(1, 2, width_ratios=(size, 3.2))
     totals = matrix.sum(1, keepdims=True)
     shares = matrix / np.maximum(totals, 1)
-    image = axes.imshow(
-        shares, cmap='Blues', vmin=0, vmax=1, interpolation='nearest' if count <= 200 else None
-    )
+    smooth = 'nearest' if count <= 200 else None
+    image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1, interpolation=smooth)
     figure.colorbar(image, ax=axes, shrink=0.8, label='share of the true class')
     axes.set(xlabel='predicted class', ylabel='true class')
     correct = int(matrix.diagonal().sum())
@@ -81,9 +80,8 @@ def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path
                 color='white' if dark else 'black',
             )
     side.axis('off')
-    side.text(
-        0, 1, _worst(matrix, classes), va='top', fontsize=9, family='monospace', transform=side.transAxes
-    )
+    words = _worst(matrix, classes)
+    side.text(0, 1, words, va='top', fontsize=9, family='monospace', transform=side.transAxes)
     _save(figure, path)
 
 

@@ -172,8 +172,8 @@ def _open_arrays(path: str, splits: tuple[str, ...]) -> Source:
             keys = [split for split in splits if f'x_{split}' in stored]
             if not keys:
                 raise FlaxnetsError(
-                    f'{path}: no x_{splits[0]} in it; it has {", ".join(stored.files)}. Images and labels are '
-                    'looked for as x_train, y_train, x_test, y_test (or x_val, y_val)'
+                    f'{path}: no x_{splits[0]} in it; it has {", ".join(stored.files)}. Images and labels '
+                    'are looked for as x_train, y_train, x_test, y_test (or x_val, y_val)'
                 )
             images, labels = stored[f'x_{keys[0]}'], stored[f'y_{keys[0]}']
             names = stored['classes'].tolist() if 'classes' in stored else None
@@ -258,7 +258,9 @@ def _images_of(root: str, real: str, name: str, label: int) -> list[tuple[str, i
     pending = [name]
     while pending:
         below = pending.pop()
-        for entry in os.scandir(os.path.join(root, below)):
+        with os.scandir(os.path.join(root, below)) as entries:
+            here = list(entries)
+        for entry in here:
             inner = os.path.join(below, entry.name)
             if entry.is_symlink() and not os.path.realpath(entry.path).startswith(real + os.sep):
                 raise FlaxnetsError(f'{entry.path}: a link that leaves the data; copy what it points to')

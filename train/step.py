@@ -146,7 +146,7 @@ class _Task:
         self, params: Any, stats: Any, images: Array, targets: Array, key: Array, rate: Array
     ) -> tuple[Array, tuple[Array, Any]]:
         model = self.model.clone(drop_block_rate=rate) if self.settings.drop_block_rate else self.model
-        logits, changed = model.apply(  # type: ignore[misc]
+        logits, changed = model.apply(
             {'params': params, 'batch_stats': stats},
             images,
             train=True,
@@ -188,7 +188,7 @@ def make_eval_step(model: ResNet, *, axis_name: str | None = None) -> Callable[[
     """
 
     def evaluate(variables: Any, batch: Batch) -> Batch:
-        logits = model.apply(variables, normalise(batch['image']), train=False)
+        logits: Any = model.apply(variables, normalise(batch['image']), train=False)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         label = batch['label']
         own = jnp.take_along_axis(logits, label[:, None], axis=1)

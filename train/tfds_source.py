@@ -48,25 +48,26 @@ def open_tfds(name: str, splits: tuple[str, ...]) -> TfdsSource:
     try:
         builder = tfds.builder(name, data_dir=folder or None)
     except Exception as error:  # its own kinds for unknown names, and any for files that cannot be read
-        raise FlaxnetsError(f'tfds:{name}: {str(error).partition(chr(10))[0]}') from error
+        raise FlaxnetsError(f'tfds:{name}: {_first_line(error)}') from error
     features = builder.info.features or {}
     if 'image' not in features or 'label' not in features:
         raise FlaxnetsError(f'tfds:{name} is not for classification: it has {", ".join(features)}')
     there = list(builder.info.splits)
-    split = next((s for s in splits if s in there), None)
+    split = next((s for s in splits if s in there), None if there else splits[0])
     if split is None:
-        state = f'its parts are {", ".join(there)}' if there else 'it has not been prepared here'
-        raise FlaxnetsError(
-            f'tfds:{name}: no part {" or ".join(splits)}: {state}. Prepare it (where TensorFlow is installed) with\n'
-            f'  tfds build {name} --file_format=array_record --data_dir={builder.data_dir.rpartition("/" + name.partition("/")[0])[0]}'
-        )
+        raise FlaxnetsError(f'tfds:{name}: no part {" or ".join(splits)}; its parts are {", ".join(there)}')
     try:
         records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
     except Exception as error:
+        place = f' --data_dir={folder}' if folder else ''
         raise FlaxnetsError(
-            f'tfds:{name}: cannot be read at random: {str(error).partition(chr(10))[0]}. It must have been '
-            'prepared with --file_format=array_record'
+            f'tfds:{name}: cannot be read here ({_first_line(error)}). Prepare it, where TensorFlow is '
+            f'installed, with: tfds build {name} --file_format=array_record{place}'
         ) from error
     info = builder.info
     identity = f'{info.full_name} {split} {len(records)}'
     return TfdsSource(f'tfds:{name}', info.features['label'].names, records, identity)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition('\n')[0]

@@ -1,0 +1,331 @@
+"""Whole runs in this process: what they learn, what they leave, what they refuse."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from runs import digests
+
+import flaxnets
+from convert.conversion import open_checkpoint, write
+from flaxnets import runs as checkpoints_of
+from flaxnets.errors import FlaxnetsError
+from train import loop, recipes
+from train.__main__ import main
+from train.checkpoint import Checkpoints
+from train.export import export
+from train.log import read
+from train.loop import NonFiniteError, Outcome, train
+from train.settings import Settings
+from train.sources import open_source
+
+DIGITS = recipes.get('digits')
+SHORT = dataclasses.replace(
+    DIGITS, model='resnext_tiny', batch_size=64, epochs=2, log_steps=11, eval_epochs=1, ema_decay=0.5
+)
+
+
+def quiet(settings: Settings, workdir: Path, **options: Any) -> Outcome:
+    return train(settings, str(workdir), quiet=True, **options)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    workdir = tmp_path_factory.mktemp('run') / 'finished'
+    return workdir, quiet(SHORT, workdir)
+
+
+def test_what_a_run_leaves(finished: tuple[Path, Outcome]) -> None:
+    workdir, outcome = finished
+    names = {'checkpoints', 'confusion.png', 'curves.png', 'log.jsonl', 'tensorboard', 'weights', '.lock'}
+    assert {path.name for path in workdir.iterdir()} == names
+    assert (outcome.step, outcome.stopped) == (44, None)
+    config = flaxnets.config(workdir / 'weights')
+    assert (config.name, config.num_classes, config.in_chans) == ('resnext_tiny', 10, 1)
+    assert config.classes == tuple('0123456789') and config.preprocess.size == 32
+    kinds = [record['kind'] for record in read(str(workdir))]
+    assert kinds.count('eval') == 2 and kinds.count('train') == 4 and kinds.count('saved') == 2
+
+
+def test_the_weights_are_what_was_evaluated(finished: tuple[Path, Outcome]) -> None:
+    workdir, outcome = finished
+    model, variables = flaxnets.load(workdir / 'weights')
+    source = open_source('digits', '', training=False)
+    transform = flaxnets.transform(workdir / 'weights')
+    images = transform.batch([np.asarray(source[i].image) for i in range(len(source))])
+    predictions = np.asarray(jax.jit(model.apply)(variables, images)).argmax(1)
+    assert outcome.evaluation is not None
+    np.testing.assert_array_equal(predictions, outcome.evaluation.predictions)
+
+
+def test_checkpoints_go_home_to_pytorch_averaged_or_not(
+    finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    workdir, _ = finished
+    averaged, trained = open_checkpoint(workdir), open_checkpoint(workdir, ema=False)
+    assert 'moving averages' in averaged.source.notes[0] and 'after 44 steps' in averaged.source.notes[0]
+    assert any((averaged.state[name] != trained.state[name]).any() for name in averaged.state)
+    for checkpoint in (averaged, trained):
+        path = tmp_path / 'net.pth'
+        write(checkpoint, path, overwrite=True)
+        back = open_checkpoint(path)
+        assert back.config.name == 'resnext_tiny'
+        assert set(back.state) == set(checkpoint.state)
+        assert all(np.array_equal(back.state[name], checkpoint.state[name]) for name in back.state)
+    stored = checkpoints_of.read(workdir / 'checkpoints' / '44')
+    assert open_checkpoint(workdir / 'checkpoints' / '44').config == stored.config
+    _, variables = flaxnets.load(workdir)
+    np.testing.assert_array_equal(
+        variables['params']['fc']['kernel'], stored.variables['params']['fc']['kernel']
+    )
+
+
+def test_export_takes_the_checkpoint_that_is_asked_for(
+    finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    workdir, _ = finished
+    assert export(str(workdir), str(tmp_path / 'last')) == 44
+    assert digests_of(tmp_path / 'last') == digests(workdir)
+    assert export(str(workdir), str(tmp_path / 'best'), 'best') in (22, 44)
+    assert export(str(workdir), str(tmp_path / 'plain'), '44', ema=False) == 44
+    assert digests_of(tmp_path / 'plain') != digests(workdir)
+    with pytest.raises(FlaxnetsError, match='no checkpoint 7; there are .*44, last and best'):
+        export(str(workdir), str(tmp_path / 'x'), '7')
+    with pytest.raises(FlaxnetsError, match='no checkpoint of a training run'):
+        export(str(tmp_path), str(tmp_path / 'x'))
+    with pytest.raises(FlaxnetsError, match='exists'):
+        export(str(workdir), str(tmp_path / 'last'))
+
+
+def digests_of(directory: Path) -> Any:
+    return json.loads((directory / 'certificate.json').read_text())['arrays']
+
+
+def test_a_run_that_is_resumed_is_the_run_that_was_not(
+    finished: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    for last in (13, 0):
+        quiet(dataclasses.replace(SHORT, max_steps=last, workers=1 + last % 3), tmp_path)
+    assert digests(tmp_path) == digests(finished[0])
+    steps = [record['step'] for record in read(str(tmp_path)) if record['kind'] == 'train']
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(lr=0.2, seed=1), r'lr: 0\.1 -> 0\.2\n.*seed: 0 -> 1'),
+        (dict(model='res2net_tiny'), "model: 'resnext_tiny' -> 'res2net_tiny'"),
+        (dict(train_split='test'), 'the training images are not the same ones'),
+    ],
+)
+def test_another_run_is_not_gone_on_with(
+    finished: tuple[Path, Outcome], change: dict[str, Any], message: str
+) -> None:
+    workdir, _ = finished
+    before = digests(workdir)
+    with pytest.raises(FlaxnetsError, match=f'(?s)a run with other settings.*{message}'):
+        quiet(dataclasses.replace(SHORT, **change), workdir)
+    assert digests(workdir) == before
+
+
+def test_a_finished_run_is_evaluated_again_and_not_trained(finished: tuple[Path, Outcome]) -> None:
+    workdir, outcome = finished
+    again = quiet(SHORT, workdir)
+    assert again.step == 44
+    assert again.evaluation is not None and outcome.evaluation is not None
+    np.testing.assert_array_equal(again.evaluation.predictions, outcome.evaluation.predictions)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """A batch of this step has a pixel that is not finite."""
+    plain = loop.train_batches
+
+    def poisoned(*args: Any, start_step: int, **kwargs: Any) -> Any:
+        batches = plain(*args, start_step=start_step, **kwargs)
+        original, count = batches.__class__.__next__, [start_step]
+
+        class Poisoned(batches.__class__):  # type: ignore[misc, name-defined]
+            def __next__(self) -> Any:
+                batch = original(self)
+                count[0] += 1
+                image = batch['image'].astype(np.float32) / 255
+                if count[0] == step:
+                    image[0, 0, 0, 0] = np.nan
+                return {**batch, 'image': image}
+
+        batches.__class__ = Poisoned
+        return batches
+
+    monkeypatch.setattr(loop, 'train_batches', poisoned)
+
+
+def test_numbers_that_are_not_finite_stop_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    poison(monkeypatch, 9)
+    settings = dataclasses.replace(SHORT, save_steps=2, max_steps=20, eval_epochs=0)
+    with pytest.raises(NonFiniteError, match=r'step 9: .* not finite.*newest checkpoint is of step 8'):
+        quiet(settings, tmp_path)
+    assert checkpoints_of.read(tmp_path).step == 8
+    assert not (tmp_path / 'weights').exists()
+
+
+def test_or_are_skipped_counted_and_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    poison(monkeypatch, 9)
+    outcome = quiet(dataclasses.replace(SHORT, max_steps=12, log_steps=4, on_non_finite='skip'), tmp_path)
+    assert outcome.step == 12 and outcome.weights
+    assert 'step 9: ' in capsys.readouterr().err
+    records = [r for r in read(str(tmp_path)) if r['kind'] == 'train']
+    assert [r['skipped'] for r in records] == [0, 0, 1]
+    assert all(np.isfinite(r['loss']) for r in records)
+
+
+@pytest.mark.parametrize('policy', ['continue', 'stop'])
+def test_a_save_that_fails(
+    policy: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    commit = Checkpoints._commit
+
+    def full(self: Checkpoints, step: int, *args: Any) -> None:
+        if step == 8:
+            raise OSError('No space left on device')
+        commit(self, step, *args)
+
+    monkeypatch.setattr(Checkpoints, '_commit', full)
+    settings = dataclasses.replace(SHORT, save_steps=4, max_steps=16, keep_last=9, on_failed_save=policy)
+    if policy == 'stop':
+        with pytest.raises(FlaxnetsError, match='checkpoint 8 could not be saved: No space left on device'):
+            quiet(settings, tmp_path)
+        assert checkpoints_of.read(tmp_path).step in (4, 12)
+        return
+    assert quiet(settings, tmp_path).weights
+    assert 'checkpoint 8 could not be saved: No space left' in capsys.readouterr().err
+    steps = sorted(int(path.name) for path in (tmp_path / 'checkpoints').iterdir())
+    assert steps == [4, 12, 16]
+
+
+# What the nets learn: the anchors are in the documents of the recipes.
+
+
+@pytest.mark.parametrize('seed', [0, 1, 2])
+def test_digits_are_learned(seed: int, tmp_path: Path) -> None:
+    outcome = quiet(dataclasses.replace(DIGITS, seed=seed, epochs=15), tmp_path)
+    assert outcome.evaluation is not None
+    ACCURACIES[seed] = outcome.evaluation.top1
+    assert outcome.evaluation.top1 >= 97.0  # logistic regression: 96.39
+    if len(ACCURACIES) == 3:
+        assert np.mean(list(ACCURACIES.values())) >= 97.5
+
+
+ACCURACIES: dict[int, float] = {}
+
+
+@pytest.mark.parametrize('model', ['resnext_tiny', 'resnest_tiny'])
+def test_the_other_blocks_learn_too(model: str, tmp_path: Path) -> None:
+    outcome = quiet(dataclasses.replace(DIGITS, model=model, epochs=8), tmp_path)
+    assert outcome.evaluation is not None and outcome.evaluation.top1 >= 97.0
+
+
+def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
+    """Digits 0 to 4 are learned, taken to PyTorch's format and back, and help to learn 5 to 9."""
+    for name, low in (('first', 0), ('second', 5)):
+        arrays = {}
+        for part, training in (('train', True), ('test', False)):
+            source = open_source('digits', '', training)
+            rows = [i for i in range(len(source)) if low <= source[i].label < low + 5]
+            arrays[f'x_{part}'] = np.stack([np.asarray(source[i].image) for i in rows])
+            arrays[f'y_{part}'] = np.array([source[i].label - low for i in rows])
+        np.savez(tmp_path / f'{name}.npz', **arrays)
+    base = dataclasses.replace(DIGITS, model='resnext_tiny', eval_epochs=0)
+    first = dataclasses.replace(base, data=f'arrays:{tmp_path}/first.npz', epochs=6)
+    quiet(first, tmp_path / 'first')
+    write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')
+    second = dataclasses.replace(base, data=f'arrays:{tmp_path}/second.npz', epochs=2, lr=0.02)
+    scratch = quiet(second, tmp_path / 'scratch')
+    for name, change in (
+        ('tuned', {}),
+        ('frozen', dict(frozen_stages=2)),
+        ('decayed', dict(layer_decay=0.8)),
+    ):
+        settings = dataclasses.replace(second, weights=str(tmp_path / 'first.pth'), **change)
+        tuned = quiet(settings, tmp_path / name)
+        assert tuned.evaluation is not None and scratch.evaluation is not None
+        assert tuned.evaluation.top1 > scratch.evaluation.top1 + 5, name
+    kernel = ('layer1', '0', 'conv1', 'kernel')
+    before, after = (flaxnets.load(tmp_path / name / 'weights')[1] for name in ('first', 'frozen'))
+    for part in ('params', 'batch_stats'):
+        for stem in ('conv1', 'bn1', 'layer1'):
+            for a, b in zip(
+                jax.tree.leaves(before[part][stem]), jax.tree.leaves(after[part][stem]), strict=True
+            ):
+                np.testing.assert_array_equal(a, b)
+    assert before['params'][kernel[0]][kernel[1]][kernel[2]][kernel[3]].any()
+
+
+def test_weights_of_another_net_are_refused(finished: tuple[Path, Outcome], tmp_path: Path) -> None:
+    weights = str(finished[0] / 'weights')
+    with pytest.raises(FlaxnetsError, match='those of resnext_tiny, but model=res2net_tiny'):
+        quiet(dataclasses.replace(DIGITS, weights=weights), tmp_path)
+
+
+# The command line.
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--workdir', 'x', 'lr=fast', 'epoch=3'], "lr='fast' must be a number\n.*did you mean epochs"),
+        (['lr=0.1'], '--workdir is missing'),
+        (['--recipe', 'resnest51', '--workdir', 'x'], 'resnest50'),
+        (['--workdir', 'x', '--processes', '2'], '--coordinator, --processes and --process go together'),
+        (['--workdir', 'x', '--profile', '5'], r"--profile '5' must be two steps"),
+        (['--workdir', 'x', 'batch_size=5000'], 'batch_size=5000 is more than the 1437 images'),
+        (['--workdir', 'x', 'data=nowhere'], "data='nowhere' is not understood"),
+        (['eval', '--model', 'absent.pth', '--data', 'digits'], 'absent.pth: no such file'),
+        (['export', 'absent', '--out', 'x'], 'no checkpoint of a training run'),
+    ],
+)
+def test_errors_are_one_clear_message(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and re.search(message, err, re.DOTALL)
+    assert not list(tmp_path.glob('x/checkpoints/*'))
+
+
+def test_print_shows_what_would_happen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['--print', 'lr=0.2']) == 0
+    out = capsys.readouterr().out
+    assert '* lr                   0.2' in out and '22 steps' in out and '599,914' in out  # with 10 classes
+
+
+def test_eval_on_the_command_line(
+    finished: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workdir, outcome = finished
+    arguments = ['eval', '--model', str(workdir / 'weights'), '--data', 'digits', '--out', str(tmp_path)]
+    assert main([*arguments, '--json', '--quiet', '--batch', '7']) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert outcome.evaluation is not None
+    assert found['top1'] == outcome.evaluation.top1 and found['images'] == 360
+    assert {path.name for path in tmp_path.iterdir()} == {'result.json', 'per_class.csv', 'confusion.png'}
+    assert (tmp_path / 'per_class.csv').read_text().splitlines()[1].startswith('0,0,36,')
+    assert main(arguments) == 0
+    assert 'top-1' in capsys.readouterr().out
