@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# One stamp for each set of packages: users need no torch, the tests and benchmarks do.
+# One stamp for each set of packages: training needs no torch, the tests and benchmarks do.
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 
@@ -24,6 +24,8 @@ check: $(DEV)
 
 bench: $(DEV)
 	$(RUN) benchmarks/nets.py
+	$(RUN) benchmarks/convert.py
+	$(RUN) benchmarks/feed.py
 
 clean:
 	rm -rf $(VENV) demo-output
@@ -31,7 +33,7 @@ clean:
 $(CORE): pyproject.toml constraints.txt
 	@echo 'setting up $(VENV): a minute or two'
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[train]'
 	touch $@
 
 $(DEV): $(CORE)

@@ -9,12 +9,12 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: t
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
-# Many tests compile the same programs; a folder of this session's own keeps them.
-_compiled = tempfile.TemporaryDirectory()
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _compiled.name)
 
 import torch
 import torchvision_ops
 
 torchvision_ops.define_missing()
 torch.set_num_threads(2)
+# Many tests compile the same programs; a folder of this session's own keeps them.
+compiled = tempfile.TemporaryDirectory()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled.name)
