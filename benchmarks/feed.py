@@ -58,7 +58,7 @@ def write_photographs(folder: Path, count: int) -> None:
     where = folder / 'train' / 'cat'
     where.mkdir(parents=True)
     for i in range(count):
-        left, top = rng.integers(0, 500), rng.integers(0, 375)
+        left, top = int(rng.integers(0, 500)), int(rng.integers(0, 375))
         photo.crop((left, top, left + 500, top + 375)).save(where / f'{i:04}.jpg', quality=90)
 
 
@@ -76,13 +76,14 @@ def timms(folder: str, options: argparse.Namespace) -> Iterator[Any] | None:
         import torchvision_ops
 
         torchvision_ops.define_missing()
-        from timm.data import create_dataset, create_loader
+        import timm.data
     except ImportError:
         return None
 
     def endless() -> Iterator[Any]:
-        loader: Any = create_loader(
-            create_dataset('', root=folder, split='train'),
+        data: Any = timm.data
+        loader = data.create_loader(
+            data.create_dataset('', root=folder, split='train'),
             (3, 224, 224),
             BATCH,
             is_training=True,

@@ -10,13 +10,14 @@ It does not notice a flipped bit; the digests, taken from memory before anything
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -111,13 +112,12 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_space(path.parent, sum(array.nbytes for array in arrays.values()))
-        with quiet(), ocp.Checkpointer(_handler(), multiprocessing_options=this_process()) as checkpointer:
-            document = {'sha256': _sha256(manifest), 'manifest': manifest}
-            parts = {'arrays': ocp.args.PyTreeSave(stored), 'manifest': ocp.args.JsonSave(document)}
-            checkpointer.save(path, args=ocp.args.Composite(**parts))
-    except Exception as error:  # TensorStore raises ValueError for a full disk
+        document = {'sha256': _sha256(manifest), 'manifest': manifest}
+        parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), manifest=ocp.args.JsonSave(document))
+        _by_orbax(lambda checkpointer: checkpointer.save(path, args=parts))
+    except OSError as error:
         remove(path.parent / (path.name + UNFINISHED))
-        raise CheckpointError(f'{path}: cannot be written: {_reason(error)}') from error
+        raise CheckpointError(f'{path}: cannot be written: {error.strerror or error}') from error
 
 
 def is_committed(directory: str | os.PathLike[str]) -> bool:
@@ -197,12 +197,11 @@ def read_arrays(
     if stored:
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
         wanted = ocp.args.PyTreeRestore(stored, restore_args=kinds, partial_restore=True)
+        parts = ocp.args.Composite(arrays=wanted)
         try:
-            options = this_process()
-            with quiet(), ocp.Checkpointer(_handler(), multiprocessing_options=options) as checkpointer:
-                arrays |= named(checkpointer.restore(path, args=ocp.args.Composite(arrays=wanted))['arrays'])
-        except Exception as error:  # Orbax and TensorStore raise many kinds
-            raise DamagedError(f'{path}: cannot be read: {_reason(error)}') from error
+            arrays |= named(_by_orbax(lambda checkpointer: checkpointer.restore(path, args=parts))['arrays'])
+        except OSError as error:
+            raise DamagedError(f'{path}: cannot be read: {error}') from error
     found = _parallel(_describe, arrays.values())
     wrong = [name for name, entry in zip(arrays, found, strict=True) if entry != entries[name]]
     if wrong:
@@ -249,6 +248,19 @@ def this_process() -> ocp.options.MultiprocessingOptions:
     return ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process_{me}'
     )
+
+
+def _by_orbax(action: Callable[[ocp.Checkpointer], Any]) -> Any:
+    """What `action` returns. Raises: OSError: in one line, whatever Orbax and TensorStore raised."""
+    with quiet():
+        try:
+            with ocp.Checkpointer(_handler(), multiprocessing_options=this_process()) as checkpointer:
+                return action(checkpointer)
+        except Exception as error:  # of many kinds; ValueError for a full disk
+            reason = _reason(error)
+        # Now that `error` is gone: its forgotten tasks complain when they are collected.
+        gc.collect()
+    raise OSError(reason)
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:

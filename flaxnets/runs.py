@@ -1,6 +1,6 @@
 """The weights in a training run's checkpoints, for whoever has no use for the rest of them.
 
-    WORKDIR/checkpoints/STEP/   what `train.checkpoint` writes, in the form of `flaxnets.arrays`
+WORKDIR/checkpoints/STEP/   what `train.checkpoint` writes, in the form of `flaxnets.arrays`
 """
 
 from __future__ import annotations

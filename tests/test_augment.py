@@ -319,6 +319,12 @@ def test_a_resnest_crop_of_a_line_is_what_the_authors_evaluate(size: tuple[int, 
     np.testing.assert_array_equal(np.asarray(crop(picture, np.random.default_rng(0))), expected)
 
 
+def test_the_centre_of_a_line_by_hand() -> None:
+    """Its side is 11 * 32 / 64 = 5.5; from round(247.25) to round(252.5), from round(2.75) to round(8.5)."""
+    crop = augment.ResNeStCrop(32, (0.1, 1.0), (3 / 4, 4 / 3), Image.Resampling.BICUBIC)
+    assert crop.box(500, 11, np.random.default_rng(0)) == (247, 3, 5, 5)
+
+
 @pytest.mark.parametrize(('strength', 'low', 'high'), [(0.4, 60, 140), (1.5, 0, 250)])
 def test_jitter_factors_are_uniform(strength: float, low: int, high: int) -> None:
     """On flat grey only the brightness shows: 100 times the factor."""

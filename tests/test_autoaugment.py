@@ -239,11 +239,17 @@ def test_randaugment_draws_alike_and_repeats(recorder: Recorder) -> None:
         transform(PHOTO, rng)
     assert sum(recorder.counts.values()) == 15000
     space = RandAugment()._augmentation_space(31, (PHOTO.height, PHOTO.width))
-    for name, (_, signed) in space.items():
+    for name, (magnitudes, signed) in space.items():
         values = {value: n for (found, value), n in recorder.counts.items() if found == name}
         mean = 15000 / len(space)
         assert sum(values.values()) == pytest.approx(mean, abs=spread(mean)), name
-        assert len(values) == (2 if signed else 1), name
+        expected = float(magnitudes[10]) if magnitudes.ndim else 0.0
+        both = {expected, -expected} if signed else {expected}
+        if name in ('Brightness', 'Color', 'Contrast', 'Sharpness'):
+            both = {1 + value for value in both}
+        elif name.startswith('Translate'):
+            both = {int(value) for value in both}
+        assert values.keys() == {round(value, 4) for value in both}, name
         for value, n in values.items():
             assert n == pytest.approx(mean / len(values), abs=spread(mean)), (name, value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -295,11 +296,21 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(tmp_path_factory.mktemp('pair') / 'steps')
 
 
+@pytest.fixture
+def silence(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing is said to the terminal or to a log, also not when the garbage of failures is collected."""
+    yield
+    gc.collect()
+    assert capfd.readouterr() == ('', '')
+    assert caplog.get_records('call') + caplog.records == []
+
+
 @pytest.mark.fault
+@pytest.mark.usefixtures('silence')
 def test_no_flipped_bit_is_used(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
     files = [path for path in pair.files() if (pair.copy / path).stat().st_size]
-    detected = {path: [] for path in files}  # type: dict[Path, list[bool]]
+    detected: dict[Path, list[bool]] = {path: [] for path in files}
     for trial in range(1000 if FULL else 64):
         path = files[trial % len(files)]
         content = bytearray((pair.copy / path).read_bytes())
@@ -307,35 +318,31 @@ def test_no_flipped_bit_is_used(pair: Pair, capfd: pytest.CaptureFixture[str]) -
         (pair.newest / path).write_bytes(content)
         detected[path].append(pair.detects())
     counts = {str(path): f'{sum(found)}/{len(found)}' for path, found in detected.items()}
-    out, err = capfd.readouterr()
-    assert (out, err) == ('', ''), err[:2000]
-    largest = max(files, key=lambda path: (pair.copy / path).stat().st_size)  # the arrays
-    assert np.mean(detected[largest]) > 0.5, counts  # the rest of it are bytes that Orbax has superseded
+    # Files of the commit and of what Orbax has superseded are never read.
+    largest = max(files, key=lambda path: (pair.copy / path).stat().st_size)
+    assert all(any(detected[path]) for path in (largest, Path('arrays/manifest.ocdbt'))), counts
     assert all(detected[Path('manifest/metadata')]), counts
-    with capfd.disabled():
-        print(json.dumps(counts, indent=1) if FULL else '')
+    if FULL:
+        with capfd.disabled():
+            print(json.dumps(counts, indent=1))
 
 
 @pytest.mark.fault
-def test_no_file_that_is_cut_or_gone_matters(pair: Pair, capfd: pytest.CaptureFixture[str]) -> None:
-    detected = {}
+@pytest.mark.usefixtures('silence')
+def test_no_file_that_is_cut_or_gone_matters(pair: Pair) -> None:
+    detected: dict[str, list[bool]] = {}
     for path in pair.files():
-        content = (pair.copy / path).read_bytes()
-        for how, kept in {
-            'half': content[: len(content) // 2],
-            'empty': b'',
-            'last byte': content[:-1],
-        }.items():
-            (pair.newest / path).write_bytes(kept)
-            detected[str(path), how] = pair.detects()
+        size = (pair.copy / path).stat().st_size
+        found = detected.setdefault(str(path), [])
+        for kept in (size // 2, 0, size - 1):
+            os.truncate(pair.newest / path, max(kept, 0))
+            found.append(pair.detects())
         (pair.newest / path).unlink()
-        detected[str(path), -1] = pair.detects()
+        found.append(pair.detects())
         (pair.newest / path).unlink()
         (pair.newest / path).mkdir()
-        detected[str(path), -2] = pair.detects()
-    assert capfd.readouterr() == ('', '')
-    assert all(found for (path, _), found in detected.items() if path == 'manifest/metadata')
-    assert sum(detected.values()) > len(detected) / 3
+        found.append(pair.detects())
+    assert all(detected['manifest/metadata'] + detected['arrays/manifest.ocdbt']), detected
 
 
 @pytest.mark.fault
@@ -360,9 +367,8 @@ def test_an_array_of_the_same_size_in_its_place_is_noticed(pair: Pair, tmp_path:
 
 
 @pytest.mark.fault
-def test_if_all_are_damaged_the_run_does_not_start_anew(
-    checkpoints: Checkpoints, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures('silence')
+def test_if_all_are_damaged_the_run_does_not_start_anew(checkpoints: Checkpoints, tmp_path: Path) -> None:
     folder = tmp_path / 'steps'
     for attempt in range(2):
         for step in (1, 2):
@@ -375,7 +381,6 @@ def test_if_all_are_damaged_the_run_does_not_start_anew(
     assert sorted(os.listdir(folder)) == ['1.damaged', '1.damaged.1', '2.damaged', '2.damaged.1']
     with pytest.raises(CheckpointError, match='no checkpoint of step 1'):
         checkpoints.restore(targets(make_state(0)), step=1)
-    assert capfd.readouterr() == ('', '')
 
 
 @pytest.mark.fault
@@ -406,10 +411,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.fault
+@pytest.mark.usefixtures('silence')
 @pytest.mark.parametrize('checked', [True, False], ids=['asked before', 'while writing'])
-def test_a_full_disk(
-    small_disk: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], checked: bool
-) -> None:
+def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
     if not checked:  # the disk fills up after it was asked
         monkeypatch.setattr(arrays, '_check_space', lambda *_: None)
     state = {f'x{i}': np.full((MEGABYTE // 64,), i, np.float32) for i in range(20)}  # 1.25 MiB
@@ -419,14 +423,13 @@ def test_a_full_disk(
         ballast = small_disk / 'ballast'
         ballast.write_bytes(bytes(MEGABYTE))
         for step in (2, 3, 1) if not FULL else (2, 3, 1) * 10:
-            assert reason in str(save(checkpoints, step, state)), capfd.readouterr()
+            assert reason in str(save(checkpoints, step, state))
             assert checkpoints.steps() == [1]
         ballast.unlink()
         assert save(checkpoints, 4, state) is None
         assert checkpoints.steps() == [4, 1] and sorted(os.listdir(small_disk / 'steps')) == ['1', '4']
         restored = checkpoints.restore(targets(state))
         assert restored is not None and restored.step == 4
-    assert capfd.readouterr() == ('', '')
 
 
 def run(program: str, *arguments: object, **environment: str) -> subprocess.Popen[str]:

@@ -62,8 +62,9 @@ def _train(arguments: Sequence[str]) -> int:
     if options.plan:
         from train.plan import plan
 
-        print(plan(settings, options.plan))
-        return 0
+        found = plan(settings, options.plan)
+        print(found.text())
+        return 0 if found.fits else 1
     validate(settings)
     if not options.workdir:
         raise FlaxnetsError('--workdir is missing: the folder for checkpoints, logs and the trained weights')

@@ -181,5 +181,5 @@ def jitter(image: Image.Image, rng: np.random.Generator, strength: float, hue: f
 def shift_hue(image: Image.Image, shift: float) -> Image.Image:
     """Hue turned by `shift` of the full circle, as torchvision does with Pillow."""
     h, s, v = image.convert('HSV').split()
-    turned = (np.asarray(h, np.int16) + int(shift * 255)) % 256
-    return Image.merge('HSV', (Image.fromarray(turned.astype(np.uint8)), s, v)).convert('RGB')
+    turned = h.point([(level + int(shift * 255)) % 256 for level in range(256)])
+    return Image.merge('HSV', (turned, s, v)).convert('RGB')
