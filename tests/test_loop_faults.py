@@ -8,6 +8,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -138,3 +139,27 @@ def near(first: Path, second: Path) -> bool:
     common = sorted(set(a) & set(b))
     assert len(common) >= 10
     return all(a[step] == pytest.approx(b[step], rel=0.02) for step in common)
+
+
+def test_two_processes_evaluate_every_image_once(undisturbed: Path) -> None:
+    def evaluate(*arguments: str, devices: int = 1) -> subprocess.Popen[str]:
+        weights = str(undisturbed / 'weights')
+        command = [sys.executable, '-m', 'train', 'eval', '--model', weights, '--data', 'digits', '--json']
+        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}
+        command += arguments
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def result(said: str) -> dict[str, float]:
+        found: dict[str, float] = json.loads(said[said.index('{\n') : said.index('\n}') + 2])
+        return found
+
+    alone = result(finish(evaluate('--batch', '50')))
+    assert alone['images'] == 360
+    where = ('--batch', '7', '--coordinator', f'localhost:{free_port()}', '--processes', '2')
+    both = [evaluate(*where, '--process', str(i), devices=2) for i in range(2)]
+    for said in [finish(process) for process in both]:
+        found = result(said)
+        assert {key: found[key] for key in ('images', 'top1', 'top5')} == {
+            key: alone[key] for key in ('images', 'top1', 'top5')
+        }
+        assert found['loss'] == pytest.approx(alone['loss'], rel=1e-5)
