@@ -2,8 +2,8 @@
 
     python benchmarks/loop.py [--model resnext50_32x4d] [--batch 8] [--epochs 50]
 
-1. A net of ordinary size is trained by the loop (images decoded and augmented, metrics read, log written), then the
-   same compiled step is called by itself on a batch that is already there: the share of a step that the loop adds.
+1. A net of ordinary size is trained by the loop (images augmented, metrics read, log written), then the same
+   compiled step is called by itself on a batch that is there: the share of a step that the loop adds.
 2. The digits are learned for many epochs: resident memory at the start and at the end.
 """
 
@@ -45,7 +45,7 @@ def share_of_the_loop(options: argparse.Namespace, folder: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (STEPS * options.batch, 256, 256, 3), dtype=np.uint8)
     labels = np.arange(len(images)) % 10
-    few = dict(x_test=images[: options.batch], y_test=np.arange(options.batch) % 10)
+    few: dict[str, Any] = dict(x_test=images[: options.batch], y_test=np.arange(options.batch) % 10)
     np.savez(folder / 'data.npz', x_train=images, y_train=labels, classes=list('0123456789'), **few)
     settings = Settings(
         options.model,
@@ -65,11 +65,10 @@ def share_of_the_loop(options: argparse.Namespace, folder: Path) -> None:
     loop = options.batch / record['images_per_second']
     bare = bare_step(settings)
     print(
-        f'{options.model}, batch {options.batch}: a step of the loop {1e3 * loop:.0f} ms, alone {1e3 * bare:.0f} ms'
+        f'{options.model}, batch {options.batch}: {1e3 * loop:.0f} ms in the loop, {1e3 * bare:.0f} ms alone'
     )
-    print(
-        f'outside the compiled step: {100 * (loop - bare) / loop:.1f} %; waiting {100 * record["wait_share"]:.1f} %'
-    )
+    outside, waiting = 100 * (loop - bare) / loop, 100 * record['wait_share']
+    print(f'outside the compiled step: {outside:.1f} %; waiting for images: {waiting:.1f} %')
 
 
 def bare_step(settings: Settings) -> float:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flaxnets.arrays import this_process
+from flaxnets.arrays import quiet, this_process
 from flaxnets.atomic import remove, work_path
 from flaxnets.config import Config, config_from_json, to_json
 from flaxnets.errors import CheckpointError, FlaxnetsError
@@ -123,7 +122,7 @@ def _save_arrays(folder: Path, arrays: Variables) -> None:
         # Uncompressed: weights are noise to a compressor, which takes a third of the time for 8 percent.
         alone = this_process()  # of a training job of several, one writes
         handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-        with _quiet_orbax(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+        with quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             checkpointer.save(folder, arrays)
     except OSError:
         raise
@@ -234,7 +233,7 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
         raise CheckpointError(f'{directory / "variables"}: damaged or incomplete: {names}')
     try:
         with (
-            _quiet_orbax(),
+            quiet(),
             ocp.StandardCheckpointer(multiprocessing_options=this_process()) as checkpointer,
         ):
             return checkpointer.restore(directory / 'variables', targets)
@@ -364,15 +363,3 @@ def _read_json(path: Path) -> Any:
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f'{path}: cannot be read: {error}') from error
-
-
-class _quiet_orbax:
-    """Silences what Orbax logs: warnings that concern several hosts, and the failures that it raises too."""
-
-    def __enter__(self) -> None:
-        self.logger = logging.getLogger('absl')
-        self.level = self.logger.level
-        self.logger.setLevel(logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        self.logger.setLevel(self.level)

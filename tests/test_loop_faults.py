@@ -112,23 +112,24 @@ def test_two_processes_stop_at_one_step_and_go_on(undisturbed: Path) -> None:
 
 def test_other_devices_and_processes_train_on_the_same_batches(undisturbed: Path) -> None:
     """From 4 devices to 2 to 1, from 2 processes to 1: sums differ in their rounding, samples do not."""
-    alike = ('bn_images=8', 'drop_path_rate=0', 'lr=0.01')  # drop path draws by device
+    # Parameters that stay leave the losses to the samples alone; drop path would draw by device.
+    alike = ('bn_images=8', 'drop_path_rate=0', 'lr=1e-12', 'epochs=1')
     workdir = undisturbed.parent / 'moved'
-    for devices, last in ((4, 20), (2, 40), (1, 0)):
+    for devices, last in ((4, 15), (2, 30), (1, 0)):
         run(workdir, f'max_steps={last}', *alike, devices=devices)
     straight = undisturbed.parent / 'straight'
     run(straight, *alike)
     assert near(workdir, straight)
 
     workdir = undisturbed.parent / 'merged'
-    for process in start_two(workdir, 'max_steps=40', *alike):
+    for process in start_two(workdir, 'max_steps=20', *alike):
         finish(process)
     run(workdir, *alike)
     assert near(workdir, straight)
 
 
 def near(first: Path, second: Path) -> bool:
-    """Whether two runs ended alike: their losses of the last steps agree."""
+    """Whether two runs had the same losses at all steps that both have logged."""
 
     def losses(workdir: Path) -> dict[int, float]:
         lines = (workdir / 'log.jsonl').read_text().splitlines()
@@ -137,8 +138,8 @@ def near(first: Path, second: Path) -> bool:
 
     a, b = losses(first), losses(second)
     common = sorted(set(a) & set(b))
-    assert len(common) >= 10
-    return all(a[step] == pytest.approx(b[step], rel=0.02) for step in common)
+    assert len(common) >= 8
+    return all(a[step] == pytest.approx(b[step], rel=1e-4) for step in common)
 
 
 def test_two_processes_evaluate_every_image_once(undisturbed: Path) -> None:
