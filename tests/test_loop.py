@@ -180,8 +180,10 @@ def test_or_are_skipped_counted_and_said(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     poison(monkeypatch, 9)
-    outcome = quiet(dataclasses.replace(SHORT, max_steps=12, log_steps=4, on_non_finite='skip'), tmp_path)
+    settings = dataclasses.replace(SHORT, max_steps=12, log_steps=4, on_non_finite='skip')
+    outcome = quiet(settings, tmp_path, profile=(3, 4))
     assert outcome.step == 12 and outcome.weights
+    assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert 'step 9: ' in capsys.readouterr().err
     records = [r for r in read(str(tmp_path)) if r['kind'] == 'train']
     assert [r['skipped'] for r in records] == [0, 0, 1]

@@ -61,6 +61,7 @@ def test_records_are_read_as_they_are_stored(prepared: Path) -> None:
         assert isinstance(record.image, bytes)
         assert Image.open(io.BytesIO(record.image)).getpixel((0, 0)) == (number,) * 3
     assert sorted(train[i].name for i in range(6)) == [f'{i}.jpg' for i in range(6)]
+    assert [train.record_name(i) for i in range(6)] == [train[i].name for i in range(6)]
     assert 'tensorflow' not in sys.modules
 
 

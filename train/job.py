@@ -13,6 +13,7 @@ import optax
 import flaxnets
 from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
+from flaxnets.imagenet import wnids
 from flaxnets.load import load_with_config
 from flaxnets.resnet import ResNet, abstract_variables
 from flaxnets.zoo import NETS, resolve
@@ -127,7 +128,7 @@ def net_config(settings: Settings, classes: tuple[str, ...]) -> Config:
         preprocess,
         num_classes=settings.num_classes,
         in_chans=settings.in_chans,
-        classes=classes or None,
+        classes=None if classes in ((), wnids()) else classes,  # ImageNet's have better names elsewhere
     )
 
 

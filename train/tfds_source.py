@@ -25,11 +25,11 @@ class TfdsSource(Labelled):
     def __getitem__(self, index: int, /) -> Record:
         record = self._records[index]
         name = record.get('file_name', b'')
-        shown = name.decode(errors='replace') if isinstance(name, bytes) and name else self.record_name(index)
+        shown = name.decode(errors='replace') if name else f'{self.name} record {index}'
         return Record(record['image'], int(record['label']), shown)
 
     def record_name(self, index: int) -> str:
-        return f'{self.name} record {index}'
+        return self[index].name  # the file's name, which only the record knows
 
     def _identity(self) -> Iterable[bytes]:
         yield self._what.encode()
