@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Iterator
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
 
+import jax
+import pytest
 import torch
 import torchvision_ops
 
 torchvision_ops.define_missing()
 torch.set_num_threads(2)
-# Many tests compile the same programs; a folder of this session's own keeps them.
-compiled = tempfile.TemporaryDirectory()
-os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compiled.name)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def forget_programs() -> Iterator[None]:
+    """Compiled programs of a module's tests are of no use to the next one, and take gigabytes in the end."""
+    yield
+    jax.clear_caches()

@@ -31,6 +31,8 @@ def start(
     env = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': str(devices),
+        # One compilation serves all: they are what takes the time of these tests.
+        'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     }
     command = [sys.executable, '-m', 'train', '--workdir', str(workdir), *fields, *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

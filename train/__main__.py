@@ -118,7 +118,6 @@ def _connect(options: argparse.Namespace) -> None:
 
     from flaxnets.errors import FlaxnetsError
 
-    jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR') or _cache())
     explicit = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in explicit):
         if any(value is None for value in explicit):
@@ -126,6 +125,9 @@ def _connect(options: argparse.Namespace) -> None:
         jax.distributed.initialize(*explicit)
     elif options.distributed:
         jax.distributed.initialize()
+    # Not on CPUs: programs compile in seconds there, and writing large ones has crashed XLA.
+    if jax.default_backend() != 'cpu' and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        jax.config.update('jax_compilation_cache_dir', _cache())
 
 
 def _cache() -> str:
