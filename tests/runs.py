@@ -40,7 +40,7 @@ def start(
 
 def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     """What a process said, once it has ended with that exit code."""
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == code, f'exit code {process.returncode}: {out}{err}'
     return out + err
 

@@ -456,7 +456,7 @@ with Checkpoints(sys.argv[1], 3, 0) as checkpoints:
     assert checkpoints.restore(make_state(2, 400)).step == 2
 """
     process = run(program, tmp_path)
-    out, err = process.communicate(timeout=100)
+    out, err = process.communicate(timeout=600)
     assert err == '' and process.returncode == 0
     lines = out.splitlines()
     assert len(lines) == 4 and all('2: cannot be written: ' in line for line in lines), out
@@ -552,7 +552,7 @@ with Checkpoints(folder, 3, 0, primary=number == 0) as checkpoints:
     processes = [run(program, n, port, tmp_path, JAX_NUM_CPU_DEVICES='2') for n in range(2)]
     try:
         for process in processes:
-            _, err = process.communicate(timeout=100)
+            _, err = process.communicate(timeout=600)
             assert process.returncode == 0, err
     finally:
         for process in processes:

@@ -92,7 +92,7 @@ def interrupted(*arguments):
 weights._save_arrays = interrupted
 """
     process = start(file, '--out', tmp_path / 'net', program=program)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 130 and 'nothing was written' in error and 'Traceback' not in error
     assert list(tmp_path.iterdir()) == []
 
@@ -109,7 +109,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 """
     process = start(file, '--out', out, '--force', program=one_megabyte)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=600)
     assert process.returncode == 1
     # TensorStore's threads may say more before.
     assert error[error.index('error: /') :].startswith(f'error: {out}: cannot be written')

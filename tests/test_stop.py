@@ -49,7 +49,7 @@ def until_ready(process: subprocess.Popen[str]) -> None:
 
 
 def end(process: subprocess.Popen[str]) -> list[str]:
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     (line,) = [line for line in out.splitlines() if line.startswith('stopped')]
     return line.split()

@@ -23,6 +23,8 @@ from tqdm import tqdm
 from flaxnets.errors import FlaxnetsError
 
 FILE = 'log.jsonl'
+# tqdm's own is too long for what stands beside it.
+BAR = '{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}, {remaining} left{postfix}'
 REWRITE_SECONDS = 60.0  # between two writings of the whole file where nothing can be appended (gs://)
 
 
@@ -63,9 +65,7 @@ class Log:
 
             self._tensorboard = SummaryWriter(f'{workdir}/tensorboard', purge_step=first_step + 1)
         if not quiet and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=total_steps, initial=first_step, unit='step', dynamic_ncols=True, smoothing=0.1
-            )
+            self._bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, bar_format=BAR)
 
     def advance(self, step: int) -> None:
         """A step is done."""
