@@ -15,7 +15,7 @@ demo: $(CORE)
 	$(RUN) examples/demo.py
 
 test: check
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 check: $(DEV)
 	$(RUN) -m ruff check .

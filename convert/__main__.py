@@ -80,7 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add('--image', metavar='FILE', help='what --verify shows the nets, in place of a random pattern')
     add('--no-ema', action='store_true', help='of a training file, take the weights that were not averaged')
-    add('--approximate', action='store_true', help='accept weights of a net that computes a little otherwise')
+    add(
+        '--approximate',
+        action='store_true',
+        help='read weights of, or write them for, a net that computes a little otherwise',
+    )
     add('--layout', choices=LAYOUTS, default='timm', help='names in a file that is written (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
     add('--drop-head', action='store_true', help='leave the classifier out')
@@ -122,6 +126,7 @@ def _convert(options: argparse.Namespace) -> int:
         layout=options.layout,
         file_format=options.format,
         verification=verification,
+        approximate=options.approximate,
         overwrite=options.force,
     )
     is_file = conversion.file_kind(out, options.format) is not None
@@ -162,7 +167,8 @@ def _describe(checkpoint: Checkpoint) -> None:
         print(f'  kept {len(source.num_batches_tracked)} {COUNTER[1:]} counters for the way back')
     if source.sha256:
         known = ', as published' if config.weights and config.weights.sha256 else ''
-        print(f'  sha256 {source.sha256}{known}')
+        origin = f'from {source.file}, ' if source.file and source.file != Path(checkpoint.where).name else ''
+        print(f'  {origin}sha256 {source.sha256}{known}')
 
 
 def _print_verification(verification: Verification) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,16 +17,16 @@ from convert import arithmetic
 from convert.fetch import fetch, home
 from convert.hub import HubConfig, is_hub_folder, read_hub_folder
 from convert.identify import contradiction, identify
-from convert.layouts import Canonical, from_canonical, to_canonical
+from convert.layouts import Canonical, caveat, from_canonical, to_canonical
 from convert.pth import read_pth
 from convert.pth_write import write_pth
-from convert.safetensors_file import read_safetensors, write_safetensors
 from convert.tree import COUNTER, State, to_state, to_variables
 from convert.verify import Verification, verify
 from flaxnets import runs, weights, zoo
 from flaxnets.config import Config, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.resnet import ResNet, build
+from flaxnets.safetensors_file import read_safetensors, write_safetensors
 
 FORMATS = ('pth', 'safetensors')
 SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.bin': 'pth', '.tar': 'pth', '.safetensors': 'safetensors'}
@@ -102,11 +103,13 @@ def open_checkpoint(
         if not is_hub_folder(path):
             return _open_directory(path, model)
         path, hub = read_hub_folder(path)
-    try:
-        found = to_canonical(_read(path), ema=ema, approximate=approximate)
-    except CheckpointError as error:
-        raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
-    return _understood(path, found, model, published=published, hub=hub)
+    with ThreadPoolExecutor(1) as beside:  # a third of the time, and it leaves the interpreter free
+        digest = beside.submit(_sha256, path)
+        try:
+            found = to_canonical(_read(path), ema=ema, approximate=approximate)
+        except CheckpointError as error:
+            raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
+    return _understood(path, digest.result(), found, model, published=published, hub=hub)
 
 
 def converted(source: str) -> Path:
@@ -172,10 +175,15 @@ def named(source: str) -> Weights | None:
 
 
 def _understood(
-    path: Path, found: Canonical, model: str | None, *, published: Weights | None, hub: HubConfig | None
+    path: Path,
+    digest: str,
+    found: Canonical,
+    model: str | None,
+    *,
+    published: Weights | None,
+    hub: HubConfig | None,
 ) -> Checkpoint:
     """The checkpoint in a file: which net it is, and what is known of it."""
-    digest = _sha256(path)
     _check_download(path, digest)
     published = published or _published(digest)
     name = _which(path, found.state, model, published, hub, found.named, found.layout)
@@ -281,6 +289,7 @@ def write(
     layout: str = 'timm',
     file_format: str | None = None,
     verification: Verification | None = None,
+    approximate: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Writes a checkpoint to a directory of weights or to a file, by the name of `out`.
@@ -295,6 +304,7 @@ def write(
       layout: names in a file: 'timm', 'torchvision' or 'mmpretrain'.
       file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
       verification: for the certificate.
+      approximate: write a file even if the other library's net of these names computes something else.
       overwrite: replace what is there.
 
     Raises:
@@ -311,10 +321,13 @@ def write(
         return
     if checkpoint.config.folded:
         raise FlaxnetsError(f'{out}: folded weights have no BatchNorm, so no PyTorch net takes them')
+    difference = caveat(layout, checkpoint.config.arch)
+    if difference and not approximate:
+        raise FlaxnetsError(f'{out}: {difference}; --approximate writes them all the same')
+    source = checkpoint.noted(difference) if difference else checkpoint.source
     tensors = from_canonical(checkpoint.state, layout, checkpoint.config.arch)
-    (write_pth if kind == 'pth' else write_safetensors)(out, tensors)
-    described = {name: weights.describe(tensor) for name, tensor in tensors.items()}
-    certificate = weights.certificate(checkpoint.source, described, proof)
+    described = (write_pth if kind == 'pth' else write_safetensors)(out, tensors)
+    certificate = weights.certificate(source, described, proof)
     weights.write_json(Path(f'{os.fspath(out)}.json'), certificate)
 
 

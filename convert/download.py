@@ -25,10 +25,10 @@ from email.message import Message
 from pathlib import Path
 from typing import IO, Any
 
-from convert.files import sync_directory, written_whole
 from convert.progress import Progress, megabytes
 from convert.web import Linked, Request, Unavailable, check_url, open_url, reason
 from flaxnets.errors import FlaxnetsError
+from flaxnets.files import sync_directory, written_whole
 
 RETRIES = 4  # in a row without progress
 RETRY_WAIT = 1.0  # seconds before the first; doubles

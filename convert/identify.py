@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.pickles import shown
 from flaxnets import zoo
 from flaxnets.blocks import EXPANSION
 from flaxnets.config import Arch
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import CheckpointError, FlaxnetsError, shown
 
 State = Mapping[str, np.ndarray]
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits

@@ -17,10 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convert.pickles import shown
 from convert.wrappers import ANCHOR, Tensors, count, is_anchor, plain, some, unwrap
 from flaxnets.config import Arch
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import CheckpointError, FlaxnetsError, shown
 
 Names = dict[str, str]  # a tensor's name in the file -> its name so far
 

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import mmap
 import pickletools
-import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any, cast
 
-from flaxnets.errors import CheckpointError
+from flaxnets.errors import CheckpointError, shown
 
 # A tensor takes about 40 steps, so this is room for some 50,000 of them and a few seconds at worst.
 MAX_STEPS = 2_000_000
@@ -215,27 +214,6 @@ class Machine:
         if self._persistent is None:
             raise self.damage('data outside it are referred to where there can be none')
         self._stack.append(self._persistent(self, identity))
-
-
-class _ShortRepr(reprlib.Repr):
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = 120
-        self.maxlevel = 3
-
-    def repr_instance(self, value: object, level: int) -> str:
-        # repr() of a container of ours could take for ever: a few shared lists nest without end.
-        if isinstance(value, bytes):
-            return repr(value[:60])
-        return repr(value) if value is None or isinstance(value, (bool, float)) else type(value).__name__
-
-
-_SHORT_REPR = _ShortRepr()
-
-
-def shown(value: object) -> str:
-    """`repr(value)` fit for a message: short, whatever a file put into it."""
-    return _SHORT_REPR.repr(value)
 
 
 def _opcodes(stream: IO[bytes] | mmap.mmap, where: str) -> Iterator[tuple[str, Any]]:

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from convert.files import map_file
-from convert.pickles import Machine, shown
+from convert.pickles import Machine
 from convert.pth_zip import Archive
 from convert.torch_names import NAMES, NumpyArray, Storage, Storages, Tensor
-from flaxnets.errors import CheckpointError
+from flaxnets.errors import CheckpointError, shown
+from flaxnets.files import map_file
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001

@@ -17,10 +17,10 @@ from typing import IO
 
 import numpy as np
 
-from convert.files import written_whole
-from convert.pickles import shown
 from convert.torch_names import STORAGE_DTYPES
-from flaxnets.errors import FlaxnetsError
+from flaxnets.digest import Description, prepared
+from flaxnets.errors import FlaxnetsError, shown
+from flaxnets.files import written_whole
 
 _ALIGNMENT = 64  # torch.serialization's own
 _STORAGE_NAMES = {dtype.name: name for name, dtype in STORAGE_DTYPES.items()}
@@ -28,7 +28,7 @@ _ZIP64_EXTRA = 20  # bytes that zipfile adds to the header of a large entry
 _BATCH = 1000  # items that pickle sets at once
 
 
-def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
+def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> dict[str, Description]:
     """Writes a PyTorch checkpoint, whole or not at all.
 
     `torch.load(path, weights_only=True)` returns the same tensors, bit by bit and in this order. A
@@ -36,7 +36,10 @@ def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -
 
     Args:
       path: the file to write, usually `.pth`.
-      tensors: name -> array. Arrays of any layout and byte order; they are copied one at a time.
+      tensors: name -> array. Arrays of any layout and byte order; a few are copied at a time.
+
+    Returns:
+      The description of each tensor (`flaxnets.digest.describe`).
 
     Raises:
       FlaxnetsError: a name that is not text, a dtype that PyTorch has no storage for (all of them
@@ -45,7 +48,7 @@ def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -
     target = Path(path)
     _check(target, tensors)
     with written_whole(target) as file:
-        _write(file, tensors)
+        return _write(file, tensors)
 
 
 def _check(target: Path, tensors: Mapping[str, np.ndarray]) -> None:
@@ -64,15 +67,18 @@ def _check(target: Path, tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def _write(file: IO[bytes], tensors: Mapping[str, np.ndarray]) -> None:
+def _write(file: IO[bytes], tensors: Mapping[str, np.ndarray]) -> dict[str, Description]:
+    described = {}
     with zipfile.ZipFile(file, 'w') as archive:
         _add(archive, 'data.pkl', _pickled((name, t.dtype, t.shape) for name, t in tensors.items()))
         _add(archive, 'byteorder', b'little')
-        for number, tensor in enumerate(tensors.values()):
-            dtype = STORAGE_DTYPES[_STORAGE_NAMES[tensor.dtype.name]]  # little-endian
-            array = np.ascontiguousarray(tensor, dtype)
+        for number, (name, (array, description)) in enumerate(
+            zip(tensors, prepared(tensors.values()), strict=True)
+        ):
             _add(archive, f'data/{number}', array.reshape(-1).view(np.uint8).data)
+            described[name] = description
         _add(archive, 'version', b'3\n')
+    return described
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> None:

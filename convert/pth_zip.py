@@ -9,9 +9,8 @@ import zlib
 from itertools import pairwise
 from typing import IO, cast
 
-from convert.pickles import shown
 from convert.torch_names import Storage
-from flaxnets.errors import CheckpointError
+from flaxnets.errors import CheckpointError, shown
 
 # Signature, flags, method, CRC-32, compressed size, size, length of the name, of the extra field.
 _LOCAL_HEADER = struct.Struct('<4s2x2H4x3L2H')

@@ -15,8 +15,8 @@ from typing import Any, cast
 import ml_dtypes
 import numpy as np
 
-from convert.pickles import Class, Function, Machine, Stateful, shown
-from flaxnets.errors import CheckpointError
+from convert.pickles import Class, Function, Machine, Stateful
+from flaxnets.errors import CheckpointError, shown
 
 STORAGE_DTYPES: dict[str, np.dtype[Any]] = {
     'DoubleStorage': np.dtype('<f8'),

@@ -13,8 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from convert.pickles import shown
-from flaxnets.errors import CheckpointError
+from flaxnets.errors import CheckpointError, shown
 
 Tensors = Mapping[str, np.ndarray]
 

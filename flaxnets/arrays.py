@@ -18,7 +18,6 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from flaxnets.digest import describe_all
 from flaxnets.errors import CheckpointError
 
 FORMAT = 'flaxnets-arrays'
@@ -105,7 +105,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
         'format': FORMAT,
         'format_version': FORMAT_VERSION,
         'facts': dict(facts),
-        'arrays': dict(zip(arrays, _parallel(_describe, arrays.values()), strict=True)),
+        'arrays': describe_all(arrays),
     }
     # Orbax has no empty arrays; the manifest alone brings them back.
     stored = nested({name: np.asarray(array) for name, array in arrays.items() if array.size})
@@ -202,8 +202,7 @@ def read_arrays(
             arrays |= named(_by_orbax(lambda checkpointer: checkpointer.restore(path, args=parts))['arrays'])
         except OSError as error:
             raise DamagedError(f'{path}: cannot be read: {error}') from error
-    found = _parallel(_describe, arrays.values())
-    wrong = [name for name, entry in zip(arrays, found, strict=True) if entry != entries[name]]
+    wrong = [name for name, found in describe_all(arrays).items() if found != entries[name]]
     if wrong:
         more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
         raise DamagedError(f'{path}: not the arrays that were written: {", ".join(wrong[:3])}{more}')
@@ -257,10 +256,15 @@ def _by_orbax(action: Callable[[ocp.Checkpointer], Any]) -> Any:
             with ocp.Checkpointer(_handler(), multiprocessing_options=this_process()) as checkpointer:
                 return action(checkpointer)
         except Exception as error:  # of many kinds; ValueError for a full disk
+            # TensorStore's other tasks fail too, unasked, and asyncio logs that whenever they are collected.
+            logging.getLogger('asyncio').addFilter(_is_not_tensorstores)
             reason = _reason(error)
-        # Now that `error` is gone: its forgotten tasks complain when they are collected.
-        gc.collect()
+        gc.collect()  # now that `error` is gone
     raise OSError(reason)
+
+
+def _is_not_tensorstores(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and 'tensorstore' in str(record.exc_info[1]))
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
@@ -280,17 +284,6 @@ def _check_space(path: epath.Path, needed: int) -> None:
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
-
-
-def _describe(array: np.ndarray) -> dict[str, Any]:
-    array = np.asarray(array, order='C')
-    digest = hashlib.sha256(array.reshape(-1).view(np.uint8).data if array.size else b'').hexdigest()
-    return {'shape': list(array.shape), 'dtype': array.dtype.name, 'sha256': digest}
-
-
-def _parallel(function: Any, values: Collection[Any]) -> list[Any]:
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        return list(pool.map(function, values))
 
 
 def _sha256(manifest: Any) -> str:

@@ -1,23 +1,28 @@
 """Convolution, grouped or not, and the stem's max pool: equal to torch's, and fast on every platform.
 
-XLA's grouped convolution (`feature_group_count`) is fast on GPUs and TPUs, which keep it. On CPUs it is
-slow forward and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty
-times as long as with the forms below. Nor has it a fast gradient of a max pool. `lax.platform_dependent`
-chooses within one program, exports included, at no cost at run time. `benchmarks/nets.py` measures both.
+XLA's grouped convolution (`feature_group_count`) is fast on GPUs, which keep it. On CPUs it is slow forward
+and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as long as
+with the forms below. Nor has it a fast gradient of a max pool. On TPUs narrow groups leave most of the matrix
+unit idle. `lax.platform_dependent` chooses within one program, exports included, at no cost at run time.
+`benchmarks/nets.py` measures CPUs and GPUs; `python -m train --plan` asks the compiler for TPUs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-# Groups are packed until a dense convolution has this many input channels: fewer starve the vector units,
-# more are multiplied by zeros. With 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA does it.
-PACKED_CHANNELS = 16
+# Groups are packed until they have this many input channels: fewer starve the vector or matrix units, more
+# are multiplied by zeros. On a CPU, with 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA
+# does it. A TPU's matrix unit is 128 wide; groups wider than TPU_NARROW gain nothing there. Its compiler
+# estimates down to a third of the time for a layer, and two thirds for a whole step of ResNeXt-50.
+CPU_CHANNELS = 16
+TPU_CHANNELS, TPU_NARROW = 128, 16
 
 
 @partial(jax.jit, static_argnames=('stride', 'padding', 'dilation', 'groups'))  # equal layers are traced once
@@ -38,12 +43,15 @@ def conv2d(
     """
     native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups)
     if kernel.shape[:2] == (1, 1) and padding == 0:
-        on_cpu = partial(_pointwise, stride=stride, groups=groups)
+        forms = {'cpu': partial(_pointwise, stride=stride, groups=groups)}
     elif groups > 1:
-        on_cpu = partial(_packed, stride=stride, padding=padding, dilation=dilation, groups=groups)
+        geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+        forms = {'cpu': partial(_dense, channels=CPU_CHANNELS, **geometry)}
+        if kernel.shape[2] <= TPU_NARROW:
+            forms['tpu'] = partial(_packed, channels=TPU_CHANNELS, **geometry)
     else:
         return native(x, kernel)
-    return _by_platform(on_cpu, native)(x, kernel)
+    return _by_platform(native, **forms)(x, kernel)
 
 
 @jax.jit
@@ -52,11 +60,11 @@ def max_pool_3x3(x: Array) -> Array:
 
     As in torch, the gradient of a maximum that is met several times goes to the first in row-major order.
     """
-    return _by_platform(_shifted_maxima, _reduced_maxima)(x)
+    return _by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
 
 
-def _by_platform(cpu: Callable[..., Array], default: Callable[..., Array]) -> Callable[..., Array]:
-    """One function on CPUs and another elsewhere, for functions that need only their arguments' gradients.
+def _by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) -> Callable[..., Array]:
+    """A function that has other forms on some platforms, all of which need only their arguments' gradients.
 
     The checkpoint keeps the choice of platform within the gradient. Without it, where the function stands
     in a jit, the choice made going forward is carried over as a value. The gradient is then a conditional
@@ -64,7 +72,7 @@ def _by_platform(cpu: Callable[..., Array], default: Callable[..., Array]) -> Ca
     on a CPU: those inside miss that and run ten times as slowly. Nothing is computed twice, since gradients
     of convolutions and maxima start from the arguments.
     """
-    return jax.checkpoint(partial(lax.platform_dependent, cpu=cpu, default=default), prevent_cse=False)
+    return jax.checkpoint(partial(lax.platform_dependent, default=default, **forms), prevent_cse=False)
 
 
 def _native(x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int) -> Array:
@@ -93,22 +101,34 @@ def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     return jnp.einsum('nhwgc,cgo->nhwgo', x, kernel).reshape(n, h, w, -1)
 
 
-def _packed(x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int) -> Array:
-    """One dense convolution for each pack of groups; within a pack, the kernel is block-diagonal.
+def _packed(
+    x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int, channels: int
+) -> Array:
+    """A grouped convolution with fewer and wider groups, whose kernels are block-diagonal."""
+    packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
+    kernel = _block_diagonal(kernel, groups, packs)
+    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=packs)
+
+
+def _dense(
+    x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int, channels: int
+) -> Array:
+    """One dense convolution for each pack of groups.
 
     Its automatic gradients are those of dense convolutions, which XLA has fast forms for on a CPU.
     """
-    inputs, outputs = kernel.shape[2], kernel.shape[3] // groups
-    in_pack = _groups_in_pack(inputs, groups)
-    packs = groups // in_pack
-    blocks = kernel.reshape(*kernel.shape[:3], packs, in_pack, outputs)
-    diagonal = jnp.eye(in_pack, dtype=kernel.dtype)
-    # [kh, kw, packs, in_pack * inputs, in_pack * outputs], zero where input and output groups differ
-    dense = jnp.einsum('hwipgo,gk->hwpkigo', blocks, diagonal)
-    dense = dense.reshape(*kernel.shape[:2], packs, in_pack * inputs, in_pack * outputs)
+    packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
+    kernels = jnp.split(_block_diagonal(kernel, groups, packs), packs, axis=-1)
     conv = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=1)
-    parts = jnp.split(x, packs, axis=-1)
-    return jnp.concatenate([conv(part, dense[:, :, i]) for i, part in enumerate(parts)], axis=-1)
+    return jnp.concatenate([conv(*pair) for pair in zip(jnp.split(x, packs, -1), kernels, strict=True)], -1)
+
+
+def _block_diagonal(kernel: Array, groups: int, packs: int) -> Array:
+    """[kh, kw, C / groups, O] -> [kh, kw, C / packs, O], zero where input and output groups differ."""
+    in_pack = groups // packs
+    blocks = kernel.reshape(*kernel.shape[:3], packs, in_pack, -1)
+    wide = jnp.einsum('hwipgo,gk->hwkipgo', blocks, jnp.eye(in_pack, dtype=kernel.dtype))
+    return wide.reshape(*kernel.shape[:2], in_pack * kernel.shape[2], -1)
 
 
 def _reduced_maxima(x: Array) -> Array:
@@ -124,7 +144,7 @@ def _shifted_maxima(x: Array) -> Array:
     return reduce(lambda y, z: jnp.where(z > y, z, y), shifted)
 
 
-def _groups_in_pack(channels: int, groups: int) -> int:
-    """How many groups of so many channels to pack: the most that divide `groups` and fit PACKED_CHANNELS."""
-    fitting = max(1, PACKED_CHANNELS // channels)
+def _groups_in_pack(inputs: int, groups: int, channels: int) -> int:
+    """How many groups of so many inputs to pack: the most that divide `groups` and fit in `channels`."""
+    fitting = max(1, channels // inputs)
     return max(n for n in range(1, min(fitting, groups) + 1) if groups % n == 0)

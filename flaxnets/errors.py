@@ -4,6 +4,10 @@ Their text is the user's next step: what is wrong, where, and what to do. The co
 without a traceback; everything else is a bug and keeps its traceback.
 """
 
+from __future__ import annotations
+
+import reprlib
+
 
 class FlaxnetsError(ValueError):
     """Bad input: a name, a value, a file. The message is written for the person who gave it."""
@@ -15,3 +19,24 @@ class CheckpointError(FlaxnetsError):
 
 class ImageError(FlaxnetsError):
     """An image cannot be read, or must not be (too large, not an image, no faithful RGB form)."""
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = 120
+        self.maxlevel = 3
+
+    def repr_instance(self, value: object, level: int) -> str:
+        # repr() of a container of ours could take for ever: a few shared lists nest without end.
+        if isinstance(value, bytes):
+            return repr(value[:60])
+        return repr(value) if value is None or isinstance(value, (bool, float)) else type(value).__name__
+
+
+_SHORT_REPR = _ShortRepr()
+
+
+def shown(value: object) -> str:
+    """`repr(value)` fit for a message: short, whatever a file put into it."""
+    return _SHORT_REPR.repr(value)

@@ -1,23 +1,21 @@
 """A directory of weights: written whole or not at all, self-describing, checked when opened.
 
-    DIR/config.json        what the net is and how its images are prepared (`flaxnets.config.Config`)
-    DIR/certificate.json   where the weights came from, the versions that wrote them, what a verification
-                           measured, shape, dtype and SHA-256 of every array, SHA-256 of every file
-    DIR/variables/         the arrays, an Orbax checkpoint of {'params': ..., 'batch_stats': ...}
+    DIR/config.json            what the net is and how its images are prepared (`flaxnets.config.Config`)
+    DIR/certificate.json       where the weights came from, the versions that wrote them, what a
+                               verification measured, shape, dtype and SHA-256 of every array
+    DIR/variables.safetensors  the arrays, by names such as 'params/layer1/0/conv1/kernel'
 
-Orbax commits a directory atomically but does not notice a flipped bit. The files' digests do, and are
-checked before Orbax sees the files: it answers damage with pages of tracebacks.
+A safetensors file has no checksums. The certificate has one of every array, and each is checked when the
+directory is opened.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,18 +24,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 
-from flaxnets.arrays import quiet, this_process
-from flaxnets.atomic import remove, work_path
 from flaxnets.config import Config, config_from_json, to_json
+from flaxnets.digest import Description, describe_all
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.files import remove, sync_directory, work_path
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
+from flaxnets.safetensors_file import check_tensors, read_safetensors, write_into
 from flaxnets.version import VERSION
 
 FORMAT = 'flaxnets'
 FORMAT_VERSION = 1
-LIBRARIES = ('jax', 'flax', 'orbax-checkpoint')
+ARRAYS = 'variables.safetensors'
+METADATA = {'format': 'flax'}  # as transformers marks files of Flax's names and layouts
+LIBRARIES = ('jax', 'flax')
 
 Variables = dict[str, Any]  # {'params': {...}, 'batch_stats': {...}}, nested by layer, arrays at the leaves
 
@@ -93,15 +93,19 @@ def save(
     except OSError as error:
         raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
     try:
-        arrays = jax.tree.map(lambda leaf: np.ascontiguousarray(leaf), dict(variables))
-        _check_space(work, arrays)
-        _save_arrays(work / 'variables', arrays)
-        described = _described(arrays)
-        document = {**certificate(source, described, verification), 'files': _digests(work / 'variables')}
-        write_json(work / 'certificate.json', document)
+        arrays = dict(_flatten(variables))
+        check_tensors(str(directory), arrays, METADATA)
+        _check_space(work, sum(array.nbytes for array in arrays.values()))
+        with (work / ARRAYS).open('xb') as file:
+            described = write_into(file, arrays, METADATA)
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(work / 'certificate.json', certificate(source, described, verification))
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
+        sync_directory(work)
         _replace(directory, work)
+        sync_directory(directory.parent)
     except OSError as error:
         raise CheckpointError(f'{directory}: cannot be written: {error.strerror or error}') from error
     finally:
@@ -109,25 +113,11 @@ def save(
     return directory
 
 
-def _check_space(folder: Path, arrays: Variables) -> None:
-    """Asked beforehand, because Orbax answers a disk that fills up with pages of tracebacks."""
-    needed = sum(array.nbytes for _, array in _flatten(arrays))
+def _check_space(folder: Path, needed: int) -> None:
+    """Asked beforehand: who converts many nets should not wait for the last one to fail."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
-
-
-def _save_arrays(folder: Path, arrays: Variables) -> None:
-    try:
-        # Uncompressed: weights are noise to a compressor, which takes a third of the time for 8 percent.
-        alone = this_process()  # of a training job of several, one writes
-        handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
-        with quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            checkpointer.save(folder, arrays)
-    except OSError:
-        raise
-    except Exception as error:  # TensorStore raises ValueError for a full disk
-        raise OSError(str(error)) from error
 
 
 def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
@@ -168,9 +158,9 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
 
 
 def certificate(
-    source: Source, arrays: Mapping[str, Any], verification: Mapping[str, Any] | None = None
+    source: Source, arrays: Mapping[str, Description], verification: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a certificate says; `arrays` are described by `describe`, by name."""
+    """What a certificate says; `arrays` are described by `flaxnets.digest`, by name."""
     return {
         'source': dataclasses.asdict(source),
         'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
@@ -215,48 +205,29 @@ def read_source(directory: str | os.PathLike[str]) -> Source:
 
 
 def read_variables(directory: str | os.PathLike[str]) -> Variables:
-    """The arrays of a directory of weights, as NumPy arrays, every digest checked.
+    """The arrays of a directory of weights: read-only views of its file, every digest checked.
 
     Raises:
       CheckpointError: missing files, or arrays that are not the ones that were written, all named.
     """
-    directory = Path(directory).absolute()
-    path = directory / 'certificate.json'
-    document = _read_json(path)
+    directory = Path(directory)
+    path, file = directory / 'certificate.json', directory / ARRAYS
     try:
-        files, targets = document['files'], _targets(document['arrays'])
-        damaged = sorted(set(files.items()) ^ set(_digests(directory / 'variables').items()))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = dict(_read_json(path)['arrays'])
+    except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
-    if damaged:
-        names = ', '.join(dict.fromkeys(name for name, _ in damaged))
-        raise CheckpointError(f'{directory / "variables"}: damaged or incomplete: {names}')
-    try:
-        with (
-            quiet(),
-            ocp.StandardCheckpointer(multiprocessing_options=this_process()) as checkpointer,
-        ):
-            return checkpointer.restore(directory / 'variables', targets)
-    except Exception as error:  # Orbax and TensorStore raise many kinds
-        raise CheckpointError(f'{directory / "variables"}: cannot be read: {error}') from error
-
-
-def _described(arrays: Variables) -> dict[str, Any]:
-    named = dict(_flatten(arrays))
-    with ThreadPoolExecutor() as pool:
-        return dict(zip(named, pool.map(describe, named.values()), strict=True))
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below a folder, by its path in it."""
-
-    def digest(path: Path) -> str:
-        with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-
-    paths = sorted(path for path in folder.rglob('*') if path.is_file())
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter
-        return {str(p.relative_to(folder)): d for p, d in zip(paths, pool.map(digest, paths), strict=True)}
+    arrays, _ = read_safetensors(file)
+    found = describe_all(arrays)
+    wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise CheckpointError(
+            f'{file}: damaged, or not the file that {path.name} describes: {", ".join(wrong[:8])}{more}'
+        )
+    variables: Variables = {}
+    for name, array in arrays.items():
+        _put(variables, name, array)
+    return variables
 
 
 def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
@@ -293,7 +264,7 @@ def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
         elif array.shape != want.shape:
             problems.append(f'{name} has shape {array.shape}, the net {want.shape}')
         else:
-            _put(merged, name, jnp.asarray(array, want.dtype))
+            _put(merged, name, jnp.array(array, want.dtype))
     if problems:
         raise CheckpointError(f'the weights do not fit the net: {"; ".join(problems)}')
     return merged
@@ -322,21 +293,6 @@ def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
     return wide.astype(kernel.dtype)
 
 
-def _targets(described: Mapping[str, Any]) -> Variables:
-    """Empty arrays of the described shapes and dtypes, nested: what tells Orbax to restore NumPy arrays."""
-    tree: Variables = {}
-    for name, entry in described.items():
-        _put(tree, name, np.empty(entry['shape'], np.dtype(entry['dtype'])))
-    return tree
-
-
-def describe(array: np.ndarray) -> dict[str, Any]:
-    """Shape, dtype and SHA-256 of an array's bytes in C order: a certificate's entry."""
-    array = np.ascontiguousarray(array)
-    digest = hashlib.sha256(array.view(np.uint8).data if array.size else b'').hexdigest()
-    return {'shape': list(array.shape), 'dtype': array.dtype.name, 'sha256': digest}
-
-
 def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield '/'.join(key.key for key in path), leaf
@@ -350,8 +306,11 @@ def _put(tree: Variables, name: str, leaf: Any) -> None:
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON for people to read too."""
-    path.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+    """Writes JSON for people to read too, to the disk."""
+    with path.open('w', encoding='utf-8') as file:
+        file.write(json.dumps(data, indent=1) + '\n')
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _read_json(path: Path) -> Any:

@@ -234,4 +234,4 @@ def test_the_directory_says_where_it_came_from(file: Path) -> None:
     assert weights.read_config(file.with_name('net')).name == 'resnest14d'
     assert (source.file, source.sha256) == ('net.pth', hashlib.sha256(file.read_bytes()).hexdigest())
     certificate = json.loads((file.with_name('net') / 'certificate.json').read_text())
-    assert set(certificate['versions']) == {'flaxnets', 'jax', 'flax', 'orbax-checkpoint'}
+    assert set(certificate['versions']) == {'flaxnets', 'jax', 'flax'}

@@ -152,6 +152,20 @@ def test_back_to_a_file(file: Path, state: State, suffix: str) -> None:
     assert set(certificate['arrays']) == set(state)
 
 
+def test_a_layout_whose_net_computes_something_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = state_of('resnest50d_1s4x24d')
+    torch.save(state, tmp_path / 'net.pth')
+    out = tmp_path / 'mm.pth'
+    arguments = [str(tmp_path / 'net.pth'), '--out', str(out), '--layout', 'mmpretrain']
+    assert main(arguments) == 1
+    assert 'pools after its split attention' in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, '--approximate']) == 0
+    assert 'note: mmpretrain' in capsys.readouterr().out
+    assert 'pools after' in json.loads((tmp_path / 'mm.pth.json').read_text())['source']['notes'][-1]
+
+
 def test_mmpretrain_and_back(file: Path, state: State) -> None:
     mm = file.with_name('mm.pth')
     run(file, '--out', mm, '--layout', 'mmpretrain')

@@ -13,6 +13,7 @@ import pytest
 import torch
 from jax import export, lax
 
+from flaxnets import convolution
 from flaxnets.convolution import conv2d, max_pool_3x3
 
 # height, width, input channels per group, output channels per group, groups, kernel, stride, dilation
@@ -104,14 +105,31 @@ def test_vmap_and_remat() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
-def test_accelerators_keep_the_native_form_and_cpus_do_not() -> None:
+def test_each_platform_has_its_own_form() -> None:
     def program(platform: str) -> str:
         return str(export.export(jax.jit(GROUPED), platforms=[platform])(*grouped_arguments()).mlir_module())
 
-    assert 'feature_group_count = 8' in program('tpu')
     assert 'feature_group_count = 8' in program('cuda')
-    assert 'feature_group_count = 8' not in program('cpu')
-    assert program('cpu').count('stablehlo.convolution') == 2  # eight groups of four channels, four to a pack
+    for platform, convolutions in (('tpu', 1), ('cpu', 2)):  # all eight groups in a pack; four of them
+        assert 'feature_group_count = 8' not in program(platform)
+        assert program(platform).count('stablehlo.convolution') == convolutions
+
+
+@pytest.mark.parametrize(
+    'inputs, outputs, groups', [(4, 4, 32), (4, 6, 64), (32, 64, 2), (48, 8, 6), (256, 3, 2)]
+)
+def test_the_form_of_tpus_is_the_same(inputs: int, outputs: int, groups: int) -> None:
+    """Run on this platform: one pack, several, packs of one group."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 7, 6, inputs * groups)), 'float32')
+    kernel = jnp.asarray(rng.normal(size=(3, 3, inputs, outputs * groups)), 'float32')
+    geometry = dict(stride=2, padding=1, dilation=1, groups=groups)
+    packed = partial(convolution._packed, channels=convolution.TPU_CHANNELS, **geometry)
+    y, pullback = jax.vjp(partial(convolution._native, **geometry), x, kernel)
+    found, found_pullback = jax.vjp(packed, x, kernel)
+    near(found, np.asarray(y))
+    for ours, theirs in zip(found_pullback(y), pullback(y), strict=True):
+        near(ours, np.asarray(theirs))
 
 
 def test_one_export_serves_every_platform() -> None:

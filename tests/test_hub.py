@@ -32,9 +32,9 @@ from timm.models._hub import load_model_config_from_path, save_for_hf
 
 from convert.fetch import fetch, home
 from convert.hub import HubConfig, is_hub_folder, read_hub_config, read_hub_folder
-from convert.safetensors_file import read_safetensors
 from flaxnets.config import Config, Preprocess, to_json
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.safetensors_file import read_safetensors
 from flaxnets.zoo import ARCHS
 
 

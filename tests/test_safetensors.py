@@ -19,8 +19,8 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from convert.safetensors_file import DTYPES, read_safetensors, write_safetensors
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.safetensors_file import DTYPES, read_safetensors, write_safetensors
 
 
 def tensors_of_every_kind() -> dict[str, np.ndarray]:

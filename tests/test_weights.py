@@ -103,7 +103,7 @@ def test_every_flipped_bit_in_the_arrays_is_found(directory: Path, variables: di
     assert not silent
 
 
-@pytest.mark.parametrize('name', ['config.json', 'certificate.json', 'variables/manifest.ocdbt'])
+@pytest.mark.parametrize('name', ['config.json', 'certificate.json', 'variables.safetensors'])
 def test_missing_files_are_named(directory: Path, name: str) -> None:
     (directory / name).unlink()
     with pytest.raises(CheckpointError, match=str(directory)):

@@ -15,14 +15,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 
-from convert.files import map_file, written_whole
-from convert.pickles import shown
-from flaxnets.errors import CheckpointError
+from flaxnets.digest import Description, prepared
+from flaxnets.errors import CheckpointError, shown
+from flaxnets.files import map_file, written_whole
 
 # In the order in which the safetensors package lays tensors out, so that all of them are aligned.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -94,26 +94,42 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
 
 
 def write_safetensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
-) -> None:
+    path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> dict[str, Description]:
     """Writes a safetensors file, whole or not at all, byte by byte as the safetensors package does.
 
     Args:
       path: the file to write, usually `.safetensors`. One that was there stays as it is until the new
         one is complete and on the disk.
-      tensors: name -> array. Arrays of any layout and byte order; they are copied one at a time.
+      tensors: name -> array, of NumPy or JAX. Arrays of any layout and byte order; a few are copied at a
+        time.
       metadata: texts for `__metadata__`; None says that the tensors are laid out as PyTorch's are
         ({'format': 'pt'}), which transformers insists on.
+
+    Returns:
+      The description of each tensor (`flaxnets.digest.describe`), in the order of `tensors`.
 
     Raises:
       CheckpointError: a name, dtype or metadata that the format cannot hold, all of them named.
       FlaxnetsError: the file cannot be written (no such directory, no space left).
     """
-    metadata = {'format': 'pt'} if metadata is None else dict(metadata)
-    _check(os.fsdecode(path), tensors, metadata)
+    metadata = {'format': 'pt'} if metadata is None else metadata
+    check_tensors(os.fsdecode(path), tensors, metadata)
+    with written_whole(path) as file:
+        return write_into(file, tensors, metadata)
+
+
+def write_into(
+    file: IO[bytes], tensors: Mapping[str, Any], metadata: Mapping[str, str]
+) -> dict[str, Description]:
+    """`write_safetensors` into an open file, for who sees to its being whole.
+
+    Raises:
+      OSError: it cannot be written.
+    """
     order = list(DTYPES)
     ordered = sorted(tensors, key=lambda name: (order.index(_CODES[tensors[name].dtype.name]), name))
-    header: dict[str, Any] = {_METADATA: metadata} if metadata else {}
+    header: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name in ordered:
         begin, end = end, end + tensors[name].nbytes
@@ -124,11 +140,12 @@ def write_safetensors(
         }
     encoded = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
     encoded += b' ' * (-len(encoded) % 8)
-    with written_whole(path) as file:
-        file.write(len(encoded).to_bytes(8, 'little') + encoded)
-        for name in ordered:
-            array = np.ascontiguousarray(tensors[name], DTYPES[_CODES[tensors[name].dtype.name]])
-            file.write(array.reshape(-1).view(np.uint8).data)
+    described: dict[str, Description] = {}
+    file.write(len(encoded).to_bytes(8, 'little') + encoded)
+    for name, (array, description) in zip(ordered, prepared(tensors[n] for n in ordered), strict=True):
+        file.write(array.reshape(-1).view(np.uint8).data)
+        described[name] = description
+    return {name: described[name] for name in tensors}
 
 
 def _read_header(data: mmap.mmap, where: str) -> tuple[int, dict[str, Any]]:
@@ -227,7 +244,12 @@ def _view(where: str, data: mmap.mmap, start: int, entry: _Entry) -> np.ndarray:
     return array
 
 
-def _check(where: str, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Refuses what the format cannot hold.
+
+    Raises:
+      CheckpointError: every such name, dtype and text.
+    """
     wrong = [
         f'{shown(name)} ({type(tensor).__name__}, {getattr(tensor, "dtype", "no dtype")})'
         for name, tensor in tensors.items()
