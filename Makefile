@@ -15,7 +15,7 @@ demo: $(CORE)
 	$(RUN) examples/demo.py
 
 test: check
-	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: $(DEV)
 	$(RUN) -m ruff check .

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+STOPPED = 75  # exit code
 
 # Small enough for a second of training, with everything in it that a resumed run could get wrong.
 FIELDS = (
@@ -64,3 +67,10 @@ def steps_logged(workdir: Path) -> int:
         return 0
     records = [json.loads(line) for line in lines if line.endswith('}')]
     return max((record.get('step', 0) for record in records if record['kind'] == 'train'), default=0)
+
+
+def wait_for_training(process: subprocess.Popen[str], workdir: Path, after: int) -> None:
+    """Until the log has a step past `after`, or the process has ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and steps_logged(workdir) <= after and time.monotonic() < deadline:
+        time.sleep(0.02)

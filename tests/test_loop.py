@@ -118,6 +118,24 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(
     assert steps == sorted(set(steps))
 
 
+def test_stopped_where_it_would_evaluate_it_does_so_later(
+    finished: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class StopsAtTheEndOfTheEpoch(loop.Stop):
+        def requested(self, step: int) -> bool:
+            self.reason = 'SIGTERM' if step == 22 else None
+            return step == 22
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, 'Stop', StopsAtTheEndOfTheEpoch)
+        assert quiet(SHORT, tmp_path).stopped == 'SIGTERM'
+    assert quiet(SHORT, tmp_path).stopped is None
+    assert digests(tmp_path) == digests(finished[0])
+    found, expected = ([r for r in read(str(d)) if r['kind'] == 'eval'] for d in (tmp_path, finished[0]))
+    assert [(r['step'], r['loss']) for r in found] == [(r['step'], r['loss']) for r in expected]
+    assert [r['step'] for r in found] == [22, 44]
+
+
 @pytest.mark.parametrize(
     'change, message',
     [

@@ -81,7 +81,7 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
         )
-        state, damaged = restore(job, checkpoints)
+        state, damaged, evaluated = restore(job, checkpoints)
         first = int(state.step)
         log = stack.enter_context(
             Log(
@@ -98,19 +98,22 @@ def train(
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         stop = stack.enter_context(Stop())
         run = _Run(job, workdir, log, checkpoints, stop, primary, profile)
-        return run.go(state, first)
+        return run.go(state, first, evaluated)
 
 
-def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...]]:
-    """The newest sound state of a workdir, or the initial one; and the damaged steps that were skipped.
+def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
+    """The newest sound state of a workdir, or the initial one.
+
+    Returns:
+      The state; the damaged steps that were skipped, and why; whether the state has been evaluated.
 
     Raises:
       FlaxnetsError: the workdir's run had other settings or data.
     """
     restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
     if restored is None:
-        return initial_state(job), ()
-    return restored.state, restored.skipped
+        return initial_state(job), (), False
+    return restored.state, restored.skipped, restored.score is not None
 
 
 def check_same_run(job: Job, meta: dict[str, Any]) -> None:
@@ -146,6 +149,7 @@ class _Run:
         self.job, self.workdir, self.log, self.checkpoints = job, workdir, log, checkpoints
         self.stop, self.primary, self.profile = stop, primary, profile
         self.evaluation: Evaluation | None = None
+        self.evaluated = 0  # the step that it is of
         self.evaluator = Evaluator(job.inference)
         self.saved: int | None = None
         self.meta = {
@@ -154,7 +158,7 @@ class _Run:
             'data': job.fingerprints,
         }
 
-    def go(self, state: TrainState, first: int) -> Outcome:
+    def go(self, state: TrainState, first: int, evaluated: bool) -> Outcome:
         job = self.job
         if first:
             self.log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
@@ -162,6 +166,8 @@ class _Run:
         state = parallel.replicate(state)
         done = first
         if first < job.total_steps:
+            if first and self._evaluates(first) and not evaluated:  # it was stopped before that
+                self._evaluate(state, first)
             with self._training_batches(first) as batches:
                 state, done = self._train(state, first, batches)
         stopped = self.stop.reason if done < job.total_steps else None
@@ -257,7 +263,7 @@ class _Run:
         )
         with self.log.evaluating(len(job.evaluation)) as on_batch:
             result = self.evaluator(state.variables, batches, on_batch)
-        self.evaluation = result
+        self.evaluation, self.evaluated = result, done
         self.log.eval(done, result.values())
         return result
 
@@ -265,7 +271,7 @@ class _Run:
         if self.saved == done or not self.primary:
             return
         self.saved = done
-        score = self.evaluation.top1 if self.evaluation and self._evaluates(done) else None
+        score = self.evaluation.top1 if self.evaluation and self.evaluated == done else None
         self.checkpoints.save(done, parallel.to_host(state), self.meta, score)
 
     def _report_saves(self) -> None:
@@ -281,7 +287,10 @@ class _Run:
 
     def _finish(self, state: TrainState, done: int) -> Outcome:
         """The last evaluation's pictures, and the weights where others find them."""
-        evaluation = self.evaluation or self._evaluate(state, done)  # none: resumed after the last step
+        current = self.evaluation if self.evaluated == done else None
+        evaluation = current or self._evaluate(
+            state, done
+        )  # none: stopped at, or resumed after, the last step
         self._save(state, done)
         self.checkpoints.wait()
         self._report_saves()
