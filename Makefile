@@ -26,6 +26,7 @@ bench: $(DEV)
 	$(RUN) benchmarks/nets.py
 	$(RUN) benchmarks/convert.py
 	$(RUN) benchmarks/feed.py
+	$(RUN) benchmarks/loop.py
 
 clean:
 	rm -rf $(VENV) demo-output

@@ -25,10 +25,21 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_killed_at_random_moments(undisturbed: Path) -> None:
-    workdir = undisturbed.parent / 'killed'
-    kills, wanted = 0, 30 if FULL else 2
-    rng = random.Random(0)
-    while kills < wanted:
+    rng, wanted, trial = random.Random(0), 30 if FULL else 2, 0
+    while wanted > 0:
+        workdir = undisturbed.parent / f'killed{trial}'
+        wanted -= kill_often(workdir, wanted, rng)
+        run(workdir, 'save_steps=1')
+        assert digests(workdir) == digests(undisturbed)
+        left = [path.name for path in (workdir / 'checkpoints').iterdir() if not path.name.isdecimal()]
+        assert not left, 'what the kills left is cleaned up'
+        trial += 1
+
+
+def kill_often(workdir: Path, wanted: int, rng: random.Random) -> int:
+    """Starts a run and kills it, again and again, until it is done; how often it was killed."""
+    kills = 0
+    while kills < wanted and not (workdir / 'weights').exists():
         process = start(workdir, 'save_steps=1')  # so that many kills fall into a save
         wait_for_training(process, workdir, after=steps_logged(workdir) if kills % 2 else 0)
         time.sleep(rng.uniform(0, 0.6))
@@ -36,13 +47,7 @@ def test_killed_at_random_moments(undisturbed: Path) -> None:
             process.send_signal(signal.SIGKILL)
             kills += 1
         process.communicate()
-        if (workdir / 'weights').exists():
-            break  # it was faster than the last kills
-    run(workdir, 'save_steps=1')
-    assert kills >= 2
-    assert digests(workdir) == digests(undisturbed)
-    left = [path.name for path in (workdir / 'checkpoints').iterdir() if not path.name.isdecimal()]
-    assert not left, 'what the kills left is cleaned up'
+    return kills
 
 
 @pytest.mark.parametrize('trial', range(10 if FULL else 1))
