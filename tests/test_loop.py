@@ -336,6 +336,12 @@ def test_print_shows_what_would_happen(capsys: pytest.CaptureFixture[str]) -> No
     assert '* lr                   0.2' in out and '22 steps' in out and '599,914' in out  # with 10 classes
 
 
+def test_print_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['--recipe', 'resnest50d', '--print']) == 0
+    out = capsys.readouterr().out
+    assert "ImageNet's 1,281,167 images" in out and '156 steps' in out  # 1281167 / 8192
+
+
 def test_eval_on_the_command_line(
     finished: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

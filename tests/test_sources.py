@@ -123,7 +123,7 @@ def test_folders_that_are_refused(folder: Path, act: Callable[[Path], None], mes
 def test_no_folder_at_all(tmp_path: Path) -> None:
     with pytest.raises(FlaxnetsError, match='it has no folders.*expected is'):
         open_source(f'folder:{tmp_path}', '', True)
-    with pytest.raises(FlaxnetsError, match='absent: no folder'):
+    with pytest.raises(FlaxnetsError, match='absent: no such folder'):
         open_source(f'folder:{tmp_path}/absent', '', True)
 
 

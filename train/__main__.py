@@ -148,11 +148,16 @@ def _print(settings: Any) -> int:
     import jax
 
     from train.describe import describe
+    from train.plan import IMAGENET
     from train.sources import open_source
 
-    source = open_source(settings.data, settings.train_split, training=True)
-    settings = dataclasses.replace(settings, num_classes=source.num_classes)
-    print(describe(settings, len(source), jax.device_count()))
+    if settings.data:
+        source = open_source(settings.data, settings.train_split, training=True)
+        examples, classes = len(source), source.num_classes
+    else:
+        examples, classes = IMAGENET, settings.num_classes or 1000
+        print("no --data: counted with ImageNet's", f'{examples:,} images')
+    print(describe(dataclasses.replace(settings, num_classes=classes), examples, jax.device_count()))
     return 0
 
 

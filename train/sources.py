@@ -228,11 +228,11 @@ class FolderSource(Labelled):
 
 
 def _open_folder(path: str, splits: tuple[str, ...]) -> Source:
+    if not os.path.isdir(path):
+        raise FlaxnetsError(f'{path}: no such folder; expected is {path}/{splits[0]}/CLASS/image.jpg')
     found = next((s for s in splits if os.path.isdir(os.path.join(path, s))), None)
     if found is None:
-        there = (
-            sorted(entry.name for entry in os.scandir(path) if entry.is_dir()) if os.path.isdir(path) else []
-        )
+        there = sorted(entry.name for entry in os.scandir(path) if entry.is_dir())
         holds = (
             f'it holds {", ".join(there[:5])}{", ..." * (len(there) > 5)}' if there else 'it has no folders'
         )
