@@ -244,8 +244,9 @@ def _devices(topology: str) -> list[Any]:
     """The devices of a topology, as libtpu describes them."""
     if importlib.util.find_spec('libtpu') is None:
         raise FlaxnetsError("--plan needs libtpu, the TPU's compiler: pip install 'flaxnets[plan]'")
-    # libtpu would look for a TPU, and for the metadata server of a cloud's machine.
+    # libtpu would look for a TPU, for the metadata server of a cloud's machine, and for others that use it.
     os.environ.update(
+        ALLOW_MULTIPLE_LIBTPU_LOAD='1',
         TPU_SKIP_MDS_QUERY='1',
         TPU_ACCELERATOR_TYPE='v5litepod-4',
         TPU_WORKER_HOSTNAMES='localhost',
