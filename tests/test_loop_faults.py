@@ -70,6 +70,10 @@ def test_a_second_run_is_kept_out(undisturbed: Path) -> None:
     workdir = undisturbed.parent / 'locked'
     process = start(workdir)
     wait_for_training(process, workdir, after=0)
-    said = run(workdir, code=1)
+    process.send_signal(signal.SIGSTOP)  # it would be done before the second one has started
+    try:
+        said = run(workdir, code=1)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        finish(process)
     assert f'in use by process {process.pid}' in said
-    finish(process)
