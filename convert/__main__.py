@@ -12,7 +12,7 @@ from convert import conversion
 from convert.arithmetic import DTYPES
 from convert.compare import Comparison, compare
 from convert.conversion import FORMATS, Checkpoint, open_checkpoint
-from convert.layouts import LAYOUTS, caveat
+from convert.layouts import LAYOUTS
 from convert.tree import COUNTER
 from convert.verify import Verification
 from flaxnets import weights, zoo
@@ -116,6 +116,10 @@ def _convert(options: argparse.Namespace) -> int:
     if options.fold_bn:
         checkpoint = conversion.folded(checkpoint)
     _describe(checkpoint)
+    is_file = conversion.file_kind(out, options.format) is not None
+    difference = conversion.check_layout(checkpoint, options.layout, options.approximate) if is_file else None
+    if difference:
+        print(f'  {difference}')
     verification = None
     if options.verify:
         verification = conversion.verified(checkpoint, original.state, options.image)
@@ -129,10 +133,6 @@ def _convert(options: argparse.Namespace) -> int:
         approximate=options.approximate,
         overwrite=options.force,
     )
-    is_file = conversion.file_kind(out, options.format) is not None
-    warning = caveat(options.layout, checkpoint.config.arch) if is_file else None
-    if warning:
-        print(f'note: {warning}')
     opener = '' if is_file else f'; open it with flaxnets.load({str(out)!r})'
     print(f'wrote {out} in {time.perf_counter() - start:.1f} s{opener}')
     return DIFFERENT if verification and verification.first_outside else 0

@@ -29,6 +29,7 @@ from flaxnets.resnet import ResNet, build
 from flaxnets.safetensors_file import read_safetensors, write_safetensors
 
 FORMATS = ('pth', 'safetensors')
+METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
 SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.bin': 'pth', '.tar': 'pth', '.safetensors': 'safetensors'}
 
 
@@ -321,12 +322,10 @@ def write(
         return
     if checkpoint.config.folded:
         raise FlaxnetsError(f'{out}: folded weights have no BatchNorm, so no PyTorch net takes them')
-    difference = caveat(layout, checkpoint.config.arch)
-    if difference and not approximate:
-        raise FlaxnetsError(f'{out}: {difference}; --approximate writes them all the same')
+    difference = check_layout(checkpoint, layout, approximate)
     source = checkpoint.noted(difference) if difference else checkpoint.source
     tensors = from_canonical(checkpoint.state, layout, checkpoint.config.arch)
-    described = (write_pth if kind == 'pth' else write_safetensors)(out, tensors)
+    described = write_pth(out, tensors) if kind == 'pth' else write_safetensors(out, tensors, METADATA)
     certificate = weights.certificate(source, described, proof)
     weights.write_json(Path(f'{os.fspath(out)}.json'), certificate)
 
@@ -346,6 +345,18 @@ def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: b
         raise CheckpointError(f'{out} is a directory; choose another file')
     elif Path(out).exists() and not overwrite:
         raise CheckpointError(f'{out} exists; choose another file or overwrite it (--force)')
+
+
+def check_layout(checkpoint: Checkpoint, layout: str, approximate: bool) -> str | None:
+    """What another library's net of these names computes otherwise; None if nothing.
+
+    Raises:
+      FlaxnetsError: it does, and `approximate` is False; for asking before long work.
+    """
+    difference = caveat(layout, checkpoint.config.arch)
+    if difference and not approximate:
+        raise FlaxnetsError(f'{difference}; --approximate writes them all the same')
+    return difference
 
 
 def verified(checkpoint: Checkpoint, original: State, image: str | None = None) -> Verification:

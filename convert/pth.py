@@ -23,7 +23,7 @@ from convert.pickles import Machine
 from convert.pth_zip import Archive
 from convert.torch_names import NAMES, NumpyArray, Storage, Storages, Tensor
 from flaxnets.errors import CheckpointError, shown
-from flaxnets.files import map_file
+from flaxnets.files import lookalike, map_file
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -32,16 +32,6 @@ _MAX_DEPTH = 64
 _MAX_VALUES = 500_000
 # Tensors may share a storage (a net saved twice, tied weights), but not multiply a file without end.
 _MAX_SHARING = 16
-
-# First bytes of files that are mistaken for checkpoints, and what to say about them.
-_LOOKALIKES = (
-    (b'<', 'it looks like a web page, not a checkpoint: the download went wrong'),
-    (b'version https://git-lfs', 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'),
-    (b'\x1f\x8b', 'it is compressed with gzip: decompress it first'),
-    (b'PK\x05\x06', 'it is an empty zip archive'),
-    (b'\x89HDF', 'it is an HDF5 file (Keras?), not one of PyTorch'),
-    (b'\x93NUMPY', 'it is a NumPy array, not a PyTorch checkpoint'),
-)
 
 
 def read_pth(path: str | os.PathLike[str]) -> Any:
@@ -107,14 +97,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _lookalike(data: mmap.mmap) -> str:
     """What a file that is neither zip nor pickle seems to be."""
     head = data[:512]
-    for start, meaning in _LOOKALIKES:
-        if head.lstrip(b'\xef\xbb\xbf \t\r\n').startswith(start):
-            return meaning
-    if head[257:262] == b'ustar':
-        return 'it is a tar archive (PyTorch before 0.1.10?): load and save it with a newer PyTorch'
-    if head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= len(data):
-        return 'it looks like a safetensors file, not a PyTorch checkpoint'
-    return f'not a PyTorch checkpoint: it starts with {shown(head[:16])}'
+    if head.startswith(b'PK\x05\x06'):
+        seems = 'it is an empty zip archive'
+    elif head[257:262] == b'ustar':
+        seems = 'it is a tar archive (PyTorch before 0.1.10?): load and save it with a newer PyTorch'
+    elif head[8:9] == b'{' and int.from_bytes(head[:8], 'little') <= len(data):
+        seems = 'it looks like a safetensors file'
+    else:
+        seems = lookalike(data)
+    return f'not a PyTorch checkpoint: {seems}'
 
 
 def _read_zip(data: mmap.mmap, where: str) -> Any:

@@ -14,7 +14,23 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import CheckpointError, FlaxnetsError, shown
+
+# First bytes of files that are mistaken for weights, and what to say about them.
+_LOOKALIKES = (
+    (b'<', 'it looks like a web page: the download went wrong'),
+    (b'version https://git-lfs', 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'),
+    (b'\x1f\x8b', 'it is compressed with gzip: decompress it first'),
+    (b'\x89HDF', 'it is an HDF5 file (Keras?)'),
+    (b'\x93NUMPY', 'it is a NumPy array'),
+)
+
+
+def lookalike(data: mmap.mmap) -> str:
+    """What a file that is not what it was taken for seems to be, in words."""
+    head = data[:512].lstrip(b'\xef\xbb\xbf \t\r\n')
+    seems = (meaning for start, meaning in _LOOKALIKES if head.startswith(start))
+    return next(seems, f'it starts with {shown(data[:16])}')
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:

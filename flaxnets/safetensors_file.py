@@ -22,7 +22,7 @@ import numpy as np
 
 from flaxnets.digest import Description, prepared
 from flaxnets.errors import CheckpointError, shown
-from flaxnets.files import map_file, written_whole
+from flaxnets.files import lookalike, map_file, written_whole
 
 # In the order in which the safetensors package lays tensors out, so that all of them are aligned.
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -44,14 +44,6 @@ _MAX_HEADER = 100_000_000  # the safetensors package's own limit
 # A net here has at most 2,447 tensors; each takes some eight commas.
 _MAX_TENSORS = 50_000
 _MAX_COMMAS = 1_000_000
-
-# First bytes of files that are mistaken for safetensors, and what to say about them.
-_LOOKALIKES = (
-    (b'<', 'it looks like a web page: the download went wrong'),
-    (b'version https://git-lfs', 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'),
-    (b'PK\x03\x04', 'it is a zip archive, perhaps a PyTorch checkpoint: give it the ending .pth'),
-    (b'\x80', 'it looks like a PyTorch checkpoint: give it the ending .pth'),
-)
 
 
 @dataclass(frozen=True)
@@ -103,8 +95,8 @@ def write_safetensors(
         one is complete and on the disk.
       tensors: name -> array, of NumPy or JAX. Arrays of any layout and byte order; a few are copied at a
         time.
-      metadata: texts for `__metadata__`; None says that the tensors are laid out as PyTorch's are
-        ({'format': 'pt'}), which transformers insists on.
+      metadata: texts for `__metadata__`. transformers insists on a 'format', the library whose layouts
+        and names the tensors have: 'pt' or 'flax'.
 
     Returns:
       The description of each tensor (`flaxnets.digest.describe`), in the order of `tensors`.
@@ -113,7 +105,7 @@ def write_safetensors(
       CheckpointError: a name, dtype or metadata that the format cannot hold, all of them named.
       FlaxnetsError: the file cannot be written (no such directory, no space left).
     """
-    metadata = {'format': 'pt'} if metadata is None else metadata
+    metadata = metadata or {}
     check_tensors(os.fsdecode(path), tensors, metadata)
     with written_whole(path) as file:
         return write_into(file, tensors, metadata)
@@ -180,11 +172,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lookalike(data: mmap.mmap) -> str:
-    head = data[:512].lstrip(b'\xef\xbb\xbf \t\r\n')
-    for start, meaning in _LOOKALIKES:
-        if head.startswith(start):
-            return f'not a safetensors file: {meaning}'
-    return f'not a safetensors file: it starts with {shown(data[:16])}'
+    if data[:4] == b'PK\x03\x04' or data[:1] == b'\x80':
+        seems = 'it looks like a PyTorch checkpoint: give it the ending .pth'
+    else:
+        seems = lookalike(data)
+    return f'not a safetensors file: {seems}'
 
 
 def _entry(where: str, name: str, described: Any) -> _Entry:

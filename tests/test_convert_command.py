@@ -147,6 +147,9 @@ def test_back_to_a_file(file: Path, state: State, suffix: str) -> None:
         torch.equal(loaded[key], state[key]) and loaded[key].dtype == state[key].dtype for key in state
     )
     timm.create_model('resnest14d', checkpoint_path=str(back))
+    if suffix == '.safetensors':
+        with safetensors.safe_open(back, 'pt') as opened:
+            assert opened.metadata() == {'format': 'pt'}  # transformers insists on it
     certificate = json.loads(back.with_name(back.name + '.json').read_text())
     assert certificate['source']['file'] == 'net.pth'
     assert set(certificate['arrays']) == set(state)
@@ -162,7 +165,7 @@ def test_a_layout_whose_net_computes_something_else_is_refused(
     assert main(arguments) == 1
     assert 'pools after its split attention' in capsys.readouterr().err and not out.exists()
     assert main([*arguments, '--approximate']) == 0
-    assert 'note: mmpretrain' in capsys.readouterr().out
+    assert "mmpretrain's ResNeSt pools after" in capsys.readouterr().out
     assert 'pools after' in json.loads((tmp_path / 'mm.pth.json').read_text())['source']['notes'][-1]
 
 

@@ -72,7 +72,7 @@ def test_arrays_are_views_of_the_file(tmp_path: Path) -> None:
 
 def test_written_as_the_package_writes(tmp_path: Path) -> None:
     tensors = {f'{name} "ü\n\x01': array for name, array in tensors_of_every_kind().items()}
-    write_safetensors(tmp_path / 'ours', tensors)
+    write_safetensors(tmp_path / 'ours', tensors, {'format': 'pt'})
     safetensors.torch.save_file(
         {name: to_torch(array) for name, array in tensors.items()}, tmp_path / 'theirs', {'format': 'pt'}
     )
@@ -234,7 +234,9 @@ def test_header_bombs_are_refused_quickly(tmp_path: Path, bomb: str) -> None:
 
 
 def test_every_truncation_is_noticed(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / 'a', {'x': np.arange(6.0), 'y': np.arange(3, dtype=np.int8)})
+    write_safetensors(
+        tmp_path / 'a', {'x': np.arange(6.0), 'y': np.arange(3, dtype=np.int8)}, {'format': 'pt'}
+    )
     content = (tmp_path / 'a').read_bytes()
     for length in range(len(content)):
         (tmp_path / 'b').write_bytes(content[:length])
@@ -244,7 +246,9 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
 
 def test_fuzzed_headers_end_in_our_error_or_as_the_package_reads_them(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
-    write_safetensors(tmp_path / 'a', {'x': np.arange(6.0), 'y': np.arange(3, dtype=np.int8)})
+    write_safetensors(
+        tmp_path / 'a', {'x': np.arange(6.0), 'y': np.arange(3, dtype=np.int8)}, {'format': 'pt'}
+    )
     content = (tmp_path / 'a').read_bytes()
     accepted = 0
     for _ in range(3000):

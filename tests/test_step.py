@@ -68,7 +68,7 @@ def largest_difference(a: Any, b: Any) -> float:
     return max(float(np.abs(np.asarray(x) - np.asarray(y)).max()) for x, y in pairs)
 
 
-@pytest.mark.parametrize('bn_images', [0, 4])
+@pytest.mark.parametrize('bn_images', [0, 4, 8])
 def test_any_number_of_devices_does_what_one_does(bn_images: int) -> None:
     settings = dataclasses.replace(BASE, bn_images=bn_images)
     alone, expected = one_step(settings, 1)

@@ -287,10 +287,9 @@ class _Run:
 
     def _finish(self, state: TrainState, done: int) -> Outcome:
         """The last evaluation's pictures, and the weights where others find them."""
+        # There is none if the run was stopped at the last step, or resumed after it.
         current = self.evaluation if self.evaluated == done else None
-        evaluation = current or self._evaluate(
-            state, done
-        )  # none: stopped at, or resumed after, the last step
+        evaluation = current or self._evaluate(state, done)
         self._save(state, done)
         self.checkpoints.wait()
         self._report_saves()
