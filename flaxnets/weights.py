@@ -222,7 +222,8 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
     if wrong:
         more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise CheckpointError(
-            f'{file}: damaged, or not the file that {path.name} describes: {", ".join(wrong[:8])}{more}'
+            f'{file}: damaged, or not the file that {path.name} describes: {", ".join(wrong[:8])}{more}; '
+            'convert the weights again'
         )
     variables: Variables = {}
     for name, array in arrays.items():
