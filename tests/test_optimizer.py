@@ -69,7 +69,7 @@ def ours(s: Settings, dtype: str) -> list[dict[str, np.ndarray]]:
         state, update, history = optimizer.init(params), jax.jit(optimizer.update), []
         for step in range(STEPS):
             grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), tree(random(1 + step)))
-            updates, state = update(grads, state, params)
+            updates, state = update(grads, state, params, step=jnp.asarray(step))
             params = optax.apply_updates(params, updates)
             history.append(flat(params))
     return history
@@ -157,7 +157,8 @@ def test_the_classifier_learns_fastest() -> None:
     params = {name: np.ones(shape, np.float32) for name, shape in SHAPES.items()}
     s = settings(layer_decay=0.5, weight_decay=0.0, warmup_epochs=0, momentum=0.0, schedule='constant')
     optimizer = make_optimizer(s, EPOCH_STEPS, tree(params))
-    updates = flat(optimizer.update(tree(params), optimizer.init(tree(params)), tree(params))[0])
+    start = optimizer.init(tree(params))
+    updates = flat(optimizer.update(tree(params), start, tree(params), step=0)[0])
     factors = {name: float(update.flat[0]) / -0.3 for name, update in updates.items()}
     assert factors['fc/kernel'] == factors['fc/bias'] == pytest.approx(1)
     assert factors['layer4/1/bn3/scale'] == pytest.approx(1 / 2)

@@ -17,6 +17,7 @@ import flaxnets
 from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import Span
 from train import parallel
+from train.optimizer import make_optimizer
 from train.settings import Settings
 from train.state import TrainState, create_state, initial_variables
 from train.step import make_eval_step, make_train_step
@@ -131,6 +132,20 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
         old, new = getattr(state, part), getattr(after, part)
         for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+def test_the_learning_rate_goes_on_over_a_step_that_is_skipped() -> None:
+    settings = dataclasses.replace(BASE, warmup_epochs=1)  # from a rate of 0
+    model, _, state = start(settings)
+    optimizer = make_optimizer(settings, 4, state.params)
+    state = create_state({'params': state.params, 'batch_stats': state.batch_stats}, optimizer)
+    step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=4))
+    still, _ = step(state, batch())
+    assert largest_difference(still.params, state.params) == 0
+    skipped, _ = step(state, {**batch(), 'image': np.full((N, 32, 32, 3), np.inf, np.float32)})
+    assert int(skipped.skipped) == 1
+    after, _ = step(skipped, batch())
+    assert largest_difference(after.params, state.params) > 0
 
 
 def test_a_finite_step_counts_its_images() -> None:

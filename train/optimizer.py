@@ -9,16 +9,19 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from train.schedule import learning_rate
+from train.schedule import Schedule, learning_rate
 from train.settings import Settings
 
 STAGES = ('stem', 'layer1', 'layer2', 'layer3', 'layer4', 'fc')
 Path = tuple[str, ...]
 
 
-def make_optimizer(settings: Settings, epoch_steps: int, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    settings: Settings, epoch_steps: int, params: Any
+) -> optax.GradientTransformationExtraArgs:
     """The optimizer of a run.
 
     For a gradient g of a parameter w, with the momentum m that starts at 0:
@@ -29,6 +32,8 @@ def make_optimizer(settings: Settings, epoch_steps: int, params: Any) -> optax.G
 
     as `torch.optim.SGD` and MXNet's `nag` do; `clip_norm` comes first, `lr` is the schedule's for the step
     times the stage's `layer_decay`. Frozen parameters get updates of 0 and keep no momentum.
+
+    `update` takes the step, counted from 0, as `step=`: one that is skipped counts.
 
     Args:
       settings: of the run.
@@ -45,12 +50,13 @@ def make_optimizer(settings: Settings, epoch_steps: int, params: Any) -> optax.G
         parts.append(optax.trace(s.momentum, s.nesterov))
     if s.layer_decay != 1:
         parts.append(_scale_by_path(lambda path: s.layer_decay ** (len(STAGES) - 1 - stage_of(path))))
-    parts.append(optax.scale_by_learning_rate(learning_rate(s, epoch_steps)))
-    optimizer = optax.chain(*parts)
+    parts.append(_scale_by_learning_rate(learning_rate(s, epoch_steps)))
+    optimizer = optax.with_extra_args_support(optax.chain(*parts))
     if not s.frozen_stages:
         return optimizer
     labels = _by_path(lambda path: 'frozen' if is_frozen(s, path) else 'trained')(params)
-    return optax.partition({'trained': optimizer, 'frozen': optax.set_to_zero()}, labels)
+    kinds = {'trained': optimizer, 'frozen': optax.set_to_zero()}
+    return optax.with_extra_args_support(optax.partition(kinds, labels))
 
 
 def decays(kind: str, path: Path) -> bool:
@@ -88,3 +94,13 @@ def _scale_by_path(factor: Any) -> optax.GradientTransformation:
         return jax.tree_util.tree_map_with_path(lambda keys, u: u * factor(path_of(keys)), updates)
 
     return optax.stateless(scale)
+
+
+def _scale_by_learning_rate(rate: Schedule) -> optax.GradientTransformationExtraArgs:
+    """optax's own counts the updates that were made, and would fall behind at each that is skipped."""
+
+    def scale(updates: Any, state: Any, params: Any = None, *, step: Any, **others: Any) -> Any:
+        factor = -rate(step)
+        return jax.tree.map(lambda u: jnp.asarray(factor, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, scale)

@@ -36,7 +36,7 @@ def make_train_step(
 
     Args:
       model: the net, its `bn_span` chosen.
-      optimizer: its updates are added to the parameters.
+      optimizer: its updates are added to the parameters; it may ask for `step`, counted from 0.
       settings: of augmentation, loss, averages.
       epoch_steps: of an epoch, for what changes by epoch.
       axis_name: mapped axis over whose devices gradients are averaged; None for a single device.
@@ -52,6 +52,7 @@ def make_train_step(
       Floating-point images are taken as they are, neither normalised nor changed.
     """
     task = _Task(model, settings, epoch_steps, axis_name, platform or jax.default_backend())
+    optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         images, targets = task.prepare(batch, state.step)
@@ -61,7 +62,7 @@ def make_train_step(
             loss, batch_stats, grads = lax.pmean((loss, batch_stats, grads), axis_name)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(batch_stats))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema:
