@@ -39,6 +39,7 @@ file for PyTorch, with its certificate beside it; any other is a directory.
 exit codes: 0 done (or equal), 1 an error, 2 a wrong option, 3 --verify or --compare found a difference"""
 
 DIFFERENT = 3
+_WORK = ('drop_head', 'dtype', 'fold_bn', 'layout', 'format')  # options that change what is written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error('give one SOURCE, or one of --average, --compare and --all')
     if options.image and not options.verify:
         parser.error('--image is for --verify')
+    if options.compare and (given := _given(options, ('out', 'force', 'verify', *_WORK))):
+        parser.error(f'--compare writes nothing: it takes no {given}')
     try:
         if options.compare:
             return _compare(options)
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('interrupted; nothing was written', file=sys.stderr)
+        print(f'interrupted; nothing {"half-" if options.all else "was "}written', file=sys.stderr)
         return 130
 
 
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         action='store_true',
         help='read weights of, or write them for, a net that computes a little otherwise',
     )
-    add('--layout', choices=LAYOUTS, default='timm', help='names in a file that is written (timm)')
+    add('--layout', choices=LAYOUTS, help='names in a file that is written (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
     add('--drop-head', action='store_true', help='leave the classifier out')
     add('--dtype', choices=DTYPES, help='store the parameters so')
@@ -100,6 +103,11 @@ def _convert(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     out = options.out or _own_place(options)
     conversion.check_out(out, options.format, options.force)
+    is_file = conversion.file_kind(out, options.format) is not None
+    if options.layout and not is_file:
+        raise FlaxnetsError(
+            f'--layout is for files, and {out} names a directory: end it in .pth, or --format'
+        )
     for source in options.average or [options.source]:
         if Path(source).exists() and Path(out).resolve() in Path(source).resolve().parents:
             raise FlaxnetsError(f'{source} is inside {out}, which would be overwritten; choose another --out')
@@ -116,9 +124,8 @@ def _convert(options: argparse.Namespace) -> int:
     if options.fold_bn:
         checkpoint = conversion.folded(checkpoint)
     _describe(checkpoint)
-    is_file = conversion.file_kind(out, options.format) is not None
-    difference = conversion.check_layout(checkpoint, options.layout, options.approximate) if is_file else None
-    if difference:
+    layout = options.layout or 'timm'
+    if is_file and (difference := conversion.check_layout(checkpoint, layout, options.approximate)):
         print(f'  {difference}')
     verification = None
     if options.verify:
@@ -127,7 +134,7 @@ def _convert(options: argparse.Namespace) -> int:
     conversion.write(
         checkpoint,
         out,
-        layout=options.layout,
+        layout=layout,
         file_format=options.format,
         verification=verification,
         approximate=options.approximate,
@@ -139,11 +146,18 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _own_place(options: argparse.Namespace) -> Path:
-    """Where published weights are kept that are converted without --out."""
+    """Where published weights are kept, as they are, that are converted without --out."""
+    if given := _given(options, ('model', 'no_ema', 'approximate', *_WORK)):
+        raise FlaxnetsError(f'--out is missing: say what to write with {given}')
     row = conversion.named(options.source) if options.source and not Path(options.source).exists() else None
     if row is None:
         raise FlaxnetsError('--out is missing: say what to write')
     return conversion.kept(row)
+
+
+def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
+    """Those of the options that were given, as they are typed."""
+    return ', '.join('--' + name.replace('_', '-') for name in names if getattr(options, name))
 
 
 def _open(source: str, options: argparse.Namespace) -> Checkpoint:
@@ -166,7 +180,8 @@ def _describe(checkpoint: Checkpoint) -> None:
     if source.num_batches_tracked:
         print(f'  kept {len(source.num_batches_tracked)} {COUNTER[1:]} counters for the way back')
     if source.sha256:
-        known = ', as published' if config.weights and config.weights.sha256 else ''
+        published = config.weights.sha256 if config.weights else None
+        known = ', as published' if published and source.sha256.startswith(published) else ''
         origin = f'from {source.file}, ' if source.file and source.file != Path(checkpoint.where).name else ''
         print(f'  {origin}sha256 {source.sha256}{known}')
 
@@ -185,9 +200,14 @@ def _compare(options: argparse.Namespace) -> int:
     first, second = (_open(source, options) for source in options.compare)
     for checkpoint in (first, second):
         _describe(checkpoint)
+    names = first.config.name, second.config.name
+    if names[0] != names[1]:
+        print(f'  different nets: {names[0]} and {names[1]}')
     result = compare(first.state, second.state)
     _print_comparison(result)
-    return 0 if result.equal else DIFFERENT
+    equal = result.equal and names[0] == names[1]
+    print('equal' if equal else 'DIFFERENT')
+    return 0 if equal else DIFFERENT
 
 
 def _print_comparison(result: Comparison) -> None:
@@ -204,7 +224,6 @@ def _print_comparison(result: Comparison) -> None:
     for block in different:
         count = f'{len(block.different)} of {block.tensors}'
         print(f'  {block.block:12} {count:>20} {block.largest:20.2e} {block.relative:22.2e}')
-    print('equal' if result.equal else 'DIFFERENT')
 
 
 def _all(options: argparse.Namespace) -> int:

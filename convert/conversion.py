@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,8 +23,9 @@ from convert.pth_write import write_pth
 from convert.tree import COUNTER, State, to_state, to_variables
 from convert.verify import Verification, verify
 from flaxnets import runs, weights, zoo
-from flaxnets.config import Config, Weights
+from flaxnets.config import Config, Preprocess, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.files import map_file, written_whole
 from flaxnets.resnet import ResNet, build
 from flaxnets.safetensors_file import read_safetensors, write_safetensors
 
@@ -104,10 +105,13 @@ def open_checkpoint(
         if not is_hub_folder(path):
             return _open_directory(path, model)
         path, hub = read_hub_folder(path)
+    if hub and hub.differences and not approximate:
+        raise CheckpointError(f'{path.parent}: {"; ".join(hub.differences)}; --approximate takes the weights')
+    read = _reader(path)
     with ThreadPoolExecutor(1) as beside:  # a third of the time, and it leaves the interpreter free
         digest = beside.submit(_sha256, path)
         try:
-            found = to_canonical(_read(path), ema=ema, approximate=approximate)
+            found = to_canonical(read(path), ema=ema, approximate=approximate)
         except CheckpointError as error:
             raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
     return _understood(path, digest.result(), found, model, published=published, hub=hub)
@@ -128,7 +132,11 @@ def converted(source: str) -> Path:
         return fetch(source)
     directory = kept(row)
     if not weights.is_directory(directory):
-        write(open_checkpoint(source), directory)
+        try:
+            write(open_checkpoint(source), directory)
+        except CheckpointError:
+            if not weights.is_directory(directory):  # else another process has written it meanwhile
+                raise
     return directory
 
 
@@ -188,10 +196,8 @@ def _understood(
     _check_download(path, digest)
     published = published or _published(digest)
     name = _which(path, found.state, model, published, hub, found.named, found.layout)
-    preprocess = zoo.config(model or name).preprocess
-    if published or hub:
-        preprocess = published.preprocess if published else hub.preprocess if hub else preprocess
     classes = found.classes or (hub.classes if hub else None)
+    preprocess, notes = _preprocess(name, model, found, published, hub)
     num_classes = _length(found.state, 'fc.weight', axis=0, default=1000 if 'fc.bias' in found.state else 0)
     config = Config(
         name,
@@ -202,17 +208,35 @@ def _understood(
         weights=published,
         classes=classes if classes and len(classes) == num_classes else None,
     )
-    source = weights.Source(path.name, digest, found.layout, found.notes, _counters(found.state))
+    if hub and (num_classes not in (0, hub.num_classes) or config.in_chans != hub.in_chans):
+        raise CheckpointError(
+            f'{path.parent}: config.json says {hub.num_classes} classes and {hub.in_chans} input channels, '
+            f'{path.name} has {num_classes} and {config.in_chans}'
+        )
+    notes = (*found.notes, *(hub.differences if hub else ()), *notes)
+    source = weights.Source(path.name, digest, found.layout, notes, _counters(found.state))
     return Checkpoint(config, found.state, source, str(path))
 
 
-def _read(path: Path) -> object:
-    """What a file holds, whichever format its first bytes show."""
-    with path.open('rb') as file:
-        head = file.read(10)
-    if len(head) == 10 and head[8:9] == b'{' and head[:2] not in (b'PK', b'\x80\x02'):
-        return read_safetensors(path)[0]
-    return read_pth(path)
+def _preprocess(
+    name: str, model: str | None, found: Canonical, published: Weights | None, hub: HubConfig | None
+) -> tuple[Preprocess, tuple[str, ...]]:
+    """How the weights expect their images, and a note on it if it is not published with them."""
+    if known := published or hub:
+        return known.preprocess, ()
+    usual = zoo.config(model or name)
+    preprocess = replace(usual.preprocess, **found.images)
+    whose = usual.weights.name if usual.weights else name
+    origin = f"as the file's training, else as {whose}" if found.images else f'assumed, as of {whose}'
+    return preprocess, (f'images: {preprocess} ({origin})',)
+
+
+def _reader(path: Path) -> Callable[[Path], object]:
+    """What reads the format that a file's first bytes show."""
+    with map_file(path) as data:
+        # After the length of its header; a zip archive and a legacy file have a 0 and a 0xf9 there.
+        is_safetensors = data[8:9] == b'{'
+    return (lambda file: read_safetensors(file)[0]) if is_safetensors else read_pth
 
 
 def _which(
@@ -225,7 +249,9 @@ def _which(
     layout: str,
 ) -> str:
     """The name in the zoo of the net that these tensors are."""
-    if model is None and published:
+    if published:
+        if model is not None and zoo.resolve(model)[0] != published.arch:
+            raise FlaxnetsError(f'{path} is {published.name}, not {model}')
         return published.arch
     if model is None and hub:
         model = hub.architecture
@@ -247,6 +273,9 @@ def _which(
 def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     """The mean of several checkpoints of one net (`convert.arithmetic.average`)."""
     files = [checkpoint.source.file or '?' for checkpoint in checkpoints]
+    nets = {checkpoint.config.name for checkpoint in checkpoints}
+    if len(nets) > 1:
+        raise CheckpointError(f'cannot average different nets: {", ".join(sorted(nets))}')
     state = arithmetic.average([checkpoint.state for checkpoint in checkpoints], files)
     first = checkpoints[0]
     source = weights.Source(
@@ -325,9 +354,13 @@ def write(
     difference = check_layout(checkpoint, layout, approximate)
     source = checkpoint.noted(difference) if difference else checkpoint.source
     tensors = from_canonical(checkpoint.state, layout, checkpoint.config.arch)
-    described = write_pth(out, tensors) if kind == 'pth' else write_safetensors(out, tensors, METADATA)
-    certificate = weights.certificate(source, described, proof)
-    weights.write_json(Path(f'{os.fspath(out)}.json'), certificate)
+    with written_whole(_certificate_of(out)) as beside:  # named after its file has its name
+        described = write_pth(out, tensors) if kind == 'pth' else write_safetensors(out, tensors, METADATA)
+        beside.write(weights.as_json(weights.certificate(source, described, proof)))
+
+
+def _certificate_of(out: str | os.PathLike[str]) -> Path:
+    return Path(f'{os.fspath(out)}.json')
 
 
 def file_kind(out: str | os.PathLike[str], file_format: str | None = None) -> str | None:
@@ -341,10 +374,12 @@ def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: b
     """Refuses what `write` would not write to; for asking before long work."""
     if file_kind(out, file_format) is None:
         weights.check_target(out, overwrite)
-    elif Path(out).is_dir():
-        raise CheckpointError(f'{out} is a directory; choose another file')
-    elif Path(out).exists() and not overwrite:
-        raise CheckpointError(f'{out} exists; choose another file or overwrite it (--force)')
+        return
+    for path in (Path(out), _certificate_of(out)):
+        if path.is_dir():
+            raise CheckpointError(f'{path} is a directory; choose another file')
+        if path.exists() and not overwrite:
+            raise CheckpointError(f'{path} exists; choose another file or overwrite it (--force)')
 
 
 def check_layout(checkpoint: Checkpoint, layout: str, approximate: bool) -> str | None:
@@ -407,8 +442,11 @@ def _check_download(path: Path, digest: str) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
 
 
 def _first_weight(arch_name: str) -> str:

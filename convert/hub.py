@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,37 +36,31 @@ _TIMM_DEFAULTS = {
 }
 
 
+# Arguments of timm's nets that only training knows, and those that ours take too.
+_HARMLESS = ('num_classes', 'in_chans', 'drop_rate', 'drop_path_rate', 'drop_block_rate', 'zero_init_last')
+_USUAL = {'global_pool': 'avg', 'output_stride': 32}
+
+
 @dataclass(frozen=True)
 class HubConfig:
     """What a folder's `config.json` says, in the terms of flaxnets.
 
     Attributes:
       architecture: timm's name of the net, without a tag: 'resnest101e'.
-      tag: timm's tag of the weights ('in1k'), or None.
       num_classes: outputs of the classifier; 0 means none.
       in_chans: input channels.
       preprocess: how images are prepared.
-      test_preprocess: the larger evaluation that the configuration recommends, or None.
       classes: the class names in order, or None.
-      options: other arguments with which timm built the net ('output_stride', 'drop_rate', ...), its
-        'global_pool' among them unless that is 'avg'.
-      licence: of the weights, or None.
+      differences: options with which timm builds the net that make it compute something else than the
+        architecture of that name, in words.
     """
 
     architecture: str
-    tag: str | None
     num_classes: int
     in_chans: int
     preprocess: Preprocess
-    test_preprocess: Preprocess | None = None
     classes: tuple[str, ...] | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    licence: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`architecture.tag`, or the architecture alone."""
-        return f'{self.architecture}.{self.tag}' if self.tag else self.architecture
+    differences: tuple[str, ...] = ()
 
 
 def is_hub_folder(path: str | os.PathLike[str]) -> bool:
@@ -115,7 +109,7 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
     # Before timm 0.9 the file was the pretrained_cfg itself, with "labels" for its "label_names".
     pretrained = _table(data, 'pretrained_cfg') if 'pretrained_cfg' in data else data
     both = {**pretrained, **data}
-    architecture, _, tag = architecture.partition('.')
+    architecture = architecture.partition('.')[0]  # without timm's tag of the weights
     arguments = dict(_table(data, 'model_args'))
     image: dict[str, Any] = {key: pretrained.get(key) or default for key, default in _TIMM_DEFAULTS.items()}
     preprocess = _preprocess(image)
@@ -124,20 +118,30 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
     for name, number, least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
         if type(number) is not int or number < least:
             raise ValueError(f'{name}={number!r} must be a whole number from {least} on')
-    arguments.pop('num_classes', None)
-    if both.get('global_pool', 'avg') != 'avg':
-        arguments.setdefault('global_pool', both['global_pool'])
+    arguments.setdefault('global_pool', both.get('global_pool', 'avg'))
     return HubConfig(
         architecture,
-        tag or pretrained.get('tag') or None,
         num_classes,
         in_chans,
         preprocess,
-        _test_preprocess(pretrained, image),
         _classes(both.get('label_names', both.get('labels')), num_classes),
-        arguments,
-        pretrained.get('license'),
+        _differences(arguments),
     )
+
+
+def _differences(arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """What of timm's arguments changes what a net computes; a directory of weights keeps none of them."""
+    changes = {
+        name: value
+        for name, value in arguments.items()
+        if name not in _HARMLESS and value is not None and _USUAL.get(name) != value
+    }
+    if not changes:
+        return ()
+    listed = ', '.join(f'{name}={value!r}' for name, value in changes.items())
+    ours = changes.keys() <= _USUAL.keys()
+    remedy = f': give {listed} to flaxnets.load' if ours else ', which none of the nets here computes'
+    return (f'{CONFIG_FILE} builds its net with {listed}{remedy}',)
 
 
 def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -175,15 +179,6 @@ def _three_numbers(values: object) -> tuple[float, float, float] | None:
     if len(values) != 3 and len(set(values)) == 1:
         values = [values[0]] * 3
     return (float(values[0]), float(values[1]), float(values[2])) if len(values) == 3 else None
-
-
-def _test_preprocess(pretrained: Mapping[str, Any], image: Mapping[str, Any]) -> Preprocess | None:
-    size, crop_pct = pretrained.get('test_input_size'), pretrained.get('test_crop_pct')
-    if not size and not crop_pct:
-        return None
-    return _preprocess(
-        {**image, 'input_size': size or image['input_size'], 'crop_pct': crop_pct or image['crop_pct']}
-    )
 
 
 def _is_number(value: object) -> bool:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -69,6 +70,7 @@ class Canonical:
       notes: what was taken, stripped, renamed and left out, in words.
       classes: the classifier's classes in order, where the file names them.
       named: what a training file calls its net (`arch`), unchecked.
+      images: fields of `flaxnets.config.Preprocess` that a training file gives.
     """
 
     state: dict[str, np.ndarray]
@@ -76,6 +78,7 @@ class Canonical:
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
     named: str | None = None
+    images: Mapping[str, Any] = field(default_factory=dict)
 
 
 def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False) -> Canonical:
@@ -118,7 +121,7 @@ def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False)
     if ANCHOR in state and 'fc.weight' not in state:
         notes.append('it has no classifier (fc.weight)')
     classes = _classes(saved.classes, state, notes)
-    return Canonical(state, layout, tuple(notes), classes, saved.named)
+    return Canonical(state, layout, tuple(notes), classes, saved.named, saved.images)
 
 
 def from_canonical(state: Tensors, layout: str, arch: Arch) -> dict[str, np.ndarray]:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import numpy as np
 
+from flaxnets.config import INTERPOLATIONS
 from flaxnets.errors import CheckpointError, shown
 
 Tensors = Mapping[str, np.ndarray]
@@ -41,6 +42,7 @@ class Unwrapped:
       classes: what the file gives as the names of its classes, unchecked; None if nothing.
       named: what the file calls its net, unchecked; None if nothing.
       differences: what makes its net compute something else than those here, by its own configuration.
+      images: fields of `flaxnets.config.Preprocess`, as its training evaluated.
     """
 
     tensors: Tensors
@@ -48,6 +50,7 @@ class Unwrapped:
     classes: object = None
     named: str | None = None
     differences: tuple[str, ...] = ()
+    images: Mapping[str, Any] = field(default_factory=dict)
 
 
 def unwrap(loaded: object, ema: bool) -> Unwrapped:
@@ -77,12 +80,15 @@ def unwrap(loaded: object, ema: bool) -> Unwrapped:
     meta = loaded.get('meta')
     meta = meta if isinstance(meta, Mapping) else {}
     named = loaded.get('arch')
+    arguments = loaded.get('args')
+    arguments = arguments if isinstance(arguments, Mapping) else {}
     return Unwrapped(
         tensors,
         notes=(took, *left_out, *notes),
         classes=_classes(meta),
         named=named if isinstance(named, str) else None,
-        differences=_differences(meta),
+        differences=(*_differences(meta), *_pooling(arguments)),
+        images=_images(arguments),
     )
 
 
@@ -168,6 +174,42 @@ def _differences(meta: Mapping[Any, Any]) -> tuple[str, ...]:
         for pattern, option in _OTHER_GEOMETRY.items()
         if any(re.search(pattern, text) for text in configs)
     )
+
+
+def _pooling(arguments: Mapping[Any, Any]) -> tuple[str, ...]:
+    pool = arguments.get('gp')  # timm's --gp
+    return (f'its training pooled globally by {shown(pool)}',) if pool not in (None, '', 'avg') else ()
+
+
+def _images(arguments: Mapping[Any, Any]) -> dict[str, Any]:
+    """How a training evaluated its images, by the options of timm's `train.py` or torchvision's.
+
+    What is None there, or not what `flaxnets.config.Preprocess` takes, is left to the net's own.
+    """
+    size, crop, resize = (arguments.get(key) for key in ('img_size', 'val_crop_size', 'val_resize_size'))
+    shape = arguments.get('input_size')
+    if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
+        size = shape[1]
+    share = arguments.get('crop_pct')
+    if type(crop) is int and type(resize) is int and 0 < crop <= resize:
+        size, share = crop, crop / resize
+    interpolation, std = arguments.get('interpolation'), _three(arguments.get('std'))
+    found = {
+        'size': size if type(size) is int and size > 0 else None,
+        'crop_pct': share if isinstance(share, float | int) and 0 < share <= 1 else None,
+        'interpolation': interpolation if interpolation in INTERPOLATIONS else None,
+        'mean': _three(arguments.get('mean')),
+        'std': std if std and min(std) > 0 else None,
+    }
+    return {field: value for field, value in found.items() if value is not None}
+
+
+def _three(values: object) -> tuple[float, ...] | None:
+    """A number for each channel; timm takes one for all of them, too."""
+    if not isinstance(values, list | tuple) or not all(type(value) in (float, int) for value in values):
+        return None
+    values = tuple(map(float, values)) * (3 if len(values) == 1 else 1)
+    return values if len(values) == 3 else None
 
 
 def _classes(meta: Mapping[Any, Any]) -> object:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flaxnets import zoo
-from flaxnets.config import Preprocess, Weights
+from flaxnets.config import Arch, Weights
 from flaxnets.errors import FlaxnetsError
 
 
@@ -58,12 +58,15 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     for name in names:
         arch, row = zoo.resolve(name)
-        print(f'{name:44} {_accuracy(row)}' if options.weights else f'{name:26} {_describe_arch(arch)}')
+        print(
+            f'{name:44} {_accuracy(row)}'
+            if options.weights
+            else f'{name:26} {_describe_arch(zoo.NETS[arch])}'
+        )
     return 0
 
 
-def _describe_arch(name: str) -> str:
-    arch = zoo.NETS[name]
+def _describe_arch(arch: Arch) -> str:
     parts = [arch.block, '-'.join(map(str, arch.layers)), f'{arch.cardinality}x{arch.base_width}d']
     if arch.block == 'res2net':
         parts.append(f'scale {arch.scale}')
@@ -88,18 +91,18 @@ def _info(options: argparse.Namespace) -> int:
     from flaxnets.resnet import abstract_variables, build, count_macs, count_parameters
 
     conf = config(options.name)
-    net = build(conf.arch, conf.num_classes, conf.in_chans)
-    rows = zoo.weights_of(conf.name)
-    if Path(options.name).is_dir():  # which stands for itself, a name for all the files of its net
-        rows = (conf.weights,) if conf.weights else ()
+    net = build(conf.arch, conf.num_classes, conf.in_chans, folded=conf.folded)
+    # A directory stands for itself, a name for all the files of its net.
+    own = (conf.weights,) if conf.weights else ()
+    rows = own if Path(options.name).is_dir() else zoo.weights_of(conf.name)
     facts: dict[str, Any] = {
         'name': conf.name,
-        'architecture': _describe_arch(conf.name),
+        'architecture': _describe_arch(conf.arch) + (', BatchNorm folded' if conf.folded else ''),
         'classes': conf.num_classes,
         'input channels': conf.in_chans,
         'parameters': count_parameters(abstract_variables(net)),
         'MACs': count_macs(net, conf.preprocess.size),
-        'input': _describe_preprocess(conf.preprocess),
+        'input': str(conf.preprocess),
         'default weights': conf.weights.name if conf.weights else None,
         'weights': [_weights_facts(row) for row in rows],
     }
@@ -110,20 +113,12 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
-def _describe_preprocess(preprocess: Preprocess) -> str:
-    how = {'center': 'resize, then centre crop', 'center_first': 'centre crop, then resize'}
-    return (
-        f'{preprocess.size} px, crop {preprocess.crop_pct:g}, {preprocess.interpolation}, '
-        f'{how[preprocess.crop_mode]}, mean {preprocess.mean}, std {preprocess.std}'
-    )
-
-
 def _weights_facts(row: Weights) -> dict[str, Any]:
     return {
         'name': row.name,
         'accuracy': [_accuracy_facts(row, i) for i in range(len(row.accuracy))],
         'licence': row.licence,
-        'input': _describe_preprocess(row.preprocess),
+        'input': str(row.preprocess),
         'layout': row.layout,
         'sha256': row.sha256,
         'urls': list(row.urls),

@@ -122,6 +122,13 @@ class Preprocess:
         if problems:
             raise FlaxnetsError('not a preprocessing: ' + '; '.join(problems))
 
+    def __str__(self) -> str:
+        how = {'center': 'resize, then centre crop', 'center_first': 'centre crop, then resize'}
+        return (
+            f'{self.size} px, crop {self.crop_pct:g}, {self.interpolation}, {how[self.crop_mode]}, '
+            f'mean {self.mean}, std {self.std}'
+        )
+
 
 @dataclass(frozen=True)
 class Accuracy:

@@ -98,13 +98,21 @@ def work_path(target: Path) -> Path:
     What killed runs of this machine left for the same target is removed first; a run that lives, here or
     on another host of a shared file system, keeps its own.
     """
-    host = socket.gethostname()
-    prefix = f'.{target.name}.{host}.'
-    for left in target.parent.glob(f'{glob.escape(prefix)}*.part'):
+    remove_left(target, '.part')
+    return target.with_name(f'{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.part')
+
+
+def remove_left(target: Path, suffix: str) -> None:
+    """Removes what killed runs of this machine left beside `target` in work paths of this suffix."""
+    prefix = _prefix(target)
+    for left in target.parent.glob(f'{glob.escape(prefix)}*{suffix}'):
         pid = left.name.removeprefix(prefix).partition('.')[0]
         if pid.isdigit() and not _is_running(int(pid)):
             remove(left)
-    return target.with_name(f'{prefix}{os.getpid()}.{secrets.token_hex(4)}.part')
+
+
+def _prefix(target: Path) -> str:
+    return f'.{target.name}.{socket.gethostname()}.'
 
 
 def remove(path: Path) -> None:

@@ -118,8 +118,13 @@ def load_with_config(
     """`load`, and the `Config` of the weights as they are stored."""
     path = Path(source)
     if not weights.is_directory(path):
-        from convert.conversion import converted, open_checkpoint  # the middle floor, only when needed
-
+        try:  # the middle floor, only when needed
+            from convert.conversion import converted, open_checkpoint
+        except ModuleNotFoundError as error:
+            raise FlaxnetsError(
+                f'{source}: no directory of weights, and the converter, the package `convert`, cannot be '
+                f'imported: {error}; does a module of yours have its name?'
+            ) from error
         path = path if path.exists() else converted(os.fspath(source))
     if weights.is_directory(path):
         conf = weights.read_config(path)

@@ -149,14 +149,16 @@ class ResNet(nn.Module):
         x = x.astype(self.dtype)
         learns = train and self.frozen_stages < 1
         x = self.conv1(x, learns) if self.arch.deep_stem else self.conv1(x)
-        maps = [relu(self.bn1(x, learns))]
+        maps = [self._frozen(relu(self.bn1(x, learns)), 0)]
         x = max_pool_3x3(maps[0]) if upto else x
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:upto], start=1):
-            if i == self.frozen_stages:
-                x = lax.stop_gradient(x)
-            x = stage(x, train and self.frozen_stages <= i)
+            x = self._frozen(stage(x, train and self.frozen_stages <= i), i)
             maps.append(x)
         return maps
+
+    def _frozen(self, x: Array, stage: int) -> Array:
+        """A stage's map, past which no gradient goes back if the stage is frozen."""
+        return lax.stop_gradient(x) if stage < self.frozen_stages else x
 
     def forward_features(self, x: Array, train: bool = False) -> Array:
         """The last map, unpooled: [N, H/32, W/32, 2048] at output_stride 32."""
@@ -164,8 +166,6 @@ class ResNet(nn.Module):
 
     def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
         """What follows `forward_features`: pooled features if `pre_logits`, else logits."""
-        if self.frozen_stages == 5:
-            x = lax.stop_gradient(x)
         x = global_pool(x, self.global_pool)
         x = self.drop(x, deterministic=not train)
         return self.fc(x) if self.num_classes and not pre_logits else x

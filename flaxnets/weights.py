@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -28,7 +29,7 @@ import numpy as np
 from flaxnets.config import Config, config_from_json, to_json
 from flaxnets.digest import Description, describe_all
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.files import remove, sync_directory, work_path
+from flaxnets.files import remove, remove_left, sync_directory, work_path
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.safetensors_file import check_tensors, read_safetensors, write_into
 from flaxnets.version import VERSION
@@ -136,17 +137,17 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def _replace(directory: Path, work: Path) -> None:
-    if not directory.exists():
-        work.rename(directory)
-        return
-    old = work.with_suffix('.old')  # not a name that a later run would tidy away
-    directory.rename(old)
+    old = work.with_suffix('.old')  # all that there is until the new one has its name
+    if directory.exists():
+        directory.rename(old)
     try:
         work.rename(directory)
     except BaseException:
-        old.rename(directory)
+        if old.exists():
+            old.rename(directory)
         raise
     remove(old)
+    remove_left(directory, '.old')
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
@@ -199,8 +200,11 @@ def read_source(directory: str | os.PathLike[str]) -> Source:
     path = Path(directory) / 'certificate.json'
     try:
         source = dict(_read_json(path)['source'])
-        return Source(**{**source, 'notes': tuple(source['notes'])})
-    except (KeyError, TypeError) as error:
+        counters = source['num_batches_tracked']
+        if counters is not None:
+            counters = {str(layer): operator.index(number) for layer, number in counters.items()}
+        return Source(**{**source, 'notes': tuple(source['notes']), 'num_batches_tracked': counters})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
 
 
@@ -251,14 +255,16 @@ def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
     Raises:
       CheckpointError: arrays that are missing or that have another shape, all named.
     """
-    have = dict(_flatten(variables))
+    have: dict[str, Any] = dict(_flatten(variables))
+    wanted = dict(_flatten(abstract_variables(model)))
+    head = [name for name in wanted if name.startswith('params/fc/')]
+    if any(name not in have or have[name].shape != wanted[name].shape for name in head):
+        have |= {f'params/fc/{leaf}': array for leaf, array in initial_head(model, seed).items()}
     merged: Variables = {}
     problems = []
-    for name, want in _flatten(abstract_variables(model)):
+    for name, want in wanted.items():
         array: Any = have.get(name)
-        if name.startswith('params/fc/') and (array is None or array.shape != want.shape):
-            array = initial_head(model, seed)[name.rpartition('/')[2]]
-        elif name == _first_kernel(model) and array is not None and array.shape[2] != want.shape[2]:
+        if name == _first_kernel(model) and array is not None and array.shape[2] != want.shape[2]:
             array = adapt_input_kernel(array, model.in_chans)
         if array is None:
             problems.append(f'{name} is missing')
@@ -306,10 +312,15 @@ def _put(tree: Variables, name: str, leaf: Any) -> None:
     tree[last] = leaf
 
 
+def as_json(data: Any) -> bytes:
+    """JSON for people to read too."""
+    return (json.dumps(data, indent=1) + '\n').encode()
+
+
 def write_json(path: Path, data: Any) -> None:
-    """Writes JSON for people to read too, to the disk."""
-    with path.open('w', encoding='utf-8') as file:
-        file.write(json.dumps(data, indent=1) + '\n')
+    """Writes `as_json` to the disk."""
+    with path.open('wb') as file:
+        file.write(as_json(data))
         file.flush()
         os.fsync(file.fileno())
 
@@ -321,5 +332,5 @@ def _read_json(path: Path) -> Any:
         raise CheckpointError(
             f'{path}: no such file; not a directory of weights written by flaxnets'
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f'{path}: cannot be read: {error}') from error

@@ -18,11 +18,12 @@ from timm.data import ImageNetInfo, create_transform
 import flaxnets
 from flaxnets import weights, zoo
 from flaxnets.__main__ import main
-from flaxnets.config import Config
+from flaxnets.config import Arch, Config
 from flaxnets.imagenet import class_names
 from flaxnets.resnet import build
 
 NET = 'resnest14d'
+SMALL = Arch('resnext', (1, 1, 1, 1), 4, 4)
 
 
 @pytest.fixture(scope='module')
@@ -91,6 +92,10 @@ def test_info_of_a_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         tmp_path / 'mine', random_variables(model), Config(NET, zoo.ARCHS[NET], num_classes=7, in_chans=1)
     )
     assert '7 classes, 1 input channels' in run(capsys, 'info', str(tmp_path / 'mine'))
+    own = Config('my own', SMALL, num_classes=7, folded=True)
+    weights.save(tmp_path / 'own', random_variables(build(SMALL, 7, folded=True)), own)
+    text = run(capsys, 'info', str(tmp_path / 'own'))
+    assert text.startswith('my own: resnext, 1-1-1-1') and 'BatchNorm folded' in text
 
 
 def test_predictions_are_timms(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,30 @@ def test_a_hugging_face_folder(state: State, tmp_path: Path) -> None:
     run('--compare', folder, tmp_path / 'net')
 
 
+def test_a_hugging_face_folder_of_another_net(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / 'hub'
+    net = timm.create_model('resnest14d', global_pool='max')
+    net.load_state_dict(state)
+    timm.models.save_for_hf(net, folder)
+    run(folder, '--out', tmp_path / 'net', code=1)
+    assert "builds its net with global_pool='max'" in capsys.readouterr().err
+    run(folder, '--out', tmp_path / 'net', '--approximate')
+    assert "give global_pool='max' to flaxnets.load" in capsys.readouterr().out
+    ours, variables = flaxnets.load(tmp_path / 'net', global_pool='max')
+    images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
+    with torch.inference_mode():
+        expected = net.eval()(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(ours.apply(variables, images), expected, atol=1e-4 * np.abs(expected).max())
+
+    config = json.loads((folder / 'config.json').read_text())
+    config |= {'num_classes': 10, 'global_pool': 'avg', 'model_args': {}}
+    (folder / 'config.json').write_text(json.dumps(config))
+    run(folder, '--out', tmp_path / 'other', code=1)
+    assert 'config.json says 10 classes and 3 input channels' in capsys.readouterr().err
+
+
 def timm_loaded(state: State) -> torch.nn.Module:
     net = timm.create_model('resnest14d')
     net.load_state_dict(state)
@@ -188,6 +213,21 @@ def test_torchvision_takes_plain_resnexts_only(
     run(file, '--out', tmp_path / 'no.pth', '--layout', 'torchvision', code=1)
     assert 'torchvision has plain ResNeXts only' in capsys.readouterr().err
     assert not (tmp_path / 'no.pth').exists()
+
+
+def test_a_certificate_is_not_overwritten_unasked(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, beside = file.with_name('back.pth'), file.with_name('back.pth.json')
+    beside.write_text('mine')
+    run(file, '--out', out, code=1)
+    assert f'{beside} exists' in capsys.readouterr().err
+    assert beside.read_text() == 'mine' and not out.exists()
+    run(file, '--out', out, '--force')
+    assert 'sha256' in beside.read_text() and out.exists()
+    beside.unlink()
+    beside.mkdir()
+    before = out.read_bytes()
+    run(file, '--out', out, '--force', code=1)
+    assert f'{beside} is a directory' in capsys.readouterr().err and out.read_bytes() == before
 
 
 # --- work on the way
@@ -288,6 +328,21 @@ def test_two_nets_of_equal_shapes_are_asked_for(
     assert weights.read_config(tmp_path / 'a').name == weights.read_config(tmp_path / 'b').name == name
 
 
+def test_twins_are_neither_equal_nor_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save(state_of('resnest50d', num_classes=3), tmp_path / 'net.pth')
+    for name in ('resnest50d', 'resnest50_fast_2s1x64d'):
+        run(tmp_path / 'net.pth', '--out', tmp_path / name, '--model', name)
+    both = tmp_path / 'resnest50d', tmp_path / 'resnest50_fast_2s1x64d'
+    capsys.readouterr()
+    run('--compare', *both, code=DIFFERENT)
+    output = capsys.readouterr().out
+    assert 'different nets: resnest50d and resnest50_fast_2s1x64d' in output and output.endswith(
+        'DIFFERENT\n'
+    )
+    run('--average', *both, '--out', tmp_path / 'mean', code=1)
+    assert 'cannot average different nets' in capsys.readouterr().err
+
+
 def test_other_heads_and_channels_are_recognised(tmp_path: Path) -> None:
     torch.save(state_of('resnest14d', num_classes=5, in_chans=4), tmp_path / 'net.pth')
     run(tmp_path / 'net.pth', '--out', tmp_path / 'net', '--verify')
@@ -304,7 +359,14 @@ def test_another_net_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(
     'arguments',
-    [[], ['a', '--compare', 'b', 'c'], ['a', '--out', 'b', '--image', 'c'], ['a', '--dtype', 'int8']],
+    [
+        [],
+        ['a', '--compare', 'b', 'c'],
+        ['a', '--out', 'b', '--image', 'c'],
+        ['a', '--dtype', 'int8'],
+        ['--compare', 'a', 'b', '--out', 'c'],
+        ['--compare', 'a', 'b', '--drop-head'],
+    ],
 )
 def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as info:
@@ -315,3 +377,68 @@ def test_wrong_options(arguments: list[str], capsys: pytest.CaptureFixture[str])
 def test_out_is_asked_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run(file, code=1)
     assert '--out is missing' in capsys.readouterr().err
+
+
+def test_layouts_are_for_files(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(file, '--out', file.with_name('net'), '--layout', 'mmpretrain', code=1)
+    assert '--layout is for files' in capsys.readouterr().err and not file.with_name('net').exists()
+
+
+OWN = (224, 0.875, 'bilinear', 0.485, 0.229)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'expected'),
+    [
+        ({}, OWN),
+        (
+            dict(img_size=160, crop_pct=1.0, interpolation='bicubic', mean=[0.5], std=[0.5, 0.5, 0.5]),
+            (160, 1.0, 'bicubic', 0.5, 0.5),
+        ),
+        (dict(img_size=None, input_size=[3, 96, 96], mean=None, std=[0, 0, 0]), (96, *OWN[1:])),
+        (dict(val_resize_size=256, val_crop_size=192), (192, 0.75, *OWN[2:])),
+        (dict(img_size='a', crop_pct=7, interpolation='random', mean='x'), OWN),
+    ],
+    ids=['nothing', 'timm', 'input_size', 'torchvision', 'nonsense'],
+)
+def test_images_are_prepared_as_the_training_evaluated_them(
+    arguments: dict[str, Any], expected: tuple[Any, ...], state: State, tmp_path: Path
+) -> None:
+    saved = {'arch': 'resnest14d', 'args': argparse.Namespace(**arguments), 'state_dict': state}
+    torch.save(saved, tmp_path / 'net.pth')
+    checkpoint = open_checkpoint(tmp_path / 'net.pth')
+    p = checkpoint.config.preprocess
+    assert (p.size, p.crop_pct, p.interpolation, p.mean[0], p.std[0]) == expected
+    (note,) = (note for note in checkpoint.source.notes if note.startswith('images: '))
+    known = expected != OWN
+    assert f'{p.size} px' in note and ("as the file's training" in note) == known
+    assert 'resnest14d.gluon_in1k' in note
+
+
+def test_a_training_that_pooled_otherwise_is_refused(
+    state: State, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({'state_dict': state, 'args': argparse.Namespace(gp='catavgmax')}, tmp_path / 'net.pth')
+    run(tmp_path / 'net.pth', '--out', tmp_path / 'net', code=1)
+    assert "pooled globally by 'catavgmax'" in capsys.readouterr().err
+
+
+def test_no_file_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / 'pipe.pth')
+    run(tmp_path / 'pipe.pth', '--out', tmp_path / 'net', code=1)
+    assert 'is a device or pipe' in capsys.readouterr().err
+    run('/proc/self/mem', '--out', tmp_path / 'net', code=1)
+    assert capsys.readouterr().err.startswith('error: /proc/self/mem: ')
+
+
+@pytest.mark.parametrize('start', [b'PK', b'\x80\x02'])
+def test_a_safetensors_file_whatever_its_first_bytes(start: bytes, state: State, tmp_path: Path) -> None:
+    path = tmp_path / 'x.safetensors'
+    safetensors.torch.save_file(state, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], 'little')
+    padded = length + (int.from_bytes(start, 'little') - length) % 65536
+    header = content[8 : 8 + length] + b' ' * (padded - length)
+    path.write_bytes(padded.to_bytes(8, 'little') + header + content[8 + length :])
+    assert path.read_bytes()[:2] == start
+    assert set(open_checkpoint(path).state) == set(state) == set(safetensors.torch.load_file(path))

@@ -348,6 +348,22 @@ def test_frozen_stages_compute_as_in_inference_and_have_no_gradient(frozen: int)
         np.testing.assert_array_equal(trained, inference)
 
 
+@pytest.mark.parametrize('frozen', [1, 2, 5])
+def test_maps_of_frozen_stages_have_no_gradient(frozen: int) -> None:
+    model = flaxnets.create('resnest_tiny', features_only=True, frozen_stages=frozen)
+    variables = random_variables(model)
+    x = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
+
+    def loss(params: Any) -> Any:
+        maps, _ = model.apply({**variables, 'params': params}, x, train=True, mutable=['batch_stats'])
+        return sum(jnp.square(y).sum() for y in maps)
+
+    grads = jax.grad(loss)(variables['params'])
+    for i, names in enumerate(['conv1 bn1', 'layer1', 'layer2', 'layer3', 'layer4']):
+        for name in names.split():
+            assert any(np.any(g) for g in jax.tree.leaves(grads[name])) == (i >= frozen), name
+
+
 @pytest.mark.parametrize('remat', [False, True])
 def test_drop_block_rate_may_be_traced(remat: bool) -> None:
     model = flaxnets.create('resnest_tiny', num_classes=3, drop_block_rate=0.3, remat=remat)

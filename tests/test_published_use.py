@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -80,6 +81,35 @@ def test_convert_by_name_keeps_what_load_finds(
     assert str(directory) in output
     config = weights.read_config(directory)
     assert config.weights == row and config.preprocess == row.preprocess
+    assert flaxnets.load(NET)[0] == flaxnets.create(NET)
+
+
+@pytest.mark.parametrize(
+    'option', ['--drop-head', '--fold-bn', '--format=pth', '--dtype=bfloat16', '--model=x']
+)
+def test_what_load_finds_is_as_published(
+    row: Weights, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([NET, option]) == 1
+    assert f'say what to write with {option.partition("=")[0]}' in capsys.readouterr().err
+    assert not (tmp_path / 'home').exists()
+
+
+def test_what_a_hash_says_is_not_overruled(
+    row: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([NET, '--model', 'resnest26d', '--out', str(tmp_path / 'net')]) == 1
+    assert f'is {row.name}, not resnest26d' in capsys.readouterr().err
+
+
+def test_two_processes_may_convert_at_once(row: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    save = weights.save
+
+    def second(*arguments: Any, **options: Any) -> Path:
+        save(*arguments, **options)  # the other one was faster
+        return save(*arguments, **options)
+
+    monkeypatch.setattr(weights, 'save', second)
     assert flaxnets.load(NET)[0] == flaxnets.create(NET)
 
 

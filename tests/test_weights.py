@@ -149,6 +149,25 @@ def test_another_number_of_classes_starts_a_new_classifier(
     assert 'fc' not in flaxnets.load(directory, num_classes=0)[1]['params']
 
 
+def test_a_new_classifier_is_new_in_all_its_parts(directory: Path, variables: dict[str, Any]) -> None:
+    _, loaded = flaxnets.load(directory, global_pool='catavgmax')  # twice as many features, as many classes
+    assert loaded['params']['fc']['kernel'].shape[0] == 2 * variables['params']['fc']['kernel'].shape[0]
+    assert not np.array_equal(loaded['params']['fc']['bias'], variables['params']['fc']['bias'])
+
+
+@pytest.mark.parametrize('counters', [{'bn1': 'many'}, ['bn1'], {'bn1': 1.5}])
+def test_a_certificate_of_something_else(directory: Path, counters: Any) -> None:
+    path = directory / 'certificate.json'
+    certificate = json.loads(path.read_text())
+    certificate['source']['num_batches_tracked'] = counters
+    path.write_text(json.dumps(certificate))
+    with pytest.raises(CheckpointError, match='not a certificate'):
+        weights.read_source(directory)
+    (directory / 'config.json').write_text('[' * 100_000)
+    with pytest.raises(CheckpointError, match='cannot be read'):
+        weights.read_config(directory)
+
+
 @pytest.mark.parametrize('in_chans', [1, 2, 3, 4, 6, 13])
 def test_other_input_channels_follow_timms_rule(
     directory: Path, variables: dict[str, Any], in_chans: int
