@@ -18,6 +18,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +59,15 @@ def folder(directory: str | os.PathLike[str]) -> epath.Path:
 def is_remote(directory: str | os.PathLike[str]) -> bool:
     """Whether a path is of an object store, which has no renames, locks or free space."""
     return '://' in os.fspath(directory)
+
+
+def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies the files of a folder into another one, which may be in an object store."""
+    for path in sorted(Path(source).rglob('*')):
+        if path.is_file():
+            there = epath.Path(target) / path.relative_to(source).as_posix()
+            there.parent.mkdir(parents=True, exist_ok=True)
+            there.write_bytes(path.read_bytes())
 
 
 def named(tree: Any) -> dict[str, Any]:

@@ -44,6 +44,7 @@ class Block(nn.Module):
       has_downsample: the shortcut changes channels or size (first block of every stage).
       drop_path_rate: probability to drop the residual branch of a sample in training.
       drop_block_rate: share of the branch's maps that is dropped in squares in training.
+      drop_block_groups: parts of the batch that share a mask.
       zero_init_last: the branch's last BatchNorm starts with scale 0, the block as its shortcut.
       conv, norm: `Conv`, and the layer that follows one, with the net's settings bound.
     """
@@ -56,6 +57,7 @@ class Block(nn.Module):
     has_downsample: bool = False
     drop_path_rate: float = 0.0
     drop_block_rate: float | Array = 0.0
+    drop_block_groups: int = 1
     zero_init_last: bool = True
     conv: MakeConv = Conv
     norm: MakeNorm = BatchNorm
@@ -66,7 +68,7 @@ class Block(nn.Module):
         return self.planes * self.arch.base_width // 64 * self.arch.cardinality
 
     def drop_block(self, y: Array, train: bool) -> Array:
-        return DropBlock(self.drop_block_rate)(y, train)
+        return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
     def open(self, x: Array, channels: int, train: bool) -> Array:
         """The 1x1 convolution that starts the branch."""

@@ -230,32 +230,37 @@ class DropPath(nn.Module):
 class DropBlock(nn.Module):
     """DropBlock (Ghiasi et al., arXiv 1810.12890) as the ResNeSt authors trained with it.
 
-    A mask shared by the batch, drawn for each channel, zeroes squares of `block_size` pixels; the rest is
-    scaled so that the mean of the mask is 1. Reference: `resnest/gluon/dropblock.py` of
+    A mask shared by a group of images, drawn for each channel, zeroes squares of `block_size` pixels; the
+    rest is scaled so that the mean of the mask is 1. Reference: `resnest/gluon/dropblock.py` of
     zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in training.
 
     Attributes:
       rate: share of the map to drop, in [0, 1); may be a traced scalar, for a rate that a schedule changes.
       block_size: side of the squares, in pixels; cut to the map's own size.
+      groups: equal parts of the batch that have a mask of their own, as the authors' GPUs had.
     """
 
     rate: float | Array
     block_size: int = 3
+    groups: int = 1
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         if not train or (isinstance(self.rate, int | float) and self.rate == 0):
             return x
-        _, h, w, channels = x.shape
+        n, h, w, channels = x.shape
         size = min(self.block_size, h, w)
         # So many seeds that the squares around them cover `rate` of the map, as if none overlapped.
         seeds = self.rate * h * w / size**2 / ((h - size + 1) * (w - size + 1))
-        mask = jax.random.bernoulli(self.make_rng('dropout'), seeds, (1, h, w, channels))
+        mask = jax.random.bernoulli(self.make_rng('dropout'), seeds, (self.groups, h, w, channels))
         low = (size - 1) // 2
         pad = (low, size - 1 - low)
         dropped = nn.max_pool(mask.astype(jnp.float32), (size, size), padding=(pad, pad))
         keep = 1.0 - dropped
-        return x * (keep * (keep.size / jnp.maximum(keep.sum(), 1.0))).astype(x.dtype)
+        mask_size, kept = h * w * channels, keep.sum((1, 2, 3), keepdims=True)
+        scaled = (keep * (mask_size / jnp.maximum(kept, 1.0))).astype(x.dtype)
+        parts = x.reshape(self.groups, n // self.groups, h, w, channels)
+        return (parts * scaled[:, None]).reshape(x.shape)
 
 
 def avg_pool_3x3(x: Array, stride: int) -> Array:

@@ -63,7 +63,8 @@ class ResNet(nn.Module):
       out_indices: which of the five maps of `feature_info`; negative numbers count from the end.
       drop_rate: dropout before the classifier.
       drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
-      drop_block_rate: DropBlock in the last two stages; may be a traced scalar.
+      drop_block_rate: DropBlock in the last two stages; may be a traced scalar. Images that share
+        BatchNorm's statistics on a device share its masks.
       frozen_stages: 1 keeps the stem from learning, 2 also layer1, ... 5 all but the classifier; what is
         frozen computes as in inference in training too, and its running statistics stay.
       zero_init_last: each residual branch's last BatchNorm starts with scale 0.
@@ -120,6 +121,7 @@ class ResNet(nn.Module):
             first_dilation=dilations[index - 1] if index else 1,
             drop_path_rate=self.drop_path_rate,
             drop_block_rate=self.drop_block_rate if index in DROP_BLOCK_STAGES else 0.0,
+            drop_block_groups=self.bn_span.parts,
             zero_init_last=self.zero_init_last,
             remat=self.remat,
             conv=conv,
@@ -208,6 +210,7 @@ class Stage(nn.Module):
     first_dilation: int
     drop_path_rate: float
     drop_block_rate: float | Array
+    drop_block_groups: int
     zero_init_last: bool
     remat: bool
     conv: MakeConv
@@ -231,6 +234,7 @@ class Stage(nn.Module):
                 has_downsample=first,
                 drop_path_rate=self.drop_path_rate * (before + i) / last,
                 drop_block_rate=self.drop_block_rate,
+                drop_block_groups=self.drop_block_groups,
                 zero_init_last=self.zero_init_last,
                 conv=self.conv,
                 norm=self.norm,

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,21 @@ FIELDS = (
 
 
 def start(
-    workdir: Path, *arguments: str, devices: int = 1, fields: Sequence[str] = FIELDS
+    workdir: Path,
+    *arguments: str,
+    devices: int = 1,
+    fields: Sequence[str] = FIELDS,
+    program: str | None = None,
 ) -> subprocess.Popen[str]:
-    """`python -m train` on the digits, under way."""
+    """`python -m train` on the digits, under way; or a program that takes its arguments."""
     env = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': str(devices),
         # One compilation serves all: they are what takes the time of these tests.
         'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     }
-    command = [sys.executable, '-m', 'train', '--workdir', str(workdir), *fields, *arguments]
+    what = ['-c', program] if program else ['-m', 'train']
+    command = [sys.executable, *what, '--workdir', str(workdir), *fields, *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -59,18 +64,32 @@ def digests(workdir: Path) -> dict[str, Any]:
     return arrays
 
 
-def steps_logged(workdir: Path) -> int:
-    """The last step in the run's log; 0 if there is none yet."""
+def records(workdir: Path) -> list[dict[str, Any]]:
+    """What the run's log has so far."""
     try:
         lines = (workdir / 'log.jsonl').read_text().splitlines()
     except FileNotFoundError:
-        return 0
-    records = [json.loads(line) for line in lines if line.endswith('}')]
-    return max((record.get('step', 0) for record in records if record['kind'] == 'train'), default=0)
+        return []
+    return [json.loads(line) for line in lines if line.endswith('}')]
+
+
+def steps_logged(workdir: Path) -> int:
+    """The last step in the run's log; 0 if there is none yet."""
+    return max((record.get('step', 0) for record in records(workdir) if record['kind'] == 'train'), default=0)
+
+
+def resumes(workdir: Path) -> int:
+    """How often the run has gone on."""
+    return sum(record['kind'] == 'resume' for record in records(workdir))
 
 
 def wait_for_training(process: subprocess.Popen[str], workdir: Path, after: int) -> None:
     """Until the log has a step past `after`, or the process has ended."""
+    wait_until(process, lambda: steps_logged(workdir) > after)
+
+
+def wait_until(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
+    """Until it holds, or the process has ended."""
     deadline = time.monotonic() + 120
-    while process.poll() is None and steps_logged(workdir) <= after and time.monotonic() < deadline:
+    while process.poll() is None and not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

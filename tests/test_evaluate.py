@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from nets import random_variables
 
 import flaxnets
+from flaxnets import zoo
+from flaxnets.config import Config
 from flaxnets.errors import FlaxnetsError
 from flaxnets.imagenet import wnids
 from train import parallel
@@ -77,13 +80,40 @@ def test_accuracies_by_hand() -> None:
 
 def test_some_of_imagenets_folders_are_found_among_its_classes() -> None:
     ids = wnids()
-    found = label_map((ids[7], ids[400], ids[999]), 1000)
+    published = zoo.config('resnest50d')
+    found = label_map((ids[7], ids[400], ids[999]), published)
     np.testing.assert_array_equal(found, [7, 400, 999])
-    assert label_map(ids, 1000) is None
-    with pytest.raises(FlaxnetsError, match='2 classes, the net 1000'):
-        label_map(('cat', 'dog'), 1000)
-    with pytest.raises(FlaxnetsError, match='1 classes, the net 10'):
-        label_map((ids[0],), 10)
+    assert label_map(ids, published) is None
+    np.testing.assert_array_equal(label_map(ids[::-1], published), range(999, -1, -1))
+    numbers = sorted(map(str, range(1000)))  # as folders are listed: 0, 1, 10, 100, ...
+    np.testing.assert_array_equal(label_map(numbers, published), list(map(int, numbers)))
+    for strange in (('cat', 'dog'), ('tench', *ids[1:]), ('1000',)):
+        with pytest.raises(FlaxnetsError, match=f"class '{strange[0]}' is none of the 1000"):
+            label_map(strange, published)
+
+
+def test_classes_are_known_by_their_names() -> None:
+    own = Config('resnest14d', zoo.NETS['resnest14d'], num_classes=3, classes=('ant', 'bee', 'cat'))
+    assert label_map(('ant', 'bee', 'cat'), own) is None
+    np.testing.assert_array_equal(label_map(('cat', 'ant'), own), [2, 0])
+    with pytest.raises(FlaxnetsError, match="class 'dog' is none of the 3 .* 'ant', 'bee' and so on"):
+        label_map(('ant', 'bee', 'dog'), own)
+    with pytest.raises(FlaxnetsError, match="class '0' is none"):
+        label_map(('0', '1', '2'), own)
+    unnamed = dataclasses.replace(own, classes=None)
+    assert label_map(('10', '2', '9'), unnamed) is None  # the order that its training met
+    with pytest.raises(FlaxnetsError, match='2 classes, the net 3'):
+        label_map(('ant', 'bee'), unnamed)
+
+
+def test_logits_that_are_not_finite_are_wrong_and_counted() -> None:
+    model = flaxnets.create('resnext_tiny', CLASSES)
+    variables = random_variables(model)
+    variables['params']['fc']['bias'][0] = np.nan
+    result = Evaluator(model)(parallel.replicate(variables), batches(10, 2 * jax.device_count()))
+    assert (result.top1, result.top5, result.non_finite) == (0, 0, 10)
+    assert result.confusion.sum() == 0
+    np.testing.assert_array_equal(result.per_class[np.unique(LABELS[:10])], 0)
 
 
 def test_reassessed_labels_count_images_that_have_some(tmp_path: Path) -> None:

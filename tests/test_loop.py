@@ -5,22 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from runs import digests
 
 import flaxnets
 from convert.conversion import open_checkpoint, write
 from flaxnets import runs as checkpoints_of
+from flaxnets.arrays import read_manifest
 from flaxnets.errors import FlaxnetsError
-from train import loop, recipes
+from train import log, loop, recipes
 from train.__main__ import main
 from train.checkpoint import Checkpoints
 from train.export import export
+from train.job import initial_state, make_job
 from train.log import read
 from train.loop import NonFiniteError, Outcome, train
 from train.settings import Settings
@@ -34,6 +38,17 @@ SHORT = dataclasses.replace(
 
 def quiet(settings: Settings, workdir: Path, **options: Any) -> Outcome:
     return train(settings, str(workdir), quiet=True, **options)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Most runs here take the same step: compiling it is what takes their time."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update('jax_compilation_cache_dir', before)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope='module')
@@ -118,18 +133,25 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(
     assert steps == sorted(set(steps))
 
 
+@pytest.mark.parametrize('moment', [22, 23])  # the last step of an epoch, the evaluation after it
 def test_stopped_where_it_would_evaluate_it_does_so_later(
-    finished: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    moment: int, finished: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class StopsAtTheEndOfTheEpoch(loop.Stop):
-        def requested(self, step: int) -> bool:
-            self.reason = 'SIGTERM' if step == 22 else None
-            return step == 22
+        def requested(self) -> bool:
+            self._asked += 1
+            self.reason = 'SIGTERM' if self._asked >= moment else None
+            return self.reason is not None
 
+    settings = dataclasses.replace(SHORT, keep_last=9)
     with monkeypatch.context() as patched:
         patched.setattr(loop, 'Stop', StopsAtTheEndOfTheEpoch)
-        assert quiet(SHORT, tmp_path).stopped == 'SIGTERM'
-    assert quiet(SHORT, tmp_path).stopped is None
+        outcome = quiet(settings, tmp_path)
+    assert (outcome.step, outcome.stopped, outcome.evaluation) == (22, 'SIGTERM', None)
+    assert quiet(settings, tmp_path).stopped is None
+    evaluations = {r['step']: r['top1'] for r in read(str(tmp_path)) if r['kind'] == 'eval'}
+    for step, top1 in evaluations.items():
+        assert read_manifest(tmp_path / 'checkpoints' / str(step)).facts['score'] == top1
     assert digests(tmp_path) == digests(finished[0])
     found, expected = ([r for r in read(str(d)) if r['kind'] == 'eval'] for d in (tmp_path, finished[0]))
     assert [(r['step'], r['loss']) for r in found] == [(r['step'], r['loss']) for r in expected]
@@ -208,6 +230,60 @@ def test_or_are_skipped_counted_and_said(
     assert all(np.isfinite(r['loss']) for r in records)
 
 
+def test_an_evaluation_that_is_not_finite_is_no_best_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Overflows(loop.Evaluator):
+        def __call__(self, variables: Any, *rest: Any) -> Any:
+            bias = variables['params']['fc']['bias']
+            params = {**variables['params'], 'fc': {**variables['params']['fc'], 'bias': bias + np.inf}}
+            return super().__call__({**variables, 'params': params}, *rest)
+
+    monkeypatch.setattr(loop, 'Evaluator', Overflows)
+    outcome = quiet(dataclasses.replace(SHORT, max_steps=4), tmp_path)
+    assert outcome.evaluation is not None and outcome.evaluation.non_finite == 360
+    assert read_manifest(tmp_path / 'checkpoints' / '4').facts['score'] is None
+    assert '360 images had logits that are not finite' in capsys.readouterr().err
+
+
+def test_a_profile_survives_a_stop_within_it(tmp_path: Path) -> None:
+    settings = dataclasses.replace(SHORT, eval_epochs=0)
+    for last in (5, 12):  # the first run ends within the window, the second begins there
+        quiet(dataclasses.replace(settings, max_steps=last), tmp_path, profile=(4, 8))
+    assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 2
+
+
+def test_a_workdir_that_is_no_folder_of_this_machine(
+    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As in a bucket: nothing is appended or renamed there, and weights and pictures come as copies."""
+    for module in (loop, log):
+        monkeypatch.setattr(module, 'is_remote', lambda path: True)
+    outcome = quiet(SHORT, tmp_path)
+    assert outcome.weights == f'{tmp_path}/weights'
+    assert digests(tmp_path) == digests(finished[0])
+    names = {'checkpoints', 'confusion.png', 'curves.png', 'log.jsonl', 'weights', '.lock'}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    assert [r['kind'] for r in read(str(tmp_path))].count('eval') == 2
+
+
+def test_a_full_disk_ends_no_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a while nothing at all can be written, the log included."""
+
+    class Full(log._Records):
+        def flush(self) -> None:
+            if b'"step": 4' in self._waiting and b'"step": 12' not in self._waiting:
+                raise OSError(28, 'No space left on device')
+            super().flush()
+
+    monkeypatch.setattr(log, '_Records', Full)
+    assert quiet(dataclasses.replace(SHORT, max_steps=16, log_steps=4), tmp_path).weights
+    assert capsys.readouterr().err.count('log.jsonl cannot be written: No space left on device') == 1
+    assert [r['step'] for r in read(str(tmp_path)) if r['kind'] == 'train'] == [4, 8, 12, 16]
+
+
 @pytest.mark.parametrize('policy', ['continue', 'stop'])
 def test_a_save_that_fails(
     policy: str,
@@ -260,7 +336,7 @@ def test_the_other_blocks_learn_too(model: str, tmp_path: Path) -> None:
 def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
     """Digits 0 to 4 are learned, taken to PyTorch's format and back, and help to learn 5 to 9."""
     for name, low in (('first', 0), ('second', 5)):
-        arrays = {}
+        arrays: dict[str, Any] = {'classes': np.array(list('0123456789')[low : low + 5])}
         for part, training in (('train', True), ('test', False)):
             source = open_source('digits', '', training)
             rows = [i for i in range(len(source)) if low <= source[i].label < low + 5]
@@ -273,12 +349,17 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
     write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')
     second = dataclasses.replace(base, data=f'arrays:{tmp_path}/second.npz', epochs=2, lr=0.02)
     scratch = quiet(second, tmp_path / 'scratch')
-    for name, change in (
-        ('tuned', {}),
-        ('frozen', dict(frozen_stages=2)),
-        ('decayed', dict(layer_decay=0.8)),
+    # A `.pth` does not know its classes, and keeps its classifier; a directory does, and gets a new one.
+    for name, weights, change in (
+        ('tuned', 'first.pth', {}),
+        ('new-head', 'first/weights', {}),
+        ('frozen', 'first/weights', dict(frozen_stages=2)),
+        ('decayed', 'first.pth', dict(layer_decay=0.8)),
     ):
-        settings = dataclasses.replace(second, weights=str(tmp_path / 'first.pth'), **change)
+        settings = dataclasses.replace(second, weights=str(tmp_path / weights), **change)
+        head = initial_state(make_job(settings)).params['fc']['kernel']
+        old = flaxnets.load(tmp_path / weights)[1]['params']['fc']['kernel']
+        assert np.array_equal(head, old) == (weights == 'first.pth')
         tuned = quiet(settings, tmp_path / name)
         assert tuned.evaluation is not None and scratch.evaluation is not None
         assert tuned.evaluation.top1 > scratch.evaluation.top1 + 5, name

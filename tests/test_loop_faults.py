@@ -9,7 +9,17 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import STOPPED, digests, finish, run, start, steps_logged, wait_for_training
+from runs import (
+    STOPPED,
+    digests,
+    finish,
+    resumes,
+    run,
+    start,
+    steps_logged,
+    wait_for_training,
+    wait_until,
+)
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 
@@ -40,8 +50,12 @@ def kill_often(workdir: Path, wanted: int, rng: random.Random) -> int:
     """Starts a run and kills it, again and again, until it is done; how often it was killed."""
     kills = 0
     while kills < wanted and not (workdir / 'weights').exists():
+        begun, steps = resumes(workdir), steps_logged(workdir)
         process = start(workdir, 'save_steps=1')  # so that many kills fall into a save
-        wait_for_training(process, workdir, after=steps_logged(workdir) if kills % 2 else 0)
+        if kills % 2 or not begun:
+            wait_for_training(process, workdir, after=steps)
+        else:  # while it restores, compiles and takes its first steps
+            wait_until(process, lambda begun=begun: resumes(workdir) > begun)
         time.sleep(rng.uniform(0, 0.6))
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)

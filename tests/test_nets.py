@@ -410,9 +410,9 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
 
 
 def test_drop_block_drops_squares_shared_by_the_batch() -> None:
-    x = jnp.ones((3, 14, 14, 500))
+    x = jnp.ones((4, 14, 14, 500))
     y = np.asarray(DropBlock(0.1).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
-    np.testing.assert_array_equal(y[0], y[1])
+    np.testing.assert_array_equal(y[0], y[3])
     dropped = y[0] == 0
     # The seeds' probability by the authors' formula, and what squares around them then cover.
     gamma = 0.1 * 14 * 14 / 9 / (12 * 12)
@@ -425,6 +425,10 @@ def test_drop_block_drops_squares_shared_by_the_batch() -> None:
     covered = np.lib.stride_tricks.sliding_window_view(squares, (3, 3), axis=(0, 1)).any((-1, -2))
     assert (covered | ~dropped).all()
     np.testing.assert_array_equal(DropBlock(0.1).apply({}, x, False), x)
+    z = np.asarray(DropBlock(0.1, groups=2).apply({}, x, True, rngs={'dropout': jax.random.key(0)}))
+    first, second = np.split(z == 0, 2)
+    assert (first == first[0]).all() and (second == second[0]).all() and (first != second).any()
+    np.testing.assert_allclose([z[0].mean(), z[-1].mean()], 1, rtol=1e-5)
 
 
 @pytest.mark.parametrize('kind', TINY)

@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -95,6 +97,99 @@ def test_two_processes_take_the_steps_of_one_device(folder: Path) -> None:
         )
     one, four = (weights.read_variables(workdir / 'weights') for workdir in (alone, together))
     jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-5), one, four)
+
+
+@pytest.mark.parametrize(
+    'other, message',
+    [
+        (('lr=0.5',), 'process 1 has other settings or data than process 0'),
+        (('--data', 'folder:/nowhere'), 'process 1 of the job failed; see its message'),
+    ],
+)
+def test_processes_that_do_not_agree_end_together(folder: Path, other: tuple[str, ...], message: str) -> None:
+    where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')
+    began = time.monotonic()
+    processes = [
+        start(folder / 'differ', *where, '--process', str(i), *(other if i else ()), devices=2)
+        for i in range(2)
+    ]
+    said = [finish(process, 1) for process in processes]
+    assert message in said[0] and 'Traceback' not in ''.join(said)
+    assert time.monotonic() - began < 60  # an ordinary exit would wait five minutes for the other
+
+
+def test_an_error_of_one_process_ends_the_job(folder: Path) -> None:
+    program = """
+import sys
+from flaxnets.errors import FlaxnetsError
+from train import loop
+from train.__main__ import main
+take = loop._Meter.wait_for
+def fails(meter, batches):
+    if meter.steps == 3:
+        raise FlaxnetsError('the disk of this host is gone')
+    return take(meter, batches)
+loop._Meter.wait_for = fails
+sys.exit(main(sys.argv[1:]))
+"""
+    where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')
+    alone = start(folder / 'gone', *where, '--process', '0', devices=2)
+    broken = start(folder / 'gone', *where, '--process', '1', devices=2, program=program)
+    began = time.monotonic()
+    assert 'error: the disk of this host is gone' in finish(broken, 1)
+    alone.communicate(timeout=200)
+    assert alone.returncode not in (0, STOPPED) and time.monotonic() - began < 200
+
+
+EVALUATIONS = """
+import json, sys
+import jax
+if len(sys.argv) > 1:
+    jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+import flaxnets
+from train import parallel
+from train.augment import eval_transform
+from train.data import eval_batches
+from train.evaluate import Evaluator
+from train.sources import ArraySource
+from train.state import initial_variables
+
+BATCH = 4
+rng = np.random.default_rng(0)
+images = rng.integers(0, 256, (3 * BATCH + 1, 32, 32, 3), dtype=np.uint8)
+labels = rng.integers(0, 3, len(images))
+model = flaxnets.create('resnext_tiny', 3)
+variables = parallel.replicate(jax.tree.map(np.asarray, initial_variables(model, 0)))
+evaluator = Evaluator(model)
+transform = eval_transform(flaxnets.config('resnext_tiny').preprocess, 3)
+found = []
+for count in range(1, len(images) + 1):
+    source = ArraySource('x', images[:count], labels[:count], ('a', 'b', 'c'))
+    where = dict(host=jax.process_index(), hosts=jax.process_count())
+    result = evaluator(variables, eval_batches(source, transform, batch_size=BATCH, **where))
+    found.append([result.labels.tolist(), result.predictions.tolist(), result.ranks.tolist(), result.loss])
+print('found', json.dumps(found), flush=True)
+"""
+
+
+def test_every_number_of_images_on_any_devices_and_processes() -> None:
+    def begin(devices: int, *arguments: str) -> subprocess.Popen[str]:
+        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}
+        command = [sys.executable, '-c', EVALUATIONS, *arguments]
+        return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def end(process: subprocess.Popen[str]) -> Any:
+        (line,) = [line for line in finish(process).splitlines() if line.startswith('found ')]
+        return json.loads(line.removeprefix('found '))
+
+    alone = end(begin(1))
+    assert [len(labels) for labels, *_ in alone] == list(range(1, 14))  # 3 batches of 4 and one image
+    where = f'localhost:{free_port()}'
+    for devices, processes in ((2, [()]), (4, [()]), (2, [(where, '0'), (where, '1')])):
+        for found in [end(process) for process in [begin(devices, *arguments) for arguments in processes]]:
+            for (*exact, loss), (*expected, its) in zip(found, alone, strict=True):
+                assert exact == expected and loss == pytest.approx(its, rel=1e-5)
 
 
 def logged(workdir: Path) -> dict[int, dict[str, float]]:

@@ -178,6 +178,15 @@ def test_drop_block_grows_by_epoch_and_mixing_ends() -> None:
     first = {'with': step(state, batch())[0], 'without': plain(state, batch())[0]}
     assert largest_difference(first['with'].params, first['without'].params) > 0
 
+    fixed = dataclasses.replace(
+        settings, drop_block_rate=0.25, epochs=1
+    )  # the rate of the first of two epochs
+    constant = jax.jit(make_train_step(model, optimizer, fixed, epoch_steps=4))
+    for number, same in ((0, True), (4, False)):
+        here = state.replace(step=jnp.asarray(number))
+        pair = step(here, batch())[0].params, constant(here, batch())[0].params
+        assert (largest_difference(*pair) < 1e-7) == same, number
+
     mixed = dataclasses.replace(BASE, mix_off_epochs=1)
     ending = jax.jit(make_train_step(*start(mixed)[:2], mixed, epoch_steps=4))
     for number, same in ((3, False), (4, True)):  # the second of two epochs starts at step 4
@@ -226,6 +235,8 @@ def test_kernels_start_with_the_variance_of_their_rule(conv_init: str) -> None:
     }
     assert float(kernel.var()) == pytest.approx(variance[conv_init], rel=0.03)
     bound = 512**-0.5
+    gates = initial_variables(flaxnets.create('resnest_tiny', 10), 0, conv_init)['params']['layer1']['0']
+    assert bool(gates['conv2']['fc2']['bias'].any()) == (conv_init == 'fan_out')
     if conv_init == 'fan_out':
         assert bound * 0.99 < float(jnp.abs(params['fc']['kernel']).max()) <= bound
     else:

@@ -26,12 +26,12 @@ if len(sys.argv) > 1:
     multihost_utils.sync_global_devices('start')
 with Stop() as stop:
     step = 0
-    while not stop.requested(step):
+    while not stop.requested():
         step += 1
         if step == 5:
             print('ready', flush=True)
         time.sleep(0.01 + 0.01 * len(sys.argv[1:2]) * (sys.argv[1:2] == ['1']))
-print('stopped', step, stop.reason, stop.requested(step + 1), flush=True)
+print('stopped', step, stop.reason, stop.requested(), flush=True)
 """
 
 
@@ -69,12 +69,12 @@ def test_one_process_stops_after_its_step(number: signal.Signals) -> None:
 def test_signals_in_this_process() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with Stop() as stop:
-        assert not stop.requested(1) and stop.reason is None
+        assert not stop.requested() and stop.reason is None
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested(2) and stop.reason == 'SIGTERM'
+        assert stop.requested() and stop.reason == 'SIGTERM'
         os.kill(os.getpid(), signal.SIGINT)  # the first ctrl-C
-        assert stop.requested(3)
+        assert stop.requested()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(1)

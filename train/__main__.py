@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +43,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return commands[arguments[0]](arguments[1:])
         return _train(arguments)
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {error}', file=sys.stderr, flush=True)
+        _leave(1, error)
         return 1
-    except KeyboardInterrupt:
-        print('interrupted', file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print('interrupted', file=sys.stderr, flush=True)
+        _leave(130, error)
         return 130
+    except Exception as error:
+        if _is_one_of_many():
+            traceback.print_exc()
+            _leave(1, error)
+        raise
+
+
+def _leave(code: int, error: BaseException) -> None:
+    """Ends this process of a job at once, unless all of them end.
+
+    At an ordinary exit JAX waits minutes for the other processes, which wait for this one.
+    """
+    if _is_one_of_many():
+        from train.parallel import JobError
+
+        if not isinstance(error, JobError):
+            sys.stdout.flush()
+            os._exit(code)
+
+
+def _is_one_of_many() -> bool:
+    jax = sys.modules.get('jax')
+    return jax is not None and jax.distributed.is_initialized()
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -77,7 +103,11 @@ def _train(arguments: Sequence[str]) -> int:
     if outcome.evaluation and outcome.weights:
         result = outcome.evaluation
         print(f'{result.images} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %')
-        print(f'weights in {outcome.weights}; open them with flaxnets.load({outcome.weights!r})')
+        from flaxnets.arrays import is_remote
+
+        remote = is_remote(outcome.weights)
+        opener = 'to be copied for' if remote else 'open them with'
+        print(f'weights in {outcome.weights}; {opener} flaxnets.load({outcome.weights!r})')
     return 0
 
 

@@ -27,12 +27,13 @@ from jax.experimental import multihost_utils
 
 from flaxnets import arrays
 from flaxnets.errors import CheckpointError
+from train.parallel import together
 
 DAMAGED = '.damaged'
 REPLACED = '.replaced'  # a step while another of its number is written
 DELETED = '.deleted'
 Check = Callable[[dict[str, Any]], None]
-NONE, FAILED = -1, -2  # what the first process found, where the others expect a step
+NONE = -1  # what the first process found, where the others expect a step
 
 
 @dataclass(frozen=True)
@@ -182,29 +183,13 @@ class Checkpoints:
         return self._restore_together(target, step, check)
 
     def _restore_together(self, target: Any, step: int | None, check: Check) -> Restored | None:
-        """`_restore` by several processes, of which an error of one must not leave the others waiting."""
-        result: Restored | None = None
-        error: Exception | None = None
-        found = NONE
-        try:
-            if self._primary and (result := self._restore(target, step, check)) is not None:
-                found = result.step
-        except Exception as failure:
-            error, found = failure, FAILED
-        found = int(multihost_utils.broadcast_one_to_all(np.int32(found), is_source=self._primary))
-        try:
-            if not self._primary and found >= 0:
-                result = self._open(found, target, check)
-        except Exception as failure:
-            error = failure
-        failed = np.ravel(multihost_utils.process_allgather(np.int32(error is not None)))
-        if error is not None:
-            raise error
-        if failed.any():
-            raise CheckpointError(
-                f'{self._directory}: process {int(failed.argmax())} could not restore; see its message'
-            )
-        return result
+        """`_restore` by several processes: the others read the step that the first one found."""
+        first = together(lambda: self._restore(target, step, check) if self._primary else None)
+        own = np.int32(first.step if first else NONE)
+        found = int(multihost_utils.broadcast_one_to_all(own, is_source=self._primary))
+        if found == NONE:
+            return None
+        return together(lambda: first or self._open(found, target, check))
 
     def _restore(self, target: Any, step: int | None, check: Check) -> Restored | None:
         if self._primary:

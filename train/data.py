@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import grain
@@ -142,8 +142,8 @@ class _Loader:
         start = time.perf_counter()
         index = int(self._order[position])
         for _ in range(len(self._source)):
-            record = self._source[index]
             try:
+                record = self._source[index]
                 image = decode(record.image, self._in_chans, record.name)
                 # Philox: any position's numbers, without those before it.
                 pixels = self._transform(
@@ -188,7 +188,7 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 0,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """This host's part of each batch of an evaluation: every image exactly once, in the source's order.
 
     Args:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flaxnets.config import Config
 from flaxnets.errors import FlaxnetsError
 from flaxnets.imagenet import wnids
 from flaxnets.resnet import ResNet
@@ -28,7 +29,7 @@ class Evaluation:
 
     Attributes:
       labels: [N], true classes.
-      predictions: [N], the class with the largest logit.
+      predictions: [N], the class with the largest logit; -1 where a logit is not finite.
       ranks: [N], how many classes have a larger logit than the true one.
       losses: [N], cross entropy without label smoothing, in nats.
       num_classes: of the net.
@@ -62,14 +63,25 @@ class Evaluation:
     def confusion(self) -> npt.NDArray[np.int64]:
         """[true class, predicted class]: numbers of images."""
         matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
-        np.add.at(matrix, (self.labels, self.predictions), 1)
+        there = self.predictions >= 0
+        np.add.at(matrix, (self.labels[there], self.predictions[there]), 1)
         return matrix
 
     @property
     def per_class(self) -> npt.NDArray[np.float64]:
         """[num_classes]: top-1 of each class in percent; NaN for a class without images."""
         with np.errstate(invalid='ignore'):
-            return 100 * self.confusion.diagonal() / self.confusion.sum(1)
+            return 100 * self.confusion.diagonal() / self.class_sizes
+
+    @property
+    def class_sizes(self) -> npt.NDArray[np.int64]:
+        """[num_classes]: images of each class."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def non_finite(self) -> int:
+        """How many images have a logit that is not a finite number; they count as wrong."""
+        return int((self.predictions < 0).sum())
 
     def values(self) -> dict[str, float]:
         """For a log."""
@@ -121,26 +133,45 @@ def _kept(results: Any) -> dict[str, npt.NDArray[Any]]:
     return {key: array[mask] for key, array in host.items()}
 
 
-def label_map(classes: Sequence[str], num_classes: int) -> Ints | None:
-    """Where the classes of a data set are among a net's outputs, if that is not the same place.
+def label_map(classes: Sequence[str], config: Config) -> Ints | None:
+    """Where the classes of a data set are among the outputs of weights, if that is not the same place.
 
-    A folder may hold some of ImageNet's 1000 classes, named by their WordNet ids.
+    Classes are known by their names: those that the weights keep, or ImageNet's WordNet ids. The data may
+    hold some of them only. Of ImageNet, folders named 0 to 999 are taken by number. Where the weights do not
+    know the names of their classes, the data's must be as many, and are taken in their order.
+
+    Args:
+      classes: of the data.
+      config: of the weights.
 
     Returns:
       [len(classes)] output numbers; None if classes and outputs are in the same order.
 
     Raises:
-      FlaxnetsError: the data has other classes than the net.
+      FlaxnetsError: the data has other classes than the weights.
     """
-    if len(classes) == num_classes:
+    names = class_names(config)
+    if not names:
+        if len(classes) == config.num_classes:
+            return None
+        raise FlaxnetsError(f'the data has {len(classes)} classes, the net {config.num_classes}')
+    if tuple(classes) == tuple(names):
         return None
-    ids = {wnid: i for i, wnid in enumerate(wnids())}
-    if num_classes == len(ids) and all(name in ids for name in classes):
-        return np.array([ids[name] for name in classes])
+    places = {name: i for i, name in enumerate(names)}
+    strange = [name for name in classes if name not in places]
+    if not strange:
+        return np.array([places[name] for name in classes])
+    if config.classes is None and all(name.isdecimal() and int(name) < len(names) for name in classes):
+        return np.array([int(name) for name in classes])
     raise FlaxnetsError(
-        f'the data has {len(classes)} classes, the net {num_classes}; classes that are a part of '
-        "ImageNet's are recognised when they are called by their WordNet ids (n01440764, ...)"
+        f"the data's class {strange[0]!r} is none of the {len(names)} of the weights, which are called "
+        f'{names[0]!r}, {names[1 % len(names)]!r} and so on'
     )
+
+
+def class_names(config: Config) -> tuple[str, ...] | None:
+    """What the outputs of weights are called: their own names, or the WordNet ids of published ones."""
+    return config.classes or (wnids() if config.weights and config.num_classes == len(wnids()) else None)
 
 
 def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict[str, float]:

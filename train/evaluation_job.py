@@ -56,6 +56,8 @@ class Report:
             'architecture': self.config.name,
             'data': self.source.name,
             **self.result.values(),
+            'loss': self.result.loss if np.isfinite(self.result.loss) else None,  # JSON has no NaN
+            'non_finite': self.result.non_finite,
             **self.extra,
             'published': self.published,
         }
@@ -69,6 +71,8 @@ class Report:
             f'top-5  {result.top5:6.2f} %' + _beside(published.get('top5')),
             f'loss   {result.loss:7.4f}',
         ]
+        if result.non_finite:
+            lines.append(f'{result.non_finite} images have logits that are not finite, and count as wrong')
         lines += [f'{name}  {value:.2f}' for name, value in self.extra.items()]
         if published:
             lines.append(
@@ -91,7 +95,7 @@ def run(options: argparse.Namespace) -> Report:
     if config.num_classes == 0:
         raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
     source = open_source(options.data, options.split, training=False)
-    classes = label_map(source.classes, model.num_classes)
+    classes = label_map(source.classes, config)
     batches = eval_batches(
         source,
         eval_transform(config.preprocess, config.in_chans),
@@ -125,7 +129,7 @@ def write(report: Report, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'result.json', report.as_json())
     result, names = report.result, _class_names(report)
-    counts = result.confusion.sum(1)
+    counts = result.class_sizes
     with (out / 'per_class.csv').open('w', newline='', encoding='utf-8') as file:
         table = csv.writer(file)
         table.writerow(['class', 'name', 'images', 'top1'])

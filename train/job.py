@@ -15,9 +15,10 @@ from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.imagenet import wnids
 from flaxnets.load import load_with_config
-from flaxnets.resnet import ResNet, abstract_variables
+from flaxnets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.zoo import NETS, resolve
 from train import parallel
+from train.evaluate import class_names
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
 from train.settings import Settings
@@ -146,7 +147,7 @@ def initial_state(job: Job) -> TrainState:
     """
     settings = job.settings
     if settings.weights:
-        config, _, variables = load_with_config(
+        config, net, variables = load_with_config(
             settings.weights, settings.num_classes, settings.in_chans, seed=settings.seed
         )
         if config.name != resolve(settings.model)[0]:
@@ -154,6 +155,10 @@ def initial_state(job: Job) -> TrainState:
                 f'weights={settings.weights} are those of {config.name}, but model={settings.model}; '
                 f'give model={config.name} or other weights'
             )
+        names = class_names(config)
+        if config.num_classes == settings.num_classes and names and names != job.training.classes:
+            head = initial_head(net, settings.seed)  # as many classes, but others
+            variables = {**variables, 'params': {**variables['params'], 'fc': head}}
     else:
         variables = initial_variables(job.model, settings.seed, settings.conv_init)
     host = jax.tree.map(np.asarray, variables)

@@ -9,6 +9,7 @@ import os
 import socket
 from types import TracebackType
 
+from flaxnets.arrays import is_remote
 from flaxnets.errors import FlaxnetsError
 
 FILE = '.lock'
@@ -30,7 +31,7 @@ class Lock:
 
     def __init__(self, workdir: str) -> None:
         self._file: int | None = None
-        if '://' in workdir:
+        if is_remote(workdir):
             return
         path = os.path.join(workdir, FILE)
         try:

@@ -2,13 +2,13 @@
 
 A record is a JSON object on a line of its own, {'kind': 'train', 'eval' or an event, 'step': ...}.
 A killed run leaves at most one broken line, the last one. A run that goes on after step N drops what was
-recorded past it: those steps happen again.
+recorded past it: those steps happen again. A log that cannot be written (a full disk) ends no run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import io
 import json
 import math
 import sys
@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+import jax
 from etils import epath
 from tqdm import tqdm
 
+from flaxnets.arrays import is_remote
 from flaxnets.errors import FlaxnetsError
+from train import tensorboard
 
 FILE = 'log.jsonl'
 # tqdm's own is too long for what stands beside it.
@@ -55,15 +58,15 @@ class Log:
         self._primary, self._quiet = primary, quiet
         self._total, self._first, self._images = total_steps, first_step, images_per_step
         self._bar: Any = None
-        self._tensorboard: Any = None
+        self._failed: set[str] = set()  # what cannot be written
+        self._tensorboard: tensorboard.EventFile | None = None
         self._records: _Records | None = None
         if not primary:
             return
         self._records = _Records(workdir, first_step)
-        if importlib.util.find_spec('tensorboardX') and '://' not in workdir:
-            from tensorboardX import SummaryWriter
-
-            self._tensorboard = SummaryWriter(f'{workdir}/tensorboard', purge_step=first_step + 1)
+        if tensorboard.is_available() and not is_remote(workdir):
+            with self._warning('tensorboard/'):
+                self._tensorboard = tensorboard.EventFile(f'{workdir}/tensorboard', first_step)
         if not quiet and sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, bar_format=BAR)
 
@@ -93,7 +96,9 @@ class Log:
     def event(self, kind: str, message: str, **fields: Any) -> None:
         """Something that is not a measurement; the terminal shows it too."""
         self._write(kind, fields.pop('step', None), {'message': message, **fields})
-        if self._primary and (not self._quiet or kind not in ('saved', 'resume')):
+        if not self._primary and kind == 'bad_image':  # what no other process knows
+            self._say(f'process {jax.process_index()}: {message}')
+        if self._primary and (not self._quiet or kind not in ('saved', 'resume', 'devices')):
             self._say(message)
 
     @contextlib.contextmanager
@@ -105,11 +110,18 @@ class Log:
         with tqdm(total=images, unit='image', desc='evaluating', leave=False, dynamic_ncols=True) as bar:
             yield bar.update
 
+    def flush(self) -> None:
+        """Writes what is left."""
+        if self._records is not None:
+            with self._warning(FILE):
+                self._records.flush()
+
     def close(self) -> None:
-        """Writes what is left. Again does nothing."""
+        """`flush`, and the end. Again does nothing."""
         for part in (self._records, self._tensorboard, self._bar):
             if part is not None:
-                part.close()
+                with self._warning('the log'):
+                    part.close()
         self._records = self._tensorboard = self._bar = None
 
     def _speaks(self) -> bool:
@@ -124,10 +136,23 @@ class Log:
     def _write(self, kind: str, step: int | None, values: dict[str, Any]) -> None:
         if self._records is None:
             return
-        self._records.add({'kind': kind, 'step': step, 'time': time.time(), **values})
+        with self._warning(FILE):
+            self._records.add({'kind': kind, 'step': step, 'time': time.time(), **values})
         if self._tensorboard is not None and kind in ('train', 'eval'):
-            for name, value in values.items():
-                self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
+            writer, self._tensorboard = self._tensorboard, None
+            with self._warning('tensorboard/'):
+                writer.add(step, {f'{kind}/{name}': value for name, value in values.items()})
+                self._tensorboard = writer  # else there is no telling what its file holds
+
+    @contextlib.contextmanager
+    def _warning(self, what: str) -> Iterator[None]:
+        """Says once that something cannot be written, and goes on."""
+        try:
+            yield
+        except OSError as error:
+            if what not in self._failed:
+                self._say(f'{what} cannot be written: {error.strerror or error}; the run goes on')
+            self._failed.add(what)
 
     def __enter__(self) -> Log:
         return self
@@ -147,25 +172,32 @@ class _Records:
         kept = [record for record in read(workdir) if not _is_past(record, first_step)]
         self._lines = [_line(record) for record in kept]
         self._rewrite()
-        self._file = None if '://' in workdir else self._path.open('a')
+        self._file: io.FileIO | None = None
+        if not is_remote(workdir):
+            self._file = io.FileIO(self._path, 'a')
+        self._waiting = b''  # to be appended once there is room
         self._written = time.monotonic()
 
     def add(self, record: dict[str, Any]) -> None:
-        line = _line(record)
+        """Raises: OSError: not written yet; what comes later is written behind it."""
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            self._waiting += _line(record).encode()
+            self.flush()
             return
-        self._lines.append(line)
+        self._lines.append(_line(record))
         if time.monotonic() - self._written > REWRITE_SECONDS:
-            self._rewrite()
             self._written = time.monotonic()
+            self._rewrite()
+
+    def flush(self) -> None:
+        if self._file is None:
+            self._rewrite()
+        while self._waiting and self._file is not None:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        else:
-            self._rewrite()
+        with self._file or contextlib.nullcontext():
+            self.flush()
 
     def _rewrite(self) -> None:
         beside = self._path.with_name(f'.{FILE}.part')

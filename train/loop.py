@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +14,13 @@ import jax
 import numpy as np
 
 from flaxnets import weights
+from flaxnets.arrays import copy_tree, is_remote
 from flaxnets.config import to_json
 from flaxnets.errors import FlaxnetsError
 from train import parallel, pictures
 from train.augment import eval_transform, train_transform
 from train.checkpoint import Checkpoints
-from train.data import eval_batches, train_batches
+from train.data import Batch, eval_batches, train_batches
 from train.evaluate import Evaluation, Evaluator
 from train.job import Job, abstract_state, initial_state, make_job
 from train.lock import Lock
@@ -45,7 +48,7 @@ class Outcome:
       step: updates done.
       stopped: why it stopped early ('SIGTERM', 'SIGINT', 'preemption'); None if it came to its end.
       evaluation: the last one, None if there was none.
-      weights: the directory of the trained weights; None if the run stopped early.
+      weights: the directory of the trained weights, in the workdir; None if the run stopped early.
     """
 
     step: int
@@ -75,23 +78,26 @@ def train(
     """
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        if primary:
-            stack.enter_context(Lock(workdir))
-        job = make_job(settings)
+        job = parallel.together(
+            lambda: _open(stack, settings, workdir, primary),
+            alike=lambda job: [settings_json(job.settings), job.fingerprints],
+        )
         checkpoints = stack.enter_context(
             Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
         )
         state, damaged, evaluated = restore(job, checkpoints)
         first = int(state.step)
-        log = stack.enter_context(
-            Log(
-                workdir,
-                primary=primary,
-                total_steps=job.total_steps,
-                first_step=first,
-                images_per_step=job.settings.batch_size,
-                epoch_steps=job.epoch_steps,
-                quiet=quiet,
+        log = parallel.together(
+            lambda: stack.enter_context(
+                Log(
+                    workdir,
+                    primary=primary,
+                    total_steps=job.total_steps,
+                    first_step=first,
+                    images_per_step=job.settings.batch_size,
+                    epoch_steps=job.epoch_steps,
+                    quiet=quiet,
+                )
             )
         )
         for step, reason in damaged:
@@ -99,6 +105,12 @@ def train(
         stop = stack.enter_context(Stop())
         run = _Run(job, workdir, log, checkpoints, stop, primary, profile)
         return run.go(state, first, evaluated)
+
+
+def _open(stack: contextlib.ExitStack, settings: Settings, workdir: str, primary: bool) -> Job:
+    if primary:
+        stack.enter_context(Lock(workdir))
+    return make_job(settings)
 
 
 def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
@@ -112,7 +124,7 @@ def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple
     """
     restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
     if restored is None:
-        return initial_state(job), (), False
+        return parallel.together(lambda: initial_state(job)), (), False
     return restored.state, restored.skipped, restored.score is not None
 
 
@@ -131,6 +143,10 @@ def check_same_run(job: Job, meta: dict[str, Any]) -> None:
             'the workdir holds a run with other settings; go on with its own, or choose another workdir:\n  '
             + '\n  '.join(differences)
         )
+
+
+class _Interrupted(Exception):
+    """An evaluation was asked to stop."""
 
 
 class _Run:
@@ -152,6 +168,7 @@ class _Run:
         self.evaluated = 0  # the step that it is of
         self.evaluator = Evaluator(job.inference)
         self.saved: int | None = None
+        self.profiling = False
         self.meta = {
             'settings': settings_json(job.settings),
             'config': to_json(job.config),
@@ -163,21 +180,25 @@ class _Run:
         if first:
             self.log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
             self.saved = first
+        processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
+        self.log.event('devices', f'training on {devices}', step=first)
         state = parallel.replicate(state)
-        done = first
         if first < job.total_steps:
             if first and self._evaluates(first) and not evaluated:  # it was stopped before that
-                self._evaluate(state, first)
-            with self._training_batches(first) as batches:
-                state, done = self._train(state, first, batches)
-        stopped = self.stop.reason if done < job.total_steps else None
-        if stopped:
-            self._save(state, done)
-            self.checkpoints.wait()
-            self._report_saves()
-            self.log.event('stopped', f'{stopped}: stopped after step {done}; run again to go on', step=done)
-            return Outcome(done, stopped, self.evaluation, None)
-        return self._finish(state, done)
+                if self._evaluate(state, first) is None:
+                    return self._stopped(state, first)
+                self.saved = None  # without the score
+                self._save(state, first)
+            try:
+                with self._training_batches(first) as batches:
+                    state, done = self._train(state, first, batches)
+            finally:
+                if self.profiling:
+                    jax.profiler.stop_trace()
+            if done < job.total_steps:
+                return self._stopped(state, done)
+        return self._finish(state, job.total_steps)
 
     # Chapters of the loop.
 
@@ -202,16 +223,16 @@ class _Run:
             if done == first + 1:  # it was compiled for, which is not a rate of training
                 self._absorb(meter, *pending.popleft())
                 meter.restart()
-            stop, last = self.stop.requested(done), done == job.total_steps
+            stop, last = self.stop.requested(), done == job.total_steps
             evaluate, logs = self._evaluates(done), done % job.settings.log_steps == 0
             save = evaluate or last or self._saves(done, saved_at)
             if evaluate or logs or save or stop:
                 while pending:  # what is logged or saved has been looked at
                     self._absorb(meter, *pending.popleft())
             if (logs or evaluate) and meter.steps:
-                self.log.train(done, {**meter.values(done), **_feed(batches)})
+                self.log.train(done, _of_all_hosts(meter.values(done), batches))
             if evaluate and not stop:
-                self._evaluate(state, done)
+                stop = self._evaluate(state, done) is None
             if stop:
                 return state, done
             if save:
@@ -249,29 +270,45 @@ class _Run:
         by_time = s.save_minutes and time.monotonic() - saved_at >= 60 * s.save_minutes
         return bool(by_time or (s.save_steps and done % s.save_steps == 0))
 
-    def _evaluate(self, state: TrainState, done: int) -> Evaluation:
+    def _evaluate(self, state: TrainState, done: int) -> Evaluation | None:
+        """None if it was asked to stop; the state is saved if an image cannot be read."""
         job = self.job
-        batch_size = EVAL_IMAGES * jax.device_count()
         batches = eval_batches(
             job.evaluation,
             eval_transform(job.config.preprocess, job.settings.in_chans),
-            batch_size=batch_size,
+            batch_size=EVAL_IMAGES * jax.device_count(),
             in_chans=job.settings.in_chans,
             host=jax.process_index(),
             hosts=jax.process_count(),
             threads=job.settings.workers,
         )
-        with self.log.evaluating(len(job.evaluation)) as on_batch:
-            result = self.evaluator(state.variables, batches, on_batch)
+        try:
+            with contextlib.closing(batches), self.log.evaluating(len(job.evaluation)) as on_batch:
+                result = self.evaluator(state.variables, self._until_stopped(batches), on_batch)
+        except _Interrupted:
+            return None
+        except FlaxnetsError:
+            self._save(state, done)
+            raise
         self.evaluation, self.evaluated = result, done
         self.log.eval(done, result.values())
+        if result.non_finite:
+            message = f'{result.non_finite} images had logits that are not finite: step {done} is no best one'
+            self.log.event('non_finite', message, step=done)
         return result
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch
+            if self.stop.requested():
+                raise _Interrupted
 
     def _save(self, state: TrainState, done: int) -> None:
         if self.saved == done or not self.primary:
             return
         self.saved = done
-        score = self.evaluation.top1 if self.evaluation and self.evaluated == done else None
+        found = self.evaluation if self.evaluated == done else None
+        score = found.top1 if found and not found.non_finite else None
         self.checkpoints.save(done, parallel.to_host(state), self.meta, score)
 
     def _report_saves(self) -> None:
@@ -285,25 +322,44 @@ class _Run:
             if self.job.settings.on_failed_save == 'stop':
                 raise FlaxnetsError(f'{message}; earlier checkpoints are untouched')
 
+    def _stopped(self, state: TrainState, done: int) -> Outcome:
+        self._save(state, done)
+        self.checkpoints.wait()
+        self._report_saves()
+        reason = self.stop.reason
+        self.log.event('stopped', f'{reason}: stopped after step {done}; run again to go on', step=done)
+        return Outcome(done, reason, self.evaluation, None)
+
     def _finish(self, state: TrainState, done: int) -> Outcome:
         """The last evaluation's pictures, and the weights where others find them."""
         # There is none if the run was stopped at the last step, or resumed after it.
         current = self.evaluation if self.evaluated == done else None
         evaluation = current or self._evaluate(state, done)
+        if evaluation is None:
+            return self._stopped(state, done)
         self._save(state, done)
         self.checkpoints.wait()
         self._report_saves()
-        path = None
-        if self.primary and '://' not in self.workdir:
-            variables = parallel.to_host(state.variables)
+        if self.primary:
+            self._publish(state, done, evaluation)
+        return Outcome(done, None, evaluation, f'{self.workdir}/weights')
+
+    def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> None:
+        """Weights and pictures, in the workdir."""
+        with contextlib.ExitStack() as stack:
+            here = self.workdir
+            if is_remote(here):  # a store without files to write to
+                here = stack.enter_context(tempfile.TemporaryDirectory())
             notes = (f'trained by flaxnets for {done} steps on {self.job.settings.data}',)
-            path = f'{self.workdir}/weights'
-            weights.save(path, variables, self.job.config, weights.Source(notes=notes), overwrite=True)
-            pictures.curves(read(self.workdir), f'{self.workdir}/curves.png')
-            pictures.confusion(
-                evaluation.confusion, self.job.evaluation.classes, f'{self.workdir}/confusion.png'
+            variables = parallel.to_host(state.variables)
+            weights.save(
+                f'{here}/weights', variables, self.job.config, weights.Source(notes=notes), overwrite=True
             )
-        return Outcome(done, None, evaluation, path)
+            self.log.flush()
+            pictures.curves(read(self.workdir), f'{here}/curves.png')
+            pictures.confusion(evaluation.confusion, self.job.evaluation.classes, f'{here}/confusion.png')
+            if here != self.workdir:
+                copy_tree(here, self.workdir)
 
     # What the chapters need.
 
@@ -325,10 +381,13 @@ class _Run:
         )
 
     def _profile(self, step: int) -> None:
-        if self.profile and self.primary and step == self.profile[0]:
+        """Records the steps of `profile`, or what a resumed run still does of them."""
+        wanted = self.primary and self.profile is not None and self.profile[0] <= step <= self.profile[1]
+        if wanted and not self.profiling:
             jax.profiler.start_trace(f'{self.workdir}/profile')
-        if self.profile and self.primary and step == self.profile[1] + 1:
+        if self.profiling and not wanted:
             jax.profiler.stop_trace()
+        self.profiling = wanted
 
 
 class _Meter:
@@ -377,6 +436,13 @@ class _Meter:
         return values
 
 
-def _feed(batches: Any) -> dict[str, float]:
-    rate = batches.images_per_second()
-    return {'feed_images_per_second': rate} if rate else {}
+def _of_all_hosts(values: dict[str, float], batches: Any) -> dict[str, float]:
+    """With what each host alone knows of its images: the longest wait, the slowest feed, all bad ones."""
+    found = parallel.gather([values['wait_share'], batches.images_per_second() or 0.0, float(batches.bad)])
+    feed = float(found[:, 1].min()) * len(found)
+    return {
+        **values,
+        'wait_share': float(found[:, 0].max()),
+        **({'feed_images_per_second': feed} if feed else {}),
+        'bad_images': int(found[:, 2].sum()),
+    }

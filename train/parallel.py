@@ -6,16 +6,66 @@ device holds. `pmap` does not check that the devices agree; the step makes it so
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import Span
 
 AXIS = 'batch'
+T = TypeVar('T')
+
+
+class JobError(FlaxnetsError):
+    """An error of one process of a job, or a difference between them, that all of them raise."""
+
+
+def together(work: Callable[[], T], alike: Callable[[T], Any] = lambda result: None) -> T:
+    """What `work` returns, once it has succeeded in every process of the job; all must call it.
+
+    An error in one process alone would leave the others waiting for it.
+
+    Args:
+      work: asks nothing of the other processes.
+      alike: of a result, what must be the same in all processes; JSON can hold it.
+
+    Raises:
+      JobError: `work` has failed in one of the processes, or they are not alike.
+    """
+    if jax.process_count() == 1:
+        return work()
+    result: Any = None
+    error: Exception | None = None
+    digest = b'\0' * 32
+    try:
+        result = work()
+        digest = hashlib.sha256(json.dumps(alike(result), sort_keys=True).encode()).digest()
+    except Exception as failure:
+        error = failure
+    own = np.append(np.frombuffer(digest, np.uint32), np.uint32(error is not None))
+    found = multihost_utils.process_allgather(own)
+    if isinstance(error, FlaxnetsError):
+        raise JobError(str(error)) from error
+    if error is not None:
+        raise error
+    if found[:, -1].any():
+        raise JobError(f'process {int(found[:, -1].argmax())} of the job failed; see its message')
+    if (found != found[0]).any():
+        other = int((found != found[0]).any(1).argmax())
+        raise JobError(f'process {other} has other settings or data than process 0; start all with the same')
+    return result
+
+
+def gather(values: list[float]) -> np.ndarray[Any, Any]:
+    """A few numbers of each process, [processes, len(values)] float32; all must call it."""
+    own = np.array(values, np.float32)
+    return own[None] if jax.process_count() == 1 else np.asarray(multihost_utils.process_allgather(own))
 
 
 def map_train_step(step: Callable[..., Any], devices: Any = None) -> Any:

@@ -61,6 +61,8 @@ CHIPS = {
 _FLAT = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16'}
 _CUBES = {8: '2x2x1', 16: '2x2x2', 32: '2x2x4', 64: '2x4x4', 128: '4x4x4', 256: '4x4x8', 512: '4x8x8'}
 _KINDS = {'v5litepod': 'v5e'}
+# JAX runs a v4 chip's two cores as one device; left to itself, the compiler would make two of them.
+_CONFIGURATIONS = {'v4': {'chip_config_name': 'megacore'}}
 
 
 @dataclass(frozen=True)
@@ -258,7 +260,8 @@ def _devices(topology: str) -> list[Any]:
     from jax.experimental import topologies
 
     try:
-        return list(topologies.get_topology_desc(platform='tpu', topology_name=topology).devices)
+        options = _CONFIGURATIONS.get(topology.partition(':')[0], {})
+        return list(topologies.get_topology_desc(topology, 'tpu', **options).devices)
     except Exception as error:  # the compiler's own kinds
         reason = str(error).partition('\n')[0]
         raise FlaxnetsError(f'{topology}: the compiler knows no such slice: {reason}') from error

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flaxnets.errors import FlaxnetsError
+from flaxnets.errors import FlaxnetsError, ImageError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
 # Names that the two parts go by, the usual one first.
@@ -217,7 +217,7 @@ class FolderSource(Labelled):
             with open(name, 'rb') as file:
                 return Record(file.read(), int(self.labels[index]), name)
         except OSError as error:
-            raise FlaxnetsError(f'{name}: cannot be read: {error.strerror}') from error
+            raise ImageError(f'{name}: cannot be read: {error.strerror}') from error
 
     def record_name(self, index: int) -> str:
         return os.path.join(self._folder, self._files[index])

@@ -65,8 +65,8 @@ def create_state(
 def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> Variables:
     """Random variables of a net, the kernels of its convolutions as `Settings.conv_init` says.
 
-    The classifier starts as PyTorch's with 'fan_out', and by the rule of the convolutions, its bias 0, as
-    Gluon's with the others.
+    The classifier starts as PyTorch's with 'fan_out'; with the others by the rule of the convolutions, and
+    all biases are 0, as Gluon's.
     """
 
     def init(key: Array) -> Any:
@@ -84,4 +84,4 @@ def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> V
 def _drawn(path: Any, leaf: Array, key: Array, conv_init: str) -> Array:
     if path[-1].key == 'kernel':
         return _VARIANCES[conv_init](key, leaf.shape, leaf.dtype)
-    return jnp.zeros_like(leaf) if path[0].key == 'fc' else leaf
+    return jnp.zeros_like(leaf) if path[-1].key == 'bias' else leaf

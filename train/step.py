@@ -185,7 +185,7 @@ def make_eval_step(model: ResNet, *, axis_name: str | None = None) -> Callable[[
       evaluate(variables, {'image': uint8 [N, H, W, C], 'label': int [N], 'mask': bool [N]}) ->
       {'label', 'mask', 'prediction': int, 'rank': int, 'loss': float}, each of the length of the global
       batch. The rank of the true label is 0 for a correct top-1; among equal logits the lower class comes
-      first, as in `argmax`.
+      first, as in `argmax`. Where a logit is not finite the prediction is -1 and the rank beyond all.
     """
 
     def evaluate(variables: Any, batch: Batch) -> Batch:
@@ -194,11 +194,12 @@ def make_eval_step(model: ResNet, *, axis_name: str | None = None) -> Callable[[
         label = batch['label']
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < label[:, None]))
+        finite = jnp.isfinite(logits).all(-1)  # comparisons with NaN are false: every label would be first
         found = {
             'label': label,
             'mask': batch['mask'],
-            'prediction': logits.argmax(-1),
-            'rank': before.sum(-1),
+            'prediction': jnp.where(finite, logits.argmax(-1), -1),
+            'rank': jnp.where(finite, before.sum(-1), jnp.iinfo(jnp.int32).max),
             'loss': optax.softmax_cross_entropy_with_integer_labels(logits, label),
         }
         return lax.all_gather(found, axis_name, tiled=True) if axis_name else found

@@ -1,4 +1,4 @@
-"""Stopping at a step's end when the system or the user asks for it."""
+"""Stopping where the loop can stop, when the system or the user asks for it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Notes that the run is asked to stop; the loop asks after every step whether it was.
+    """Notes that the run is asked to stop; the loop asks after every step, of an evaluation too.
 
     One process: SIGTERM and ctrl-C ask. A second ctrl-C interrupts at once. Several processes: JAX notes a
-    SIGTERM to any of them (or a preemption notice of the platform) and they agree on a step that none of
-    them has passed yet, so that all stop after the same one; ctrl-C interrupts at once.
+    SIGTERM to any of them (or a preemption notice of the platform) and they agree on a moment that none of
+    them has passed yet, so that all stop at the same one; ctrl-C interrupts at once.
 
     It must be opened in the main thread, and after `jax.distributed.initialize`.
 
@@ -28,13 +28,15 @@ class Stop:
     def __init__(self) -> None:
         self.reason: str | None = None
         self._old: dict[signal.Signals, Any] = {}
+        self._asked = 0
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step; every process must ask after every step, in the same order."""
+    def requested(self) -> bool:
+        """Whether to stop now; every process must ask equally often."""
+        self._asked += 1
         if (
             self.reason is None
             and jax.process_count() > 1
-            and multihost_utils.reached_preemption_sync_point(step)
+            and multihost_utils.reached_preemption_sync_point(self._asked)
         ):
             self.reason = 'preemption'
         return self.reason is not None

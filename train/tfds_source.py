@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from flaxnets.errors import FlaxnetsError
+from flaxnets.errors import FlaxnetsError, ImageError
 from train.sources import Labelled, Record
 
 
@@ -23,7 +23,10 @@ class TfdsSource(Labelled):
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> Record:
-        record = self._records[index]
+        try:
+            record = self._records[index]
+        except Exception as error:  # its own kinds for damage of any sort
+            raise ImageError(f'{self.name} record {index}: cannot be read: {_first_line(error)}') from error
         name = record.get('file_name', b'')
         shown = name.decode(errors='replace') if name else f'{self.name} record {index}'
         return Record(record['image'], int(record['label']), shown)
