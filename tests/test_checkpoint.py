@@ -519,6 +519,7 @@ with Checkpoints(sys.argv[1], 2, 1) as checkpoints:
 @pytest.mark.fault
 def test_two_processes_write_once_and_read_the_same(tmp_path: Path) -> None:
     program = """
+from train.parallel import JobError
 number, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f'localhost:{port}', 2, number)
 assert jax.process_count() == 2 and jax.device_count() == 4
@@ -536,12 +537,12 @@ with Checkpoints(folder, 3, 0, primary=number == 0) as checkpoints:
         assert (restored.step, len(restored.skipped)) == (step, 2 - step if number == 0 else 0)
         if number == 0:
             (Path(folder) / str(step) / 'manifest' / 'metadata').unlink(missing_ok=True)
-    with pytest.raises(CheckpointError, match='process 0 could not' if number else 'no checkpoint is sound'):
+    with pytest.raises(JobError, match='process 0 of the job failed' if number else 'no checkpoint is sound'):
         checkpoints.restore(make_state(0))
     checkpoints.save(3, make_state(3), {}, None)
     if number == 1:
         read_arrays, arrays.read_arrays = arrays.read_arrays, no_space
-    with pytest.raises(CheckpointError if number == 0 else OSError, match='process 1 could not|no room'):
+    with pytest.raises(JobError if number == 0 else OSError, match='process 1 of the job failed|no room'):
         checkpoints.restore(make_state(0))
     if number == 1:
         arrays.read_arrays = read_arrays

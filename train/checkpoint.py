@@ -175,7 +175,8 @@ class Checkpoints:
 
         Raises:
           CheckpointError: all are damaged, or the one asked for is missing or damaged; or it holds other
-            arrays than the target, with the differences.
+            arrays than the target, with the differences. Of several processes all raise
+            `train.parallel.JobError` for it.
         """
         self.wait()
         if jax.process_count() == 1:
