@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 
 import jax
 import pytest
@@ -18,6 +19,8 @@ from train.plan import CHIPS, Plan, estimated_cycles, plan, reduced_bytes, topol
 from train.state import create_state
 from train.step import make_train_step
 
+FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
+KINDS = ['resnext50_32x4d', 'res2net50_26w_4s', 'resnest50d', 'resnest269e']
 PROGRAM = """HloModule jit_step
 
 %sum (a: f32[], b: f32[]) -> f32[] {
@@ -116,19 +119,17 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.Monkey
         plan(recipes.get('digits'), 'v5e-4')
 
 
-@pytest.mark.parametrize('name', ['resnext50_32x4d', 'res2net50_26w_4s', 'resnest50d', 'resnest269e'])
+@pytest.mark.parametrize('name', list(recipes.RECIPES) if FULL else KINDS)
 def test_steps_of_the_recipes_lower_for_accelerators(name: str) -> None:
-    """One recipe of each kind, with all that it turns on, at a small size."""
-    settings = dataclasses.replace(
-        recipes.get(name), image_size=64, batch_size=32, mix_images=0, bn_images=0, num_classes=1000
-    )
+    """With all that they turn on, for images of a small size; on a device that holds several GPUs' images."""
+    settings = dataclasses.replace(recipes.get(name), image_size=64, batch_size=256, num_classes=1000)
     model = make_model(settings, 1)
     variables = abstract_variables(model)
     optimizer = make_optimizer(settings, 10, variables['params'])
     state = jax.eval_shape(lambda v: create_state(v, optimizer), variables)
     batch = {
-        'image': jax.ShapeDtypeStruct((32, 64, 64, 3), 'uint8'),
-        'label': jax.ShapeDtypeStruct((32,), 'int32'),
+        'image': jax.ShapeDtypeStruct((256, 64, 64, settings.in_chans), 'uint8'),
+        'label': jax.ShapeDtypeStruct((256,), 'int32'),
     }
     step = make_train_step(model, optimizer, settings, epoch_steps=10, platform='tpu')
     traced = jax.jit(step).trace(state, batch)

@@ -63,7 +63,10 @@ class Log:
         self._records: _Records | None = None
         if not primary:
             return
-        self._records = _Records(workdir, first_step)
+        try:
+            self._records = _Records(workdir, first_step)
+        except OSError as error:
+            raise FlaxnetsError(f'{workdir}/{FILE} cannot be written: {error.strerror or error}') from error
         if tensorboard.is_available() and not is_remote(workdir):
             with self._warning('tensorboard/'):
                 self._tensorboard = tensorboard.EventFile(f'{workdir}/tensorboard', first_step)

@@ -199,7 +199,7 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
         available=chip.memory / cores,
         cores=cores,
     )
-    print(f'compiling {s.model} for {name}: usually one to five minutes', file=sys.stderr, flush=True)
+    print(f'compiling {s.model} for {name}: usually two to ten minutes', file=sys.stderr, flush=True)
     start = time.monotonic()
     try:
         compiled = lowered.compile()
