@@ -258,9 +258,13 @@ class DropBlock(nn.Module):
         dropped = nn.max_pool(mask.astype(jnp.float32), (size, size), padding=(pad, pad))
         keep = 1.0 - dropped
         mask_size, kept = h * w * channels, keep.sum((1, 2, 3), keepdims=True)
-        scaled = (keep * (mask_size / jnp.maximum(kept, 1.0))).astype(x.dtype)
-        parts = x.reshape(self.groups, n // self.groups, h, w, channels)
-        return (parts * scaled[:, None]).reshape(x.shape)
+        masks = (keep * (mask_size / jnp.maximum(kept, 1.0))).astype(x.dtype)
+        # Selected and not reshaped: a TPU may keep the images where dividing them takes a copy.
+        group = lax.broadcasted_iota(jnp.int32, (n, 1, 1, 1), 0) // (n // self.groups)
+        mask = masks[:1]
+        for i in range(1, self.groups):
+            mask = jnp.where(group == i, masks[i], mask)
+        return x * mask
 
 
 def avg_pool_3x3(x: Array, stride: int) -> Array:
