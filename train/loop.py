@@ -48,7 +48,8 @@ class Outcome:
       step: updates done.
       stopped: why it stopped early ('SIGTERM', 'SIGINT', 'preemption'); None if it came to its end.
       evaluation: the last one, None if there was none.
-      weights: the directory of the trained weights, in the workdir; None if the run stopped early.
+      weights: the directory of the trained weights, in the workdir; None if the run stopped early, and in
+        all processes but the first.
     """
 
     step: int
@@ -340,12 +341,11 @@ class _Run:
         self._save(state, done)
         self.checkpoints.wait()
         self._report_saves()
-        if self.primary:
-            self._publish(state, done, evaluation)
-        return Outcome(done, None, evaluation, f'{self.workdir}/weights')
+        path = self._publish(state, done, evaluation) if self.primary else None
+        return Outcome(done, None, evaluation, path)
 
-    def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> None:
-        """Weights and pictures, in the workdir."""
+    def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> str:
+        """Puts weights and pictures into the workdir; returns where the weights are."""
         with contextlib.ExitStack() as stack:
             here = self.workdir
             if is_remote(here):  # a store without files to write to
@@ -360,6 +360,7 @@ class _Run:
             pictures.confusion(evaluation.confusion, self.job.evaluation.classes, f'{here}/confusion.png')
             if here != self.workdir:
                 copy_tree(here, self.workdir)
+        return f'{self.workdir}/weights'
 
     # What the chapters need.
 
