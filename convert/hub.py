@@ -162,7 +162,7 @@ def _preprocess(image: Mapping[str, Any]) -> Preprocess:
         problems.append(f'crop_mode={image["crop_mode"]!r} is not center')
     if image['interpolation'] not in ('bilinear', 'bicubic'):
         problems.append(f'interpolation={image["interpolation"]!r} is neither bilinear nor bicubic')
-    mean, std = (_three_numbers(image[key]) for key in ('mean', 'std'))
+    mean, std = (three_numbers(image[key]) for key in ('mean', 'std'))
     if mean is None or std is None:
         problems.append(f'mean={image["mean"]!r} and std={image["std"]!r} are not three numbers each')
     if not _is_number(image['crop_pct']):
@@ -172,7 +172,7 @@ def _preprocess(image: Mapping[str, Any]) -> Preprocess:
     return Preprocess(size[1], float(image['crop_pct']), 'center', image['interpolation'], mean, std)
 
 
-def _three_numbers(values: object) -> tuple[float, float, float] | None:
+def three_numbers(values: object) -> tuple[float, float, float] | None:
     """One number per channel; for other than three channels timm writes one and the same for each."""
     if not isinstance(values, list | tuple) or not values or not all(map(_is_number, values)):
         return None
@@ -182,7 +182,8 @@ def _three_numbers(values: object) -> tuple[float, float, float] | None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    small = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
+    return small  # and so no NaN, no infinity, nothing that a float could not hold
 
 
 def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:

@@ -13,6 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from convert.hub import three_numbers
 from flaxnets.config import INTERPOLATIONS
 from flaxnets.errors import CheckpointError, shown
 
@@ -178,7 +179,8 @@ def _differences(meta: Mapping[Any, Any]) -> tuple[str, ...]:
 
 def _pooling(arguments: Mapping[Any, Any]) -> tuple[str, ...]:
     pool = arguments.get('gp')  # timm's --gp
-    return (f'its training pooled globally by {shown(pool)}',) if pool not in (None, '', 'avg') else ()
+    usual = not isinstance(pool, str) or pool in ('', 'avg')
+    return () if usual else (f'its training pooled globally by {shown(pool)}',)
 
 
 def _images(arguments: Mapping[Any, Any]) -> dict[str, Any]:
@@ -188,28 +190,22 @@ def _images(arguments: Mapping[Any, Any]) -> dict[str, Any]:
     """
     size, crop, resize = (arguments.get(key) for key in ('img_size', 'val_crop_size', 'val_resize_size'))
     shape = arguments.get('input_size')
-    if isinstance(shape, list | tuple) and len(shape) == 3 and shape[1] == shape[2]:
+    if isinstance(shape, list | tuple) and len(shape) == 3 and type(shape[1]) is int:
         size = shape[1]
-    share = arguments.get('crop_pct')
+    share, interpolation = arguments.get('crop_pct'), arguments.get('interpolation')
     if type(crop) is int and type(resize) is int and 0 < crop <= resize:
         size, share = crop, crop / resize
-    interpolation, std = arguments.get('interpolation'), _three(arguments.get('std'))
+    std = three_numbers(arguments.get('std'))
     found = {
         'size': size if type(size) is int and size > 0 else None,
         'crop_pct': share if isinstance(share, float | int) and 0 < share <= 1 else None,
-        'interpolation': interpolation if interpolation in INTERPOLATIONS else None,
-        'mean': _three(arguments.get('mean')),
+        'interpolation': interpolation if isinstance(interpolation, str) else None,
+        'mean': three_numbers(arguments.get('mean')),
         'std': std if std and min(std) > 0 else None,
     }
-    return {field: value for field, value in found.items() if value is not None}
-
-
-def _three(values: object) -> tuple[float, ...] | None:
-    """A number for each channel; timm takes one for all of them, too."""
-    if not isinstance(values, list | tuple) or not all(type(value) in (float, int) for value in values):
-        return None
-    values = tuple(map(float, values)) * (3 if len(values) == 1 else 1)
-    return values if len(values) == 3 else None
+    if found['interpolation'] not in INTERPOLATIONS:
+        del found['interpolation']
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _classes(meta: Mapping[Any, Any]) -> object:

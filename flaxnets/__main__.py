@@ -58,11 +58,10 @@ def _list(options: argparse.Namespace) -> int:
         return 0
     for name in names:
         arch, row = zoo.resolve(name)
-        print(
-            f'{name:44} {_accuracy(row)}'
-            if options.weights
-            else f'{name:26} {_describe_arch(zoo.NETS[arch])}'
-        )
+        if options.weights:
+            print(f'{name:44} {_accuracy(row)}')
+        else:
+            print(f'{name:26} {_describe_arch(zoo.NETS[arch])}')
     return 0
 
 

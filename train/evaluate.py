@@ -154,7 +154,10 @@ def label_map(classes: Sequence[str], config: Config) -> Ints | None:
     if not names:
         if len(classes) == config.num_classes:
             return None
-        raise FlaxnetsError(f'the data has {len(classes)} classes, the net {config.num_classes}')
+        raise FlaxnetsError(
+            f'the data has {len(classes)} classes, the net {config.num_classes}; it can be judged by data of '
+            'its own classes only'
+        )
     if tuple(classes) == tuple(names):
         return None
     places = {name: i for i, name in enumerate(names)}
@@ -165,7 +168,7 @@ def label_map(classes: Sequence[str], config: Config) -> Ints | None:
         return np.array([int(name) for name in classes])
     raise FlaxnetsError(
         f"the data's class {strange[0]!r} is none of the {len(names)} of the weights, which are called "
-        f'{names[0]!r}, {names[1 % len(names)]!r} and so on'
+        f'{names[0]!r}, {names[1 % len(names)]!r} and so on; call the classes of the data so'
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import time
 from collections import deque
@@ -81,7 +82,7 @@ def train(
     with contextlib.ExitStack() as stack:
         job = parallel.together(
             lambda: _open(stack, settings, workdir, primary),
-            alike=lambda job: [settings_json(job.settings), job.fingerprints],
+            alike=_what_all_share,
         )
         checkpoints = stack.enter_context(
             Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
@@ -112,6 +113,12 @@ def _open(stack: contextlib.ExitStack, settings: Settings, workdir: str, primary
     if primary:
         stack.enter_context(Lock(workdir))
     return make_job(settings)
+
+
+def _what_all_share(job: Job) -> Any:
+    """Of a job's processes; where the images lie and how many threads read them is each one's own."""
+    own = dataclasses.replace(job.settings, data='', workers=0)
+    return [settings_json(own), job.fingerprints]
 
 
 def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
