@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from flaxnets.errors import FlaxnetsError, ImageError
 from train.data import TooManyBadImagesError, eval_batches, train_batches
-from train.sources import ArraySource, Record
+from train.sources import ArraySource, Record, open_source
 
 N = 23
 
@@ -118,6 +119,21 @@ def test_bad_images_are_replaced_counted_and_named() -> None:
     assert batches.bad == len(named) >= 3  # 3, then 4 in its place; 4 itself
     assert any('image 3:' in text for text in named) and any('image 4:' in text for text in named)
     assert batches.new_bad() == []
+
+
+def test_a_file_that_cannot_be_read_is_a_bad_image(tmp_path: Path) -> None:
+    for split in ('train', 'val'):
+        (tmp_path / split / 'cat').mkdir(parents=True)
+        for name in 'abcd':
+            Image.new('L', (8, 8)).save(tmp_path / split / 'cat' / f'{name}.png')
+    source = open_source(f'folder:{tmp_path}', '', training=True)
+    (tmp_path / 'train' / 'cat' / 'b.png').unlink()  # after it was listed
+    batches = train_batches(
+        source, plain, batch_size=4, seed=0, start_step=0, in_chans=1, threads=1, max_bad=0.01
+    )
+    assert len(next(batches)['label']) == 4
+    assert 'b.png: cannot be read: No such file' in batches.new_bad()[0]
+    batches.close()
 
 
 def test_too_many_bad_images_end_the_run() -> None:

@@ -67,6 +67,7 @@ def test_what_a_run_leaves(finished: tuple[Path, Outcome]) -> None:
     assert config.classes == tuple('0123456789') and config.preprocess.size == 32
     kinds = [record['kind'] for record in read(str(workdir))]
     assert kinds.count('eval') == 2 and kinds.count('train') == 4 and kinds.count('saved') == 2
+    assert {r['bad_images'] for r in read(str(workdir)) if r['kind'] == 'train'} == {0}
 
 
 def test_the_weights_are_what_was_evaluated(finished: tuple[Path, Outcome]) -> None:
@@ -244,6 +245,22 @@ def test_an_evaluation_that_is_not_finite_is_no_best_one(
     assert outcome.evaluation is not None and outcome.evaluation.non_finite == 360
     assert read_manifest(tmp_path / 'checkpoints' / '4').facts['score'] is None
     assert '360 images had logits that are not finite' in capsys.readouterr().err
+
+
+def test_the_log_tells_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Batches:
+        bad = 1
+
+        def images_per_second(self) -> float:
+            return 100.0
+
+    def gather(own: list[float]) -> Any:
+        assert own == [0.125, 100.0, 1.0]
+        return np.array([own, [0.5, 80.0, 2.0]], np.float32)
+
+    monkeypatch.setattr(loop.parallel, 'gather', gather)
+    values = loop._of_all_hosts({'loss': 1.0, 'wait_share': 0.125}, Batches())
+    assert values == {'loss': 1.0, 'wait_share': 0.5, 'feed_images_per_second': 160.0, 'bad_images': 3}
 
 
 def test_a_profile_survives_a_stop_within_it(tmp_path: Path) -> None:
