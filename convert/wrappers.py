@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from convert.hub import three_numbers
-from flaxnets.config import INTERPOLATIONS
+from convert.class_names import named_classes
+from convert.image_settings import image_settings
 from flaxnets.errors import CheckpointError, shown
 
 Tensors = Mapping[str, np.ndarray]
@@ -86,10 +86,10 @@ def unwrap(loaded: object, ema: bool) -> Unwrapped:
     return Unwrapped(
         tensors,
         notes=(took, *left_out, *notes),
-        classes=_classes(meta),
+        classes=named_classes(meta),
         named=named if isinstance(named, str) else None,
         differences=(*_differences(meta), *_pooling(arguments)),
-        images=_images(arguments),
+        images=image_settings(arguments),
     )
 
 
@@ -181,38 +181,6 @@ def _pooling(arguments: Mapping[Any, Any]) -> tuple[str, ...]:
     pool = arguments.get('gp')  # timm's --gp
     usual = not isinstance(pool, str) or pool in ('', 'avg')
     return () if usual else (f'its training pooled globally by {shown(pool)}',)
-
-
-def _images(arguments: Mapping[Any, Any]) -> dict[str, Any]:
-    """How a training evaluated its images, by the options of timm's `train.py` or torchvision's.
-
-    What is None there, or not what `flaxnets.config.Preprocess` takes, is left to the net's own.
-    """
-    size, crop, resize = (arguments.get(key) for key in ('img_size', 'val_crop_size', 'val_resize_size'))
-    shape = arguments.get('input_size')
-    if isinstance(shape, list | tuple) and len(shape) == 3 and type(shape[1]) is int:
-        size = shape[1]
-    share, interpolation = arguments.get('crop_pct'), arguments.get('interpolation')
-    if type(crop) is int and type(resize) is int and 0 < crop <= resize:
-        size, share = crop, crop / resize
-    std = three_numbers(arguments.get('std'))
-    found = {
-        'size': size if type(size) is int and size > 0 else None,
-        'crop_pct': share if isinstance(share, float | int) and 0 < share <= 1 else None,
-        'interpolation': interpolation if isinstance(interpolation, str) else None,
-        'mean': three_numbers(arguments.get('mean')),
-        'std': std if std and min(std) > 0 else None,
-    }
-    if found['interpolation'] not in INTERPOLATIONS:
-        del found['interpolation']
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def _classes(meta: Mapping[Any, Any]) -> object:
-    """The classes where mmengine (1.x) or mmcv (0.x) keeps them."""
-    dataset = meta.get('dataset_meta')
-    places = (dataset if isinstance(dataset, Mapping) else {}, meta)
-    return next((place[key] for place in places for key in ('classes', 'CLASSES') if key in place), None)
 
 
 def is_anchor(name: object) -> bool:
