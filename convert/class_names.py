@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 
 def named_classes(meta: Mapping[Any, Any]) -> object:
