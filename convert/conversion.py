@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from convert import arithmetic
-from convert.fetch import fetch, home
+from convert.fetch import fetch
 from convert.hub import HubConfig, is_hub_folder, read_hub_folder
 from convert.identify import contradiction, identify
 from convert.layouts import Canonical, caveat, from_canonical, to_canonical
@@ -26,6 +26,7 @@ from flaxnets import runs, weights, zoo
 from flaxnets.config import Config, Preprocess, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.files import map_file, written_whole
+from flaxnets.home import home
 from flaxnets.resnet import ResNet, build
 from flaxnets.safetensors_file import read_safetensors, write_safetensors
 

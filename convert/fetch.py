@@ -29,6 +29,7 @@ from convert.web import Request, Unavailable, check_url, origin_of
 from flaxnets import zoo
 from flaxnets.config import Weights
 from flaxnets.errors import FlaxnetsError
+from flaxnets.home import home
 
 _HUB_PREFIX = re.compile(r'hf[-_]hub:', re.IGNORECASE)
 _REPOSITORY = re.compile(r'(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?', re.ASCII)
@@ -120,14 +121,6 @@ class _Repository:
     def by_hand(self) -> str:
         names = f'{CONFIG_FILE} and {WEIGHTS_FILES[0]}'
         return f'{names} from {_hub()}/{self.id}/tree/{self.revision} into {self.folder}'
-
-
-def home() -> Path:
-    """The folder below which flaxnets keeps what it fetched."""
-    if named := os.environ.get('FLAXNETS_HOME'):
-        return Path(named).expanduser().absolute()
-    cache = os.environ.get('XDG_CACHE_HOME', '')
-    return (Path(cache) if os.path.isabs(cache) else Path.home() / '.cache') / 'flaxnets'
 
 
 def fetch(name_or_url: str, *, quiet: bool = False) -> Path:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from convert import download
-from convert.fetch import home
 from flaxnets import zoo
 from flaxnets.config import Weights
+from flaxnets.home import home
 
 CONTENT = hashlib.shake_256(b'weights').digest(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

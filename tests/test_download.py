@@ -35,8 +35,9 @@ from file_server import (
 )
 
 from convert import web
-from convert.fetch import fetch, home
+from convert.fetch import fetch
 from flaxnets.errors import FlaxnetsError
+from flaxnets.home import home
 
 ROOT = Path(__file__).parents[1]
 

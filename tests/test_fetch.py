@@ -26,10 +26,11 @@ from file_server import (
 
 from convert import fetch as fetching
 from convert import web
-from convert.fetch import fetch, home
+from convert.fetch import fetch
 from flaxnets import zoo
 from flaxnets.config import Weights
 from flaxnets.errors import FlaxnetsError
+from flaxnets.home import home
 
 
 @pytest.fixture(autouse=True)

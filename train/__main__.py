@@ -9,7 +9,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from flaxnets.errors import FlaxnetsError
@@ -146,7 +145,7 @@ def _connect(options: argparse.Namespace) -> None:
     """Makes this process one of many, if it is to be, and lets compiled programs be kept."""
     import jax
 
-    from flaxnets.errors import FlaxnetsError
+    from flaxnets.home import home
 
     explicit = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in explicit):
@@ -157,12 +156,7 @@ def _connect(options: argparse.Namespace) -> None:
         jax.distributed.initialize()
     # Not on CPUs: programs compile in seconds there, and writing large ones has crashed XLA.
     if jax.default_backend() != 'cpu' and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        jax.config.update('jax_compilation_cache_dir', _cache())
-
-
-def _cache() -> str:
-    home = os.environ.get('FLAXNETS_HOME') or Path.home() / '.cache' / 'flaxnets'
-    return str(Path(home) / 'compiled')
+        jax.config.update('jax_compilation_cache_dir', str(home() / 'compiled'))
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
