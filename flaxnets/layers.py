@@ -124,12 +124,15 @@ class BatchNorm(nn.Module):
     Attributes:
       zero_scale: the scale starts at 0 instead of 1 (last normalisation of a residual branch).
       span: the images that share statistics in training.
+      frozen: the running statistics are used and kept in training too, as after torch's `.eval()`; scale
+        and bias still learn.
       dtype: of the result.
       param_dtype: of scale and bias.
     """
 
     zero_scale: bool = False
     span: Span = Span()
+    frozen: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -153,7 +156,7 @@ class BatchNorm(nn.Module):
             mean, var, count = self._batch_statistics(x)
             return normalise(x, mean, var), mean, var * (count / (count - 1))
 
-        if not train or self.is_initializing():
+        if not train or self.frozen or self.is_initializing():
             return normalise(x, running_mean.value, running_var.value)
         parts = self.span.parts
         if parts == 1:
@@ -198,13 +201,13 @@ class FoldedNorm(nn.Module):
 
 
 def conv_and_norm(
-    folded: bool, span: Span, dtype: DTypeLike, param_dtype: DTypeLike
+    folded: bool, span: Span, frozen: bool, dtype: DTypeLike, param_dtype: DTypeLike
 ) -> tuple[MakeConv, MakeNorm]:
     """`Conv` and the norm that follows it, settings bound; folded, the convolution has the norm's bias."""
     conv = partial(Conv, use_bias=folded, dtype=dtype, param_dtype=param_dtype)
     if folded:
         return conv, FoldedNorm
-    return conv, partial(BatchNorm, span=span, dtype=dtype, param_dtype=param_dtype)
+    return conv, partial(BatchNorm, span=span, frozen=frozen, dtype=dtype, param_dtype=param_dtype)
 
 
 class DropPath(nn.Module):

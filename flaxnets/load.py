@@ -23,8 +23,8 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
       num_classes: outputs of the classifier; 0 gives pooled features [N, 2048].
       in_chans: channels of the images.
       **options: `dtype`, `param_dtype`, `global_pool`, `drop_rate`, `drop_path_rate`,
-        `drop_block_rate`, `output_stride`, `frozen_stages`, `features_only`, `out_indices`, `axis_name`,
-        `remat`, `zero_init_last`: see `flaxnets.resnet.ResNet`.
+        `drop_block_rate`, `output_stride`, `frozen_stages`, `freeze_bn`, `features_only`, `out_indices`,
+        `axis_name`, `remat`, `zero_init_last`: see `flaxnets.resnet.ResNet`.
 
     Returns:
       A Flax module. `model.init(key, images)` makes its variables; `model.apply(variables, images,

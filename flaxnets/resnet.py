@@ -66,7 +66,10 @@ class ResNet(nn.Module):
       drop_block_rate: DropBlock in the last two stages; may be a traced scalar. Images that share
         BatchNorm's statistics on a device share its masks.
       frozen_stages: 1 keeps the stem from learning, 2 also layer1, ... 5 all but the classifier; what is
-        frozen computes as in inference in training too, and its running statistics stay.
+        frozen computes as in inference in training too, and its running statistics stay. mmpretrain and
+        mmdetection count one lower: their 0 is 1 here, their 1 (stem and layer1) is 2.
+      freeze_bn: every BatchNorm uses and keeps its running statistics in training too, while all kernels,
+        scales and biases learn: for batches too small for statistics (mmdetection's `norm_eval`).
       zero_init_last: each residual branch's last BatchNorm starts with scale 0.
       bn_span: the images over which BatchNorm takes its statistics in training.
       remat: recompute each block's insides in the backward pass instead of keeping them.
@@ -86,6 +89,7 @@ class ResNet(nn.Module):
     drop_path_rate: float = 0.0
     drop_block_rate: float | Array = 0.0
     frozen_stages: int = 0
+    freeze_bn: bool = False
     zero_init_last: bool = True
     bn_span: Span = Span()
     remat: bool = False
@@ -95,7 +99,7 @@ class ResNet(nn.Module):
 
     def setup(self) -> None:
         arch = self.arch
-        conv, norm = conv_and_norm(self.folded, self.bn_span, self.dtype, self.param_dtype)
+        conv, norm = conv_and_norm(self.folded, self.bn_span, self.freeze_bn, self.dtype, self.param_dtype)
         self.conv1: Any = (
             DeepStem(arch.stem_width, conv, norm) if arch.deep_stem else conv(arch.stem_width, 7, stride=2)
         )
@@ -269,6 +273,7 @@ def build(
     drop_block_rate: float = 0.0,
     output_stride: int = 32,
     frozen_stages: int = 0,
+    freeze_bn: bool = False,
     features_only: bool = False,
     out_indices: Sequence[int] | int = (0, 1, 2, 3, 4),
     axis_name: str | None = None,
@@ -297,6 +302,8 @@ def build(
         )
     if not _is_int(frozen_stages) or not 0 <= frozen_stages <= 5:
         problems.append(f'frozen_stages={frozen_stages!r} must be a whole number from 0 to 5')
+    if not isinstance(freeze_bn, bool):
+        problems.append(f'freeze_bn={freeze_bn!r} must be True or False')
     if output_stride not in (8, 16, 32):
         problems.append(f'output_stride={output_stride!r} is not one of 8, 16, 32')
     rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
@@ -325,6 +332,7 @@ def build(
         drop_path_rate=drop_path_rate,
         drop_block_rate=drop_block_rate,
         frozen_stages=frozen_stages,
+        freeze_bn=freeze_bn,
         zero_init_last=zero_init_last,
         bn_span=Span(axis_name),
         remat=remat,
