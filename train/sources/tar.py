@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import tarfile
 from collections.abc import Iterable, Sequence
@@ -10,7 +9,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from flaxnets.errors import FlaxnetsError
-from train.sources import IMAGE_SUFFIXES, Labelled, Record
+
+from . import store
+from .base import IMAGE_SUFFIXES, Labelled, Record
 
 
 class TarSource(Labelled):
@@ -25,12 +26,8 @@ class TarSource(Labelled):
 
     def __getitem__(self, index: int, /) -> Record:
         shard, name, offset, size, label = self._members[index]
-        try:
-            with open(shard, 'rb') as file:
-                file.seek(offset)
-                return Record(file.read(size), label, f'{shard}: {name}')
-        except OSError as error:
-            raise FlaxnetsError(f'{shard}: cannot be read: {error.strerror}') from error
+        title = f'{shard}: {name}'
+        return Record(store.read_image(shard, title, offset, size), label, title)
 
     def record_name(self, index: int) -> str:
         return f'{self._members[index][0]}: {self._members[index][1]}'
@@ -42,7 +39,7 @@ class TarSource(Labelled):
 
 def open_tar(pattern: str, splits: tuple[str, ...]) -> TarSource:
     candidates = [pattern.replace('{split}', split) for split in splits]
-    shards = next((found for p in candidates if (found := sorted(glob.glob(p)))), [])
+    shards = next((found for p in candidates if (found := store.matching(p))), [])
     if not shards:
         raise FlaxnetsError(f'no file matches {" or ".join(dict.fromkeys(candidates))}')
     images: list[tuple[str, str, int, int]] = []
@@ -76,7 +73,7 @@ def open_tar(pattern: str, splits: tuple[str, ...]) -> TarSource:
 def _members(shard: str) -> list[tarfile.TarInfo]:
     """The files of an uncompressed tar; nothing else may be in it but folders."""
     try:
-        with tarfile.open(shard, 'r:') as archive:
+        with store.opened(shard) as file, tarfile.open(fileobj=file, mode='r:') as archive:
             members = archive.getmembers()
     except (tarfile.TarError, OSError) as error:
         hint = '; compressed ones cannot be read at random: gunzip it' if shard.endswith(('z', '2')) else ''
@@ -89,7 +86,7 @@ def _members(shard: str) -> list[tarfile.TarInfo]:
         if member.isreg() and member.name in seen:
             raise FlaxnetsError(f'{shard}: {member.name!r} is in it twice')
         seen.add(member.name)
-    size = os.path.getsize(shard)
+    size = store.size(shard)
     files = [member for member in members if member.isreg()]
     cut = next((member for member in files if member.offset_data + member.size > size), None)
     if cut is not None:
@@ -98,9 +95,7 @@ def _members(shard: str) -> list[tarfile.TarInfo]:
 
 
 def _class_number(shard: str, member: tarfile.TarInfo) -> int:
-    with open(shard, 'rb') as file:
-        file.seek(member.offset_data)
-        text = file.read(min(member.size, 32)).strip()
+    text = store.read(shard, member.offset_data, min(member.size, 32)).strip()
     if not text.isdigit():
         raise FlaxnetsError(f'{shard}: {member.name!r} must hold the number of a class, not {text!r}')
     return int(text)

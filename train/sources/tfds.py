@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from train.sources import Labelled, Record
+
+from .base import Labelled, Record
 
 
 class TfdsSource(Labelled):
