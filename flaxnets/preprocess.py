@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from typing import Any, BinaryIO, TypeAlias
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageFile, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
@@ -35,23 +38,28 @@ MAX_PIXELS = 178_956_970  # where Pillow, too, stops believing that it is a phot
 
 _FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 
-_DECODERS: tuple[tuple[tuple[bytes, ...], type[ImageFile.ImageFile]], ...] = (
-    ((b'\xff\xd8\xff',), JpegImageFile),
-    ((b'\x89PNG\r\n\x1a\n',), PngImageFile),
-    ((b'RIFF',), WebPImageFile),
-    ((b'GIF87a', b'GIF89a'), GifImageFile),
-    ((b'BM',), BmpImageFile),
-    ((b'II*\0', b'MM\0*', b'II+\0', b'MM\0+'), TiffImageFile),
-    (tuple(b'P%d' % n for n in range(1, 7)), PpmImageFile),
+# How the files begin, and which decoder opens them.
+_DECODERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb'\xff\xd8\xff'), JpegImageFile),
+    (re.compile(rb'\x89PNG\r\n\x1a\n'), PngImageFile),
+    (re.compile(rb'RIFF'), WebPImageFile),
+    (re.compile(rb'GIF8[79]a'), GifImageFile),
+    (re.compile(rb'BM'), BmpImageFile),
+    (re.compile(rb'II[*+]\0|MM\0[*+]'), TiffImageFile),
+    (re.compile(rb'P[1-6]'), PpmImageFile),
+    (re.compile(rb'....ftyp(avif|avis|mif1|msf1)', re.DOTALL), AvifImageFile),
+    (re.compile(rb'\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n'), Jpeg2KImageFile),
 )
+# Text and sounds may begin as images do: what else must be so where no name says that it is an image.
+_LOOKALIKES = re.compile(rb'RIFF(?!....WEBP)|BM(?!....\0\0\0\0)|P[1-6](?!\s)', re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Transform:
     """Turns images into the input of a net; `flaxnets.transform` makes one.
 
-    An image is the path of a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM file (recognised by its content,
-    not its name; of an animation, the first frame), a Pillow image, or an array: uint8 or uint16
+    An image is the path of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF or JPEG 2000 file (recognised by its
+    content, not its name; of an animation, the first frame), a Pillow image, or an array: uint8 or uint16
     `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]` (alpha last).
 
     Transparency is dropped, not blended, as torchvision and timm do. 16-bit greys, which Pillow alone
@@ -196,6 +204,12 @@ def decode(
     return _decoded(opened, in_chans, name, max_pixels)
 
 
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins with these 16 bytes is an image that `decode` opens, damage aside."""
+    known = any(beginning.match(start) for beginning, _ in _DECODERS)
+    return known and not _LOOKALIKES.match(start)
+
+
 def _decoded(
     image: Image.Image, in_chans: int, name: str, max_pixels: int, exif: bool = False
 ) -> Image.Image:
@@ -240,11 +254,11 @@ def _read_header(file: BinaryIO, name: str) -> Image.Image:
     file.seek(0)
     if not start:
         raise ImageError(f'{name}: the file is empty; fetch it again')
-    decoder = next((d for signatures, d in _DECODERS if start.startswith(signatures)), None)
+    decoder = next((d for beginning, d in _DECODERS if beginning.match(start)), None)
     if decoder is None:
         raise ImageError(
-            f'{name}: not a JPEG, PNG, WebP, GIF, BMP, TIFF or PPM image: it begins with {start!r}; '
-            'fetch it again, or convert it'
+            f'{name}: not a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF or JPEG 2000 image: '
+            f'it begins with {start!r}; fetch it again, or convert it'
         )
     try:
         image = decoder(file, name)

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from flaxnets.preprocess import decode
+from flaxnets.preprocess import decode, is_image
 from train.sources import Source, open_source
 
 
@@ -261,6 +261,8 @@ def test_descriptions_that_mean_nothing(spec: str) -> None:
         jpeg(mode='P', form='gif'),
         jpeg(form='webp'),
         jpeg(form='bmp'),
+        jpeg(form='avif'),
+        jpeg(form='jpeg2000'),
         jpeg(size=(1, 1)),
         jpeg(size=(500, 33)),
     ],
@@ -269,6 +271,14 @@ def test_images_of_every_kind_become_rgb_or_grey(data: bytes) -> None:
     size = Image.open(io.BytesIO(data)).size
     assert (decode(data, 3, 'x').mode, decode(data, 3, 'x').size) == ('RGB', size)
     assert decode(data, 1, 'x').mode == 'L'
+    assert is_image(data[:16])
+
+
+@pytest.mark.parametrize(
+    'start', [b'', b'BMW, Audi, Fiat ', b'P1,P2,P3,P4,P5,P6', b'RIFF....WAVEfmt ', b'<html>', b'%PDF-1.7']
+)
+def test_what_begins_like_an_image_but_is_none(start: bytes) -> None:
+    assert not is_image(start)
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
