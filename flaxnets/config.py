@@ -7,17 +7,35 @@ directory of weights can describe itself. Nothing here imports JAX.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from flaxnets.errors import FlaxnetsError
+from flaxnets.errors import FlaxnetsError, shown
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 BLOCKS = ('resnext', 'res2net', 'resnest')
-CROP_MODES = ('center', 'center_first')
-INTERPOLATIONS = ('bilinear', 'bicubic')
+CROP_MODES = ('center', 'squash', 'border', 'center_first')
+INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'nearest', 'hamming', 'box')
+CHANNEL_ORDERS = ('rgb', 'bgr')
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ''
+
+
+def _are_texts(values: object) -> bool:
+    return isinstance(values, tuple) and all(isinstance(value, str) for value in values)
 
 
 @dataclass(frozen=True)
@@ -86,47 +104,110 @@ class Arch:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes a net's input.
+    """How an image becomes a net's input: what timm's `create_transform` does for evaluation, and more.
 
     Attributes:
-      size: height and width of the square input, in pixels.
-      crop_pct: side of the input over the side the image is resized to, in (0, 1].
-      crop_mode: 'center': the short side is resized to floor(size / crop_pct), then the centre is
-        cut (timm, torchvision). 'center_first': a centred square of crop_pct times the short side is
-        cut, then resized to `size` (ResNeSt's authors, `ECenterCrop`).
-      interpolation: Pillow's 'bilinear' or 'bicubic', both antialiased.
-      mean, std: subtracted from, and divided into, the RGB values scaled to 0..1.
+      size: of the input in pixels: one side of a square, or (height, width).
+      crop_pct: side of the input over that to which the image is resized; above 0. Above 1 the resized
+        image is smaller than the input and stands in its middle.
+      crop_mode: 'center': the image is resized, its shape kept, until it just covers size / crop_pct,
+        then the centre is cut (timm, torchvision). 'squash': resized to size / crop_pct whatever its
+        shape, then the centre is cut. 'border': resized, its shape kept, until it just fits into
+        size / crop_pct, the rest filled with the mean colour. 'center_first': a centred part of the
+        input's shape, crop_pct times the largest such, is cut, then resized to `size` (ResNeSt's
+        authors, `ECenterCrop`).
+      interpolation: Pillow's 'bilinear', 'bicubic', 'lanczos', 'hamming' or 'box', all antialiased, or
+        'nearest'.
+      mean, std: subtracted from, and divided into, the values scaled to 0..1; one for each channel of
+        the net's input, in its order, or one for all.
+      channel_order: in which the net takes colours, 'rgb' or 'bgr'.
+      unsupported: what the weights expect of their images besides, in words, and cannot be given: such
+        weights load, but nothing prepares images for them.
     """
 
-    size: int = 224
+    size: int | tuple[int, int] = 224
     crop_pct: float = 0.875
     crop_mode: str = 'center'
     interpolation: str = 'bilinear'
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    channel_order: str = 'rgb'
+    unsupported: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
-        if self.size < 1:
-            problems.append(f'size={self.size!r} must be at least 1')
-        if not 0 < self.crop_pct <= 1:
-            problems.append(f'crop_pct={self.crop_pct!r} must be above 0 and at most 1')
-        if self.crop_mode not in CROP_MODES:
-            problems.append(f'crop_mode={self.crop_mode!r} is not one of {", ".join(CROP_MODES)}')
-        if self.interpolation not in INTERPOLATIONS:
-            problems.append(f'interpolation={self.interpolation!r} is not one of {", ".join(INTERPOLATIONS)}')
-        if len(self.mean) != 3 or len(self.std) != 3 or any(s <= 0 for s in self.std):
-            problems.append(
-                f'mean={self.mean!r} and std={self.std!r} must be three numbers each, std positive'
-            )
+        sides = self.size if isinstance(self.size, tuple | list) else (self.size, self.size)
+        if len(sides) != 2 or not all(_is_whole(side, 1) for side in sides):
+            problems.append(f'size={self.size!r} must be at least 1, or (height, width) of such')
+        if not _is_finite(self.crop_pct) or self.crop_pct <= 0:
+            problems.append(f'crop_pct={self.crop_pct!r} must be above 0')
+        for field, choices in (
+            ('crop_mode', CROP_MODES),
+            ('interpolation', INTERPOLATIONS),
+            ('channel_order', CHANNEL_ORDERS),
+        ):
+            if getattr(self, field) not in choices:
+                problems.append(f'{field}={getattr(self, field)!r} is not one of {", ".join(choices)}')
+        for field in ('mean', 'std'):
+            values = getattr(self, field)
+            if not isinstance(values, tuple | list) or not values or not all(map(_is_finite, values)):
+                problems.append(f'{field}={values!r} must be a number for each channel, or one for all')
+            elif field == 'std' and min(values) <= 0:
+                problems.append(f'std={values!r} must be positive')
         if problems:
             raise FlaxnetsError('not a preprocessing: ' + '; '.join(problems))
+        plain = {
+            'size': sides[0] if sides[0] == sides[1] else tuple(sides),
+            'mean': tuple(self.mean),
+            'std': tuple(self.std),
+        }
+        for field, value in plain.items():
+            object.__setattr__(self, field, value)
+
+    @property
+    def height(self) -> int:
+        """Of the net's input, in pixels."""
+        return self.size if isinstance(self.size, int) else self.size[0]
+
+    @property
+    def width(self) -> int:
+        """Of the net's input, in pixels."""
+        return self.size if isinstance(self.size, int) else self.size[1]
+
+    def channel_values(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each of so many channels, in the net's order.
+
+        Grey images take the averages of the values of colours.
+
+        Raises:
+          FlaxnetsError: there are values for another number of channels.
+        """
+        both = []
+        for field, values in (('mean', self.mean), ('std', self.std)):
+            if channels == 1:
+                values = (math.fsum(values) / len(values),)
+            elif len(values) == 1:
+                values *= channels
+            if len(values) != channels:
+                raise FlaxnetsError(
+                    f'{field}={values!r} has {len(values)} values for images of {channels} channels: '
+                    'give one for each, or one for all'
+                )
+            both.append(values)
+        return both[0], both[1]
 
     def __str__(self) -> str:
-        how = {'center': 'resize, then centre crop', 'center_first': 'centre crop, then resize'}
+        how = {
+            'center': 'resize, then centre crop',
+            'squash': 'resize to the shape of the input, then centre crop',
+            'border': 'resize into a border',
+            'center_first': 'centre crop, then resize',
+        }
+        order = '' if self.channel_order == 'rgb' else f', channels {self.channel_order}'
+        size = f'{self.size}' if isinstance(self.size, int) else f'{self.height} x {self.width}'
         return (
-            f'{self.size} px, crop {self.crop_pct:g}, {self.interpolation}, {how[self.crop_mode]}, '
-            f'mean {self.mean}, std {self.std}'
+            f'{size} px, crop {self.crop_pct:g}, {self.interpolation}, {how[self.crop_mode]}, '
+            f'mean {self.mean}, std {self.std}{order}'
         )
 
 
@@ -138,6 +219,15 @@ class Accuracy:
     top5: float | None
     size: int
     source: str
+
+    def __post_init__(self) -> None:
+        tops = [top for top in (self.top1, self.top5) if top is not None]
+        if self.top1 is None or not all(_is_finite(top) and 0 <= top <= 100 for top in tops):
+            raise FlaxnetsError(
+                f'not an accuracy: top1={self.top1!r} and top5={self.top5!r} must be percentages'
+            )
+        if not _is_whole(self.size, 1):
+            raise FlaxnetsError(f'not an accuracy: size={self.size!r} must be at least 1')
 
 
 @dataclass(frozen=True)
@@ -172,6 +262,23 @@ class Weights:
     licence: str = 'unknown'
     aliases: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        texts = {'arch': self.arch, 'tag': self.tag, 'layout': self.layout, 'licence': self.licence}
+        problems = [
+            f'{field}={value!r} must be text' for field, value in texts.items() if not _is_text(value)
+        ]
+        for field in ('urls', 'aliases'):
+            if not _are_texts(getattr(self, field)):
+                problems.append(f'{field}={getattr(self, field)!r} must be a tuple of texts')
+        if self.sha256 is not None and not (
+            _is_text(self.sha256) and set(self.sha256) <= set('0123456789abcdef')
+        ):
+            problems.append(f'sha256={self.sha256!r} must be hexadecimal digits')
+        if not isinstance(self.preprocess, Preprocess):
+            problems.append(f'preprocess={self.preprocess!r} must be a Preprocess')
+        if problems:
+            raise FlaxnetsError('not published weights: ' + '; '.join(problems))
+
     @property
     def name(self) -> str:
         """`arch.tag`, timm's spelling of the full name."""
@@ -202,6 +309,26 @@ class Config:
     weights: Weights | None = None
     classes: tuple[str, ...] | None = None
     folded: bool = False
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not _is_text(self.name):
+            problems.append(f'name={self.name!r} must be text')
+        for field, kind in (('arch', Arch), ('preprocess', Preprocess), ('weights', Weights | None)):
+            if not isinstance(getattr(self, field), kind):
+                problems.append(f'{field}={getattr(self, field)!r} is of another type')
+        for field, least in (('num_classes', 0), ('in_chans', 1)):
+            if not _is_whole(getattr(self, field), least):
+                problems.append(f'{field}={getattr(self, field)!r} must be a whole number from {least} on')
+        if self.classes is not None:
+            if not _are_texts(self.classes):
+                problems.append(f'classes={shown(self.classes)} must be a tuple of names')
+            elif len(self.classes) != self.num_classes:
+                problems.append(f'has {len(self.classes)} classes for num_classes={self.num_classes!r}')
+        if not isinstance(self.folded, bool):
+            problems.append(f'folded={self.folded!r} must be True or False')
+        if problems:
+            raise FlaxnetsError('not a configuration: ' + '; '.join(problems))
 
 
 def to_json(value: Any) -> Any:

@@ -29,14 +29,14 @@ from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from flaxnets.config import Config, Preprocess
+from flaxnets.config import INTERPOLATIONS, Config, Preprocess
 from flaxnets.errors import FlaxnetsError, ImageError
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, stops believing that it is a photograph
 
-_FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
 # How the files begin, and which decoder opens them.
 _DECODERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
@@ -87,6 +87,9 @@ class Transform:
                 f'no transform makes in_chans={self.in_chans} channels, only 3 (RGB) or 1 (grey): '
                 f'prepare arrays [N, H, W, {self.in_chans}] yourself and give them to the net'
             )
+        if self.preprocess.unsupported:
+            reasons = '; '.join(self.preprocess.unsupported)
+            raise FlaxnetsError(f'these weights expect images that flaxnets cannot prepare: {reasons}')
         if self.max_pixels < 1:
             raise FlaxnetsError(f'max_pixels={self.max_pixels!r} must be at least 1')
 
@@ -94,15 +97,17 @@ class Transform:
         """The net's input for one image.
 
         Returns:
-          float32 `[size, size, in_chans]`: RGB (or grey) scaled to 0..1, less the mean, over std.
+          float32 `[height, width, in_chans]`: colours (or grey) in the net's order, scaled to 0..1, less the
+          mean, over std.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
         """
-        mean, std = np.array([self.preprocess.mean, self.preprocess.std], np.float32)
-        if self.in_chans == 1:
-            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
-        unit = self.pixels(image).astype(np.float32) / np.float32(255)
+        mean, std = np.array(self.preprocess.channel_values(self.in_chans), np.float32)
+        pixels = self.pixels(image)
+        if self.preprocess.channel_order == 'bgr':
+            pixels = pixels[..., ::-1]
+        unit = pixels.astype(np.float32) / np.float32(255)
         normalised: npt.NDArray[np.float32] = (unit - mean) / std
         return normalised
 
@@ -110,7 +115,7 @@ class Transform:
         """The net's input for several images, in order.
 
         Returns:
-          float32 `[N, size, size, in_chans]`.
+          float32 `[N, height, width, in_chans]`.
 
         Raises:
           ImageError: an image cannot be read, or must not be; the message counts images from 0.
@@ -123,14 +128,15 @@ class Transform:
                 rows.append(self(image))
             except ImageError as error:
                 raise ImageError(f'image {index} of the batch: {error}') from error
-        size = self.preprocess.size
-        return np.stack(rows) if rows else np.empty((0, size, size, self.in_chans), np.float32)
+        if not rows:
+            return np.empty((0, self.preprocess.height, self.preprocess.width, self.in_chans), np.float32)
+        return np.stack(rows)
 
     def pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
-        """The resized and cropped bytes, before normalisation.
+        """The resized and cropped bytes, before normalisation: RGB, or grey, whatever order the net takes.
 
         Returns:
-          uint8 `[size, size, in_chans]`.
+          uint8 `[height, width, in_chans]`.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -145,26 +151,64 @@ class Transform:
 
     def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
         image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
-        size = self.preprocess.size
-        return np.array(self._shape(image, name)).reshape(size, size, self.in_chans)
+        height, width = self.preprocess.height, self.preprocess.width
+        return np.array(self._shape(image, name)).reshape(height, width, self.in_chans)
 
     def _shape(self, image: Image.Image, name: str) -> Image.Image:
-        """Crops and resizes to the square that the net takes; the rounding is the authors'."""
-        size, pct = self.preprocess.size, self.preprocess.crop_pct
-        resample = _FILTERS[self.preprocess.interpolation]
-        width, height = image.size
-        short = min(width, height)
-        if self.preprocess.crop_mode == 'center_first':
-            side = pct * short
-            left, top = round((width - side) / 2), round((height - side) / 2)
-            box = (left, top, max(round(left + side), left + 1), max(round(top + side), top + 1))
-            return _cut(image, box).resize((size, size), resample)
-        # The resized picture is never smaller than the crop, since crop_pct is at most 1.
-        target = math.floor(size / pct)
-        width, height = int(target * width / short), int(target * height / short)
-        _check_pixels((width, height), f'{name}, with its short side resized to {target}', self.max_pixels)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        return _cut(image.resize((width, height), resample), (left, top, left + size, top + size))
+        """Crops and resizes to the shape that the net takes; the rounding is the authors'."""
+        p = self.preprocess
+        resample = FILTERS[p.interpolation]
+        if p.crop_mode == 'center_first':
+            return _cut(image, self._centre(*image.size)).resize((p.width, p.height), resample)
+        width, height = self._resized(*image.size)
+        resized = f'{name}, resized to {width} x {height}'
+        _check_pixels((max(width, p.width), max(height, p.height)), resized, self.max_pixels)
+        return self._centred(image.resize((width, height), resample))
+
+    def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of what 'center_first' cuts."""
+        p = self.preprocess
+        if p.height == p.width:
+            cut_width = cut_height = p.crop_pct * min(width, height)
+        else:
+            scale = p.crop_pct * min(width / p.width, height / p.height)
+            cut_width, cut_height = scale * p.width, scale * p.height
+        left, top = round((width - cut_width) / 2), round((height - cut_height) / 2)
+        return left, top, max(round(left + cut_width), left + 1), max(round(top + cut_height), top + 1)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which a picture is resized before its middle is taken."""
+        p = self.preprocess
+        # timm rounds down; an input of few pixels and a large percentage would leave none.
+        goal_width, goal_height = (max(1, math.floor(side / p.crop_pct)) for side in (p.width, p.height))
+        if p.crop_mode == 'squash':
+            return goal_width, goal_height
+        if p.crop_mode == 'center' and goal_width == goal_height:  # torchvision's rounding
+            short = min(width, height)
+            return int(goal_width * width / short), int(goal_width * height / short)
+        ratios = height / goal_height, width / goal_width
+        ratio = max(ratios) if p.crop_mode == 'border' else min(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def _centred(self, image: Image.Image) -> Image.Image:
+        """The middle of a picture in the shape of the input, filled up where the picture is smaller."""
+        p = self.preprocess
+        (left, right), (top, bottom) = (
+            _middle(have, want) for have, want in zip(image.size, (p.width, p.height), strict=True)
+        )
+        fill: Any = 0
+        if p.crop_mode == 'border':
+            mean = p.channel_values(self.in_chans)[0]
+            mean = mean[::-1] if p.channel_order == 'bgr' else mean
+            colours = tuple(min(max(round(255 * value), 0), 255) for value in mean)
+            fill = colours if self.in_chans == 3 else colours[0]
+        return _cut(image, (left, top, right, bottom), fill)
+
+
+def _middle(have: int, want: int) -> tuple[int, int]:
+    """First and last edge of `want` pixels in the middle of `have`, or around them, as torchvision rounds."""
+    start = -((want - have) // 2) if want > have else round((have - want) / 2)
+    return start, start + want
 
 
 def transform(config: Config | Preprocess, *, exif: bool = False, max_pixels: int = MAX_PIXELS) -> Transform:
@@ -176,7 +220,7 @@ def transform(config: Config | Preprocess, *, exif: bool = False, max_pixels: in
       max_pixels: larger pictures are refused before they are decoded.
 
     Returns:
-      A `Transform`: call it with an image for float32 `[size, size, C]`, or its `batch` with several.
+      A `Transform`: call it with an image for float32 `[height, width, C]`, or its `batch` with several.
 
     Raises:
       FlaxnetsError: the net takes neither 3 nor 1 channels.
@@ -328,9 +372,9 @@ def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
         raise ImageError(f'{name}: {image.mode} pixels have no {mode} form ({error}); convert it') from error
 
 
-def _cut(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
-    """`image.crop(box)` of a box inside the image, without crop's warning about large pictures."""
+def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: Any = 0) -> Image.Image:
+    """`image.crop(box)` without its warning about large pictures; `fill` is what lies outside the image."""
     left, top, right, bottom = box
-    cut = Image.new(image.mode, (right - left, bottom - top))
+    cut = Image.new(image.mode, (right - left, bottom - top), fill)
     cut.paste(image, (-left, -top))
     return cut

@@ -50,7 +50,7 @@ def _res2net(arch: str, file: str, csv: Percent, authors: Percent, mirrored: boo
 
 def _resnest(arch: str, file: str, preprocess: Preprocess, csv: Percent, authors: float) -> Weights:
     """The ResNeSt authors' files as timm evaluates them: resized first, then cropped."""
-    size = preprocess.size
+    size = preprocess.height
     return Weights(
         arch,
         'in1k',
@@ -109,7 +109,7 @@ def _timm(
         sha256=suffix[-8:],
         preprocess=small,
         test_preprocess=large,
-        accuracy=(_csv(small.size, at_small), _csv(large.size, at_large)),
+        accuracy=(_csv(small.height, at_small), _csv(large.height, at_large)),
         licence='apache-2.0',
     )
 

@@ -371,8 +371,9 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
     return variables
 
 
-def _trace_init(model: ResNet, size: int) -> Any:
-    images = jax.ShapeDtypeStruct((1, size, size, model.in_chans), jnp.float32)
+def _trace_init(model: ResNet, size: int | tuple[int, int]) -> Any:
+    sides = (size, size) if isinstance(size, int) else size
+    images = jax.ShapeDtypeStruct((1, *sides, model.in_chans), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)
 
 
@@ -386,8 +387,13 @@ def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
     return jax.jit(init)(jax.random.key(seed))  # jit drops all that the classifier does not need
 
 
-def count_macs(model: ResNet, size: int) -> int:
-    """Multiply-accumulates of all convolutions and of the classifier for one image of size x size pixels."""
+def count_macs(model: ResNet, size: int | tuple[int, int]) -> int:
+    """Multiply-accumulates of all convolutions and of the classifier for one image.
+
+    Args:
+      model: the net.
+      size: of the image in pixels: the side of a square, or (height, width).
+    """
     total = 0
 
     def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:

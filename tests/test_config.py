@@ -62,13 +62,20 @@ def test_stem_channels() -> None:
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [
-        ({'size': 0}, 'size=0 must be at least 1'),
-        ({'crop_pct': 0.0}, r'crop_pct=0\.0 must be above 0'),
-        ({'crop_pct': 1.15}, r'crop_pct=1\.15 must be above 0 and at most 1'),
-        ({'crop_mode': 'squash'}, "crop_mode='squash' is not one of center, center_first"),
-        ({'interpolation': 'nearest'}, "interpolation='nearest' is not one of bilinear, bicubic"),
-        ({'mean': (0.5, 0.5)}, r'mean=\(0\.5, 0\.5\)'),
-        ({'std': (0.2, 0.2, 0.0)}, 'std positive'),
+        ({'size': 0}, 'size=0'),
+        ({'size': (24, 0)}, 'size='),
+        ({'size': (24, 48, 3)}, 'size='),
+        ({'size': 24.5}, 'size='),
+        ({'crop_pct': 0.0}, r'crop_pct=0\.0'),
+        ({'crop_pct': float('nan')}, 'crop_pct=nan'),
+        ({'crop_pct': '0.9'}, 'crop_pct='),
+        ({'crop_mode': 'five'}, "crop_mode='five' is not one of center, squash, border, center_first"),
+        ({'interpolation': 'random'}, "interpolation='random' is not one of bilinear, bicubic, lanczos"),
+        ({'channel_order': 'gbr'}, "channel_order='gbr'"),
+        ({'mean': ()}, r'mean=\(\)'),
+        ({'mean': 0.5}, 'mean='),
+        ({'mean': (0.5, float('inf'), 0.5)}, 'mean='),
+        ({'std': (0.2, 0.2, 0.0)}, 'std=.*positive'),
     ],
 )
 def test_preprocess_refuses(changes: dict[str, Any], message: str) -> None:
@@ -76,11 +83,52 @@ def test_preprocess_refuses(changes: dict[str, Any], message: str) -> None:
         Preprocess(**changes)
 
 
+def test_sizes() -> None:
+    square, flat = Preprocess((96, 96)), Preprocess((24, 48))
+    assert square == Preprocess(96) and square.size == square.height == square.width == 96
+    assert (flat.size, flat.height, flat.width) == ((24, 48), 24, 48)
+
+
+def test_values_of_channels() -> None:
+    grey = Preprocess(mean=(0.5,), std=(0.25,))
+    assert grey.channel_values(4) == ((0.5,) * 4, (0.25,) * 4)
+    four = Preprocess(mean=(0.1, 0.2, 0.3, 0.4), std=(1.0,))
+    assert four.channel_values(4) == ((0.1, 0.2, 0.3, 0.4), (1.0,) * 4)
+    assert Preprocess().channel_values(1)[0] == pytest.approx((sum(Preprocess().mean) / 3,))
+    with pytest.raises(FlaxnetsError, match='3 values .* 4 channels'):
+        Preprocess().channel_values(4)
+
+
+@pytest.mark.parametrize(
+    ('value', 'changes', 'message'),
+    [
+        (CONFIG, {'num_classes': 'seven'}, "num_classes='seven'"),
+        (CONFIG, {'num_classes': 3}, '2 classes for num_classes=3'),
+        (CONFIG, {'classes': ['cat', 'dog']}, 'classes='),
+        (CONFIG, {'in_chans': 0}, 'in_chans=0'),
+        (CONFIG, {'arch': None}, 'arch=None'),
+        (CONFIG, {'name': 5}, 'name=5'),
+        (CONFIG, {'folded': 1}, 'folded=1'),
+        (WEIGHTS, {'sha256': 'xyz'}, "sha256='xyz'"),
+        (WEIGHTS, {'urls': 'https://a'}, 'urls='),
+        (WEIGHTS, {'tag': None}, 'tag=None'),
+        (WEIGHTS.accuracy[0], {'top1': 101.0}, 'top1=101'),
+        (WEIGHTS.accuracy[0], {'size': 0}, 'size=0'),
+    ],
+)
+def test_records_refuse(value: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(FlaxnetsError, match=message):
+        dataclasses.replace(value, **changes)
+
+
 def test_full_name_of_weights() -> None:
     assert WEIGHTS.name == 'resnest50d.mine'
 
 
-@pytest.mark.parametrize('config', [CONFIG, Config('mine', ARCH)])
+OTHER_IMAGES = Preprocess((24, 48), 1.1, 'squash', 'lanczos', (0.5,), (0.5,), 'bgr', ('five crops',))
+
+
+@pytest.mark.parametrize('config', [CONFIG, Config('mine', ARCH), Config('mine', ARCH, OTHER_IMAGES)])
 def test_json_round_trip(config: Config) -> None:
     again = config_from_json(json.loads(json.dumps(to_json(config))))
     assert again == config

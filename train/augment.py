@@ -15,11 +15,10 @@ import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
 from flaxnets.config import Preprocess
-from flaxnets.preprocess import Transform
+from flaxnets.preprocess import FILTERS, Transform
 from train.autoaugment import Policy, make_policy
 from train.settings import Settings
 
-FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 TRIES = 10  # of a random crop, before the centre is taken
 COVERED = 0.1  # share of the picture that a 'resnest' crop covers at least, whatever its `area`
 
