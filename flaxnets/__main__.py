@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
     add.add_argument('--model', required=True, help='a directory of weights, or a .pth file')
     add.add_argument('--arch', help='name of the net, for a .pth file whose name does not tell')
+    add.add_argument('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
     add.add_argument('--topk', type=int, default=5, metavar='K', help='how many classes to show (5)')
     add.set_defaults(run=_predict)
 
@@ -152,9 +153,11 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from flaxnets.classes import read_classes
     from flaxnets.predict import predict
 
-    results = predict(options.images, options.model, arch=options.arch, topk=options.topk)
+    classes = read_classes(options.classes) if options.classes else None
+    results = predict(options.images, options.model, arch=options.arch, topk=options.topk, classes=classes)
     if options.json:
         print(json.dumps(results, indent=1))
         return 0

@@ -298,6 +298,9 @@ class Config:
       weights: the published file that the name stands for, or None where there is none (weights
         trained or fine-tuned by the user).
       classes: the class names of the outputs in order, or None for ImageNet-1k or unknown classes.
+      class_order: how the training of weights that do not name their classes sorted them: 'text'
+        (torchvision, mmpretrain) or 'natural' (timm), see `flaxnets.classes.in_order`; 'file' if a file of
+        its own said; None if that is not known.
       folded: every BatchNorm has been folded into its convolution, for inference only.
     """
 
@@ -308,6 +311,7 @@ class Config:
     in_chans: int = 3
     weights: Weights | None = None
     classes: tuple[str, ...] | None = None
+    class_order: str | None = None
     folded: bool = False
 
     def __post_init__(self) -> None:

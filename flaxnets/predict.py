@@ -9,9 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets.config import Config
+from flaxnets.classes import output_names
 from flaxnets.errors import FlaxnetsError
-from flaxnets.imagenet import class_names
 from flaxnets.load import load_with_config
 from flaxnets.preprocess import transform
 
@@ -22,6 +21,7 @@ def predict(
     *,
     arch: str | None = None,
     topk: int = 5,
+    classes: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The most probable classes of each image.
 
@@ -30,6 +30,8 @@ def predict(
       source: a directory of weights or a `.pth` file.
       arch: name of the net, for a `.pth` file whose name does not tell.
       topk: how many classes to give.
+      classes: what the outputs are called, in their order, in place of what the weights say
+        (`flaxnets.classes.output_names`).
 
     Returns:
       For each image {'image': path, 'top': [{'class': name, 'index': i, 'probability': p}, ...]}, the
@@ -44,7 +46,7 @@ def predict(
     if config.num_classes == 0:
         raise FlaxnetsError(f'{source}: these weights have no classifier, so there are no classes to show')
     to_input = transform(config)
-    names = class_names_of(config)
+    names, _ = output_names(config, classes)
 
     @jax.jit
     def probabilities(image: jax.Array) -> jax.Array:
@@ -58,11 +60,3 @@ def predict(
         results.append({'image': os.fspath(image), 'top': top})
     return results
 
-
-def class_names_of(config: Config) -> Sequence[str]:
-    """The names of a net's outputs: its own, ImageNet's if it has 1000, else numbers."""
-    if config.classes is not None:
-        return config.classes
-    if config.num_classes == 1000:
-        return class_names()
-    return [f'class {i}' for i in range(config.num_classes)]
