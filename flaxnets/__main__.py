@@ -161,6 +161,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results, indent=1))
         return 0
+    if not classes and 'since' in results[0]['named_by']:
+        print(f'the classes are named by {results[0]["named_by"]}')
     for result in results:
         print(result['image'])
         for guess in result['top']:

@@ -179,8 +179,8 @@ def _by_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
         if (found := rule(data, names)) is not None:
             return found, words
     raise ClassesError(
-        f'{_reason(data, names)}; the weights call theirs {_some(names)}: call the classes of the data so, or '
-        'give classes= with what the data calls each output'
+        f'{_reason(data, names)}; the weights call theirs {_some(names)}: call the classes of the data so, '
+        'or give classes= with what the data calls each output'
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 
 CLASSES = 1000
@@ -41,7 +40,7 @@ def places(names: Sequence[str]) -> tuple[int, ...] | None:
     two `crane` the first is the bird), and a class that another name means is not meant again.
     """
     ids = [re.match(r'n\d{8}(?!\d)', name) for name in names]
-    if not names or len(set(names)) != len(names) and len(names) != CLASSES:
+    if not names or (len(set(names)) != len(names) and len(names) != CLASSES):
         return None
     if all(ids):
         numbers = {wnid: i for i, wnid in enumerate(wnids())}

@@ -34,8 +34,9 @@ def predict(
         (`flaxnets.classes.output_names`).
 
     Returns:
-      For each image {'image': path, 'top': [{'class': name, 'index': i, 'probability': p}, ...]}, the
-      most probable class first; probabilities are between 0 and 1.
+      For each image {'image': path, 'top': [{'class': name, 'index': i, 'probability': p}, ...],
+      'named_by': words}, the most probable class first; probabilities are between 0 and 1. 'named_by' says
+      where the names are from.
 
     Raises:
       FlaxnetsError: unusable weights or images, or weights without a classifier.
@@ -46,7 +47,7 @@ def predict(
     if config.num_classes == 0:
         raise FlaxnetsError(f'{source}: these weights have no classifier, so there are no classes to show')
     to_input = transform(config)
-    names, _ = output_names(config, classes)
+    names, named_by = output_names(config, classes)
 
     @jax.jit
     def probabilities(image: jax.Array) -> jax.Array:
@@ -57,6 +58,5 @@ def predict(
         found = np.asarray(probabilities(to_input(image)))
         best = np.argsort(-found, kind='stable')[:topk]
         top = [{'class': names[i], 'index': int(i), 'probability': float(found[i])} for i in best]
-        results.append({'image': os.fspath(image), 'top': top})
+        results.append({'image': os.fspath(image), 'top': top, 'named_by': named_by})
     return results
-

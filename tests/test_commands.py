@@ -19,7 +19,6 @@ import flaxnets
 from flaxnets import weights, zoo
 from flaxnets.__main__ import main
 from flaxnets.config import Arch, Config
-from flaxnets.imagenet import class_names
 from flaxnets.resnet import build
 
 NET = 'resnest14d'
@@ -124,6 +123,10 @@ def test_predictions_for_people(capsys: pytest.CaptureFixture[str], photo: Path,
     assert len(lines) == 2 * (1 + 3)
     assert lines[0] == str(photo)
     assert {line.split()[-1] for line in lines[1:4]} == {'cat', 'dog', 'fish'}
+    (tmp_path / 'names.txt').write_text('ant\nbee\nwasp\n')
+    options = ['--model', str(tmp_path / 'net'), '--classes', str(tmp_path / 'names.txt')]
+    renamed = run(capsys, 'predict', str(photo), *options)
+    assert {line.split()[-1] for line in renamed.splitlines()[1:]} == {'ant', 'bee', 'wasp'}
     assert sum(float(line.split('%')[0]) for line in lines[1:4]) == pytest.approx(100, abs=0.02)
 
 
@@ -149,11 +152,3 @@ def test_predict_refuses(
         tmp_path / 'headless', random_variables(headless), Config(NET, zoo.ARCHS[NET], num_classes=0)
     )
     assert 'no classifier' in words(photo, '--model', tmp_path / 'headless')
-
-
-def test_names_of_imagenet_are_used_for_1000_classes_only() -> None:
-    from flaxnets.predict import class_names_of
-
-    arch = zoo.ARCHS[NET]
-    assert class_names_of(Config(NET, arch)) == class_names()
-    assert class_names_of(Config(NET, arch, num_classes=2)) == ['class 0', 'class 1']

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import torch
 from nets import random_variables
 
 import flaxnets
-from flaxnets import zoo
-from flaxnets.config import Config
 from flaxnets.errors import FlaxnetsError
-from flaxnets.imagenet import wnids
 from train import parallel
-from train.evaluate import Evaluation, Evaluator, label_map, real_labels
+from train.evaluate import Evaluation, Evaluator, real_labels
 
 CLASSES, SIZE = 4, 32
 RNG = np.random.default_rng(0)
@@ -78,32 +75,28 @@ def test_accuracies_by_hand() -> None:
     np.testing.assert_allclose(result.per_class, [50, 100, 200 / 3, np.nan])
 
 
-def test_some_of_imagenets_folders_are_found_among_its_classes() -> None:
-    ids = wnids()
-    published = zoo.config('resnest50d')
-    found = label_map((ids[7], ids[400], ids[999]), published)
-    np.testing.assert_array_equal(found, [7, 400, 999])
-    assert label_map(ids, published) is None
-    np.testing.assert_array_equal(label_map(ids[::-1], published), range(999, -1, -1))
-    numbers = sorted(map(str, range(1000)))  # as folders are listed: 0, 1, 10, 100, ...
-    np.testing.assert_array_equal(label_map(numbers, published), list(map(int, numbers)))
-    for strange in (('cat', 'dog'), ('tench', *ids[1:]), ('1000',)):
-        with pytest.raises(FlaxnetsError, match=f"class '{strange[0]}' is none of the 1000"):
-            label_map(strange, published)
+def test_judged_among_some_outputs_as_if_there_were_no_others(
+    net: tuple[Evaluator, dict, np.ndarray],
+) -> None:
+    logits, among = net[2], [0, 1, 3]
+    evaluator = Evaluator(flaxnets.create('resnext_tiny', CLASSES), among=(3, 0, 1))
+    rows = np.flatnonzero(LABELS != 2)
+    size = 2 * jax.device_count()
+    data = [{'image': IMAGES[r], 'label': LABELS[r], 'mask': m} for r, m in padded(rows, size)]
+    result = evaluator(net[1], data)
+    order = np.argsort(-logits[rows][:, among], axis=1, kind='stable')
+    np.testing.assert_array_equal(result.labels, LABELS[rows])
+    np.testing.assert_array_equal(result.predictions, np.array(among)[order[:, 0]])
+    np.testing.assert_array_equal(np.array(among)[order[np.arange(len(rows)), result.ranks]], LABELS[rows])
+    wanted = torch.from_numpy(np.searchsorted(among, LABELS[rows]))
+    loss = torch.nn.functional.cross_entropy(torch.from_numpy(logits[rows][:, among]), wanted)
+    assert result.loss == pytest.approx(float(loss), rel=1e-5)
 
 
-def test_classes_are_known_by_their_names() -> None:
-    own = Config('resnest14d', zoo.NETS['resnest14d'], num_classes=3, classes=('ant', 'bee', 'cat'))
-    assert label_map(('ant', 'bee', 'cat'), own) is None
-    np.testing.assert_array_equal(label_map(('cat', 'ant'), own), [2, 0])
-    with pytest.raises(FlaxnetsError, match="class 'dog' is none of the 3 .* 'ant', 'bee' and so on"):
-        label_map(('ant', 'bee', 'dog'), own)
-    with pytest.raises(FlaxnetsError, match="class '0' is none"):
-        label_map(('0', '1', '2'), own)
-    unnamed = dataclasses.replace(own, classes=None)
-    assert label_map(('10', '2', '9'), unnamed) is None  # the order that its training met
-    with pytest.raises(FlaxnetsError, match='2 classes, the net 3'):
-        label_map(('ant', 'bee'), unnamed)
+def padded(rows: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        yield np.resize(part, size), np.arange(size) < len(part)
 
 
 def test_logits_that_are_not_finite_are_wrong_and_counted() -> None:

@@ -202,6 +202,8 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
+    from flaxnets.classes import ORDERS, ClassesError
+
     parser = argparse.ArgumentParser(
         prog='python -m train eval', description='Top-1, top-5 and loss of weights over every image once.'
     )
@@ -209,6 +211,9 @@ def _eval(arguments: Sequence[str]) -> int:
     add('--model', required=True, help='anything that flaxnets.load opens')
     add('--data', required=True, help='as of python -m train')
     add('--split', default='', help='part of the data; its own evaluation part if not given')
+    add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
+    add('--class-order', choices=ORDERS, help='of weights without names: their training sorted classes so')
+    add('--among', choices=('all', 'data'), help='outputs to judge among: all, or classes of the data')
     add('--out', help='folder for result.json, confusion.png and per_class.csv')
     add('--batch', type=int, default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='of the computation')
@@ -221,7 +226,10 @@ def _eval(arguments: Sequence[str]) -> int:
     _connect(options)
     from train.evaluation_job import run
 
-    report = run(options)
+    try:
+        report = run(options)
+    except ClassesError as error:
+        raise FlaxnetsError(f'{error} (here: --classes FILE, --class-order {"|".join(ORDERS)})') from error
     if options.json:
         print(json.dumps(report.as_json(), indent=1))
     else:

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flaxnets.config import Config
 from flaxnets.errors import FlaxnetsError
-from flaxnets.imagenet import wnids
 from flaxnets.resnet import ResNet
 from train import parallel
 from train.step import make_eval_step
@@ -29,8 +27,9 @@ class Evaluation:
 
     Attributes:
       labels: [N], true classes.
-      predictions: [N], the class with the largest logit; -1 where a logit is not finite.
-      ranks: [N], how many classes have a larger logit than the true one.
+      predictions: [N], the class with the largest logit among those that it is judged among; -1 where a
+        logit is not finite.
+      ranks: [N], how many of them have a larger logit than the true one.
       losses: [N], cross entropy without label smoothing, in nats.
       num_classes: of the net.
     """
@@ -89,11 +88,17 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates variables of one net; compiled once."""
+    """Evaluates variables of one net; compiled once.
 
-    def __init__(self, model: ResNet) -> None:
+    Args:
+      model: the net.
+      among: outputs among which it is judged, every label one of them; None for all.
+    """
+
+    def __init__(self, model: ResNet, *, among: Sequence[int] | None = None) -> None:
         self._num_classes = model.num_classes
-        self._step = parallel.map_eval_step(make_eval_step(model, axis_name=parallel.AXIS))
+        step = make_eval_step(model, axis_name=parallel.AXIS, among=among)
+        self._step = parallel.map_eval_step(step)
 
     def __call__(
         self,
@@ -131,50 +136,6 @@ def _kept(results: Any) -> dict[str, npt.NDArray[Any]]:
     host: dict[str, npt.NDArray[Any]] = parallel.to_host(results)
     mask = host.pop('mask')
     return {key: array[mask] for key, array in host.items()}
-
-
-def label_map(classes: Sequence[str], config: Config) -> Ints | None:
-    """Where the classes of a data set are among the outputs of weights, if that is not the same place.
-
-    Classes are known by their names: those that the weights keep, or ImageNet's WordNet ids. The data may
-    hold some of them only. Of ImageNet, folders named 0 to 999 are taken by number. Where the weights do not
-    know the names of their classes, the data's must be as many, and are taken in their order.
-
-    Args:
-      classes: of the data.
-      config: of the weights.
-
-    Returns:
-      [len(classes)] output numbers; None if classes and outputs are in the same order.
-
-    Raises:
-      FlaxnetsError: the data has other classes than the weights.
-    """
-    names = class_names(config)
-    if not names:
-        if len(classes) == config.num_classes:
-            return None
-        raise FlaxnetsError(
-            f'the data has {len(classes)} classes, the net {config.num_classes}; it can be judged by data of '
-            'its own classes only'
-        )
-    if tuple(classes) == tuple(names):
-        return None
-    places = {name: i for i, name in enumerate(names)}
-    strange = [name for name in classes if name not in places]
-    if not strange:
-        return np.array([places[name] for name in classes])
-    if config.classes is None and all(name.isdecimal() and int(name) < len(names) for name in classes):
-        return np.array([int(name) for name in classes])
-    raise FlaxnetsError(
-        f"the data's class {strange[0]!r} is none of the {len(names)} of the weights, which are called "
-        f'{names[0]!r}, {names[1 % len(names)]!r} and so on; call the classes of the data so'
-    )
-
-
-def class_names(config: Config) -> tuple[str, ...] | None:
-    """What the outputs of weights are called: their own names, or the WordNet ids of published ones."""
-    return config.classes or (wnids() if config.weights and config.num_classes == len(wnids()) else None)
 
 
 def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict[str, float]:

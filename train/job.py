@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,13 @@ import numpy as np
 import optax
 
 import flaxnets
+from flaxnets.classes import ClassesError, match
 from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
-from flaxnets.imagenet import wnids
 from flaxnets.load import load_with_config
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.zoo import NETS, resolve
 from train import parallel
-from train.evaluate import class_names
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
 from train.settings import Settings
@@ -129,7 +129,7 @@ def net_config(settings: Settings, classes: tuple[str, ...]) -> Config:
         preprocess,
         num_classes=settings.num_classes,
         in_chans=settings.in_chans,
-        classes=None if classes in ((), wnids()) else classes,  # ImageNet's have better names elsewhere
+        classes=classes or None,
     )
 
 
@@ -139,8 +139,11 @@ def abstract_state(job: Job) -> Any:
     return jax.eval_shape(lambda v: create_state(v, job.optimizer, ema=job.settings.ema_decay > 0), variables)
 
 
-def initial_state(job: Job) -> TrainState:
+def initial_state(job: Job, say: Callable[[str], None] = lambda note: None) -> TrainState:
     """The state before the first step, as NumPy arrays: random, or from `settings.weights`.
+
+    Args:
+      say: is told what became of the weights' classifier.
 
     Raises:
       FlaxnetsError: the weights cannot be opened, or are those of another net.
@@ -155,15 +158,35 @@ def initial_state(job: Job) -> TrainState:
                 f'weights={settings.weights} are those of {config.name}, but model={settings.model}; '
                 f'give model={config.name} or other weights'
             )
-        names = class_names(config)
-        if config.num_classes == settings.num_classes and names and names != job.training.classes:
+        outputs, note = _head_order(config, job.training.classes)
+        say(note)
+        head = variables['params']['fc']
+        if outputs is not None:
+            head = {leaf: array[..., outputs] for leaf, array in head.items()}
+        elif config.num_classes == settings.num_classes:
             head = initial_head(net, settings.seed)  # as many classes, but others
-            variables = {**variables, 'params': {**variables['params'], 'fc': head}}
+        variables = {**variables, 'params': {**variables['params'], 'fc': head}}
     else:
         variables = initial_variables(job.model, settings.seed, settings.conv_init)
     host = jax.tree.map(np.asarray, variables)
     state = create_state(host, job.optimizer, ema=settings.ema_decay > 0)
     return jax.tree.map(np.asarray, state)
+
+
+def _head_order(config: Config, classes: tuple[str, ...]) -> tuple[np.ndarray | None, str]:
+    """For each class of the data its output in weights of the same classes; None for others. And a note."""
+    if config.num_classes == 0:
+        return None, 'the weights have no classifier: a new one'
+    if config.num_classes != len(classes):
+        return (
+            None,
+            f'a new classifier: the weights have {config.num_classes}, the data {len(classes)} classes',
+        )
+    try:
+        matching = match(classes, config)
+    except ClassesError as error:
+        return None, f'a new classifier: {error}'
+    return np.array(matching.outputs), f'the classifier of the weights is kept; matched {matching.rule}'
 
 
 def _first_difference(a: tuple[str, ...], b: tuple[str, ...]) -> str:

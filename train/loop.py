@@ -7,7 +7,7 @@ import dataclasses
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,7 +87,8 @@ def train(
         checkpoints = stack.enter_context(
             Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
         )
-        state, damaged, evaluated = restore(job, checkpoints)
+        notes: list[str] = []
+        state, damaged, evaluated = restore(job, checkpoints, notes.append)
         first = int(state.step)
         log = parallel.together(
             lambda: stack.enter_context(
@@ -102,6 +103,8 @@ def train(
                 )
             )
         )
+        for note in notes:
+            log.event('weights', note, step=first)
         for step, reason in damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         stop = stack.enter_context(Stop())
@@ -121,8 +124,13 @@ def _what_all_share(job: Job) -> Any:
     return [settings_json(own), job.fingerprints]
 
 
-def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
+def restore(
+    job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lambda note: None
+) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
     """The newest sound state of a workdir, or the initial one.
+
+    Args:
+      say: is told what became of the classifier of the weights that a new run begins with.
 
     Returns:
       The state; the damaged steps that were skipped, and why; whether the state has been evaluated.
@@ -132,7 +140,7 @@ def restore(job: Job, checkpoints: Checkpoints) -> tuple[TrainState, tuple[tuple
     """
     restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
     if restored is None:
-        return parallel.together(lambda: initial_state(job)), (), False
+        return parallel.together(lambda: initial_state(job, say)), (), False
     return restored.state, restored.skipped, restored.score is not None
 
 
@@ -364,7 +372,7 @@ class _Run:
             )
             self.log.flush()
             pictures.curves(read(self.workdir), f'{here}/curves.png')
-            pictures.confusion(evaluation.confusion, self.job.evaluation.classes, f'{here}/confusion.png')
+            pictures.confusion(evaluation.confusion, self.job.training.classes, f'{here}/confusion.png')
             if here != self.workdir:
                 copy_tree(here, self.workdir)
         return f'{self.workdir}/weights'

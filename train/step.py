@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array, lax
 
@@ -178,8 +179,15 @@ class _Task:
         return jax.random.split(jax.random.fold_in(jax.random.key(self.settings.seed), step), 3)
 
 
-def make_eval_step(model: ResNet, *, axis_name: str | None = None) -> Callable[[Any, Batch], Batch]:
+def make_eval_step(
+    model: ResNet, *, axis_name: str | None = None, among: Sequence[int] | None = None
+) -> Callable[[Any, Batch], Batch]:
     """What is known of each image of a batch, gathered from all devices.
+
+    Args:
+      model: the net.
+      axis_name: mapped axis of the devices; None for a single one.
+      among: outputs among which the net is judged, every label one of them; None for all.
 
     Returns:
       evaluate(variables, {'image': uint8 [N, H, W, C], 'label': int [N], 'mask': bool [N]}) ->
@@ -188,17 +196,22 @@ def make_eval_step(model: ResNet, *, axis_name: str | None = None) -> Callable[[
       first, as in `argmax`. Where a logit is not finite the prediction is -1 and the rank beyond all.
     """
 
+    chosen = None if among is None else np.array(sorted(among))
+
     def evaluate(variables: Any, batch: Batch) -> Batch:
         logits: Any = model.apply(variables, normalise(batch['image']), train=False)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         label = batch['label']
+        if chosen is not None:
+            logits, label = logits[:, chosen], jnp.searchsorted(chosen, label)
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < label[:, None]))
         finite = jnp.isfinite(logits).all(-1)  # comparisons with NaN are false: every label would be first
+        best = logits.argmax(-1)
         found = {
-            'label': label,
+            'label': batch['label'],
             'mask': batch['mask'],
-            'prediction': jnp.where(finite, logits.argmax(-1), -1),
+            'prediction': jnp.where(finite, best if chosen is None else jnp.asarray(chosen)[best], -1),
             'rank': jnp.where(finite, before.sum(-1), jnp.iinfo(jnp.int32).max),
             'loss': optax.softmax_cross_entropy_with_integer_labels(logits, label),
         }
