@@ -77,7 +77,12 @@ def bare_step(settings: Settings) -> float:
     state = parallel.replicate(initial_state(job))
     step = parallel.map_train_step(
         make_train_step(
-            job.model, job.optimizer, job.settings, epoch_steps=job.epoch_steps, axis_name=parallel.AXIS
+            job.model,
+            job.optimizer,
+            job.settings,
+            job.preprocess,
+            epoch_steps=job.epoch_steps,
+            axis_name=parallel.AXIS,
         )
     )
     shape = (settings.batch_size, settings.image_size, settings.image_size, 3)

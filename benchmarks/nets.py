@@ -26,6 +26,7 @@ import optax
 from jax import lax
 
 import flaxnets
+from flaxnets.config import Preprocess
 from train.settings import Settings
 from train.state import create_state
 from train.step import make_train_step
@@ -78,7 +79,7 @@ def flax_step(name: str, options: argparse.Namespace) -> Run:
     optimizer = optax.sgd(0.1, 0.9, nesterov=True)
     state = create_state(random_variables(model), optimizer)
     batch = {'image': jnp.asarray(images_of(options)), 'label': jnp.zeros(options.batch, jnp.int32)}
-    step = make_train_step(model, optimizer, Settings(model=name), epoch_steps=1)
+    step = make_train_step(model, optimizer, Settings(model=name), Preprocess(), epoch_steps=1)
     run = jax.jit(step).lower(state, batch).compile()
     return lambda: jax.block_until_ready(run(state, batch))
 

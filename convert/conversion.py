@@ -27,6 +27,7 @@ from flaxnets.config import Config, Preprocess, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.files import map_file, written_whole
 from flaxnets.home import home
+from flaxnets.load import is_published_name
 from flaxnets.resnet import ResNet, build
 from flaxnets.safetensors_file import read_safetensors, write_safetensors
 
@@ -97,7 +98,7 @@ def open_checkpoint(
         cannot be told from another without `model`, or that contradicts it.
     """
     path, published, hub = Path(source), None, None
-    if not path.exists():
+    if not path.exists() or is_published_name(source):
         published = named(os.fspath(source))
         path = fetch(os.fspath(source), quiet=quiet)
     if path.is_dir():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flaxnets import weights, zoo
+from flaxnets import runs, weights, zoo
 from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.preprocess import MAX_PIXELS, Transform
@@ -37,38 +38,52 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
     return build(zoo.NETS[arch_name], num_classes, in_chans, **options)
 
 
-def config(source: str | os.PathLike[str]) -> Config:
-    """What a published name or a directory of weights stands for: architecture, preprocessing, origin.
+def config(source: str | os.PathLike[str], *, model: str | None = None) -> Config:
+    """What weights are: architecture, preprocessing, classes, origin.
+
+    A published name is looked up and nothing is downloaded; of a directory of weights or of a training run
+    only the description is read.
+
+    Args:
+      source: anything that `load` opens.
+      model: name of the architecture, where the tensors of a file leave a choice.
 
     Raises:
-      FlaxnetsError: unknown name or tag, or a directory that holds no weights.
+      FlaxnetsError: no such source, or a damaged one.
     """
-    if Path(source).is_dir():
-        return weights.read_config(source)
-    return zoo.config(os.fspath(source))
+    if is_published_name(source):
+        found = zoo.config(os.fspath(source))
+        _check_name(source, model, found)
+        return found
+    return _opened(source, model)[0]
 
 
 def transform(
-    source: str | os.PathLike[str] | Config | Preprocess, *, exif: bool = False, max_pixels: int = MAX_PIXELS
+    source: str | os.PathLike[str] | Config | Preprocess,
+    *,
+    model: str | None = None,
+    exif: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Transform:
     """What turns an image into exactly the array that weights expect.
 
         images = flaxnets.transform('resnest101e')('photo.jpg')[None]  # [1, 256, 256, 3]
 
     Args:
-      source: a published name, a directory of weights, a `Config` or a `Preprocess`.
+      source: anything that `load` opens, a `Config` or a `Preprocess`.
+      model: as `config` takes it.
       exif: turn the picture as its EXIF orientation says; timm and torchvision do not.
       max_pixels: larger images are refused before they are decoded.
 
     Returns:
       A `flaxnets.preprocess.Transform`: called with a path, a PIL image or an array it gives float32
-      [size, size, 3], normalised.
+      [height, width, in_chans], normalised.
 
     Raises:
-      FlaxnetsError: unknown name, or a directory that holds no weights.
+      FlaxnetsError: no such source, a damaged one, or weights that expect images which cannot be prepared.
     """
     if not isinstance(source, Config | Preprocess):
-        source = config(source)
+        source = config(source, model=model)
     return make_transform(source, exif=exif, max_pixels=max_pixels)
 
 
@@ -116,28 +131,62 @@ def load_with_config(
     **options: Any,
 ) -> tuple[Config, ResNet, weights.Variables]:
     """`load`, and the `Config` of the weights as they are stored."""
-    path = Path(source)
-    if not weights.is_directory(path):
-        try:  # the middle floor, only when needed
-            from convert.conversion import converted, open_checkpoint
-        except ModuleNotFoundError as error:
-            raise FlaxnetsError(
-                f'{source}: no directory of weights, and the converter, the package `convert`, cannot be '
-                f'imported: {error}; does a module of yours have its name?'
-            ) from error
-        path = path if path.exists() else converted(os.fspath(source))
-    if weights.is_directory(path):
-        conf = weights.read_config(path)
-        if model is not None and zoo.resolve(model)[0] != conf.name:
-            raise FlaxnetsError(f'{path} holds weights of {conf.name}, not of {model}')
-        variables = weights.read_variables(path)
-    else:
-        checkpoint = open_checkpoint(path, model)
-        conf, variables = checkpoint.config, checkpoint.variables
+    conf, read = _opened(source, model)
     net = build(
         conf.arch,
         conf.num_classes if num_classes is None else num_classes,
         conf.in_chans if in_chans is None else in_chans,
         **{'folded': conf.folded, **options},
     )
-    return conf, net, weights.merge(variables, net, seed=seed)
+    return conf, net, weights.merge(read(), net, seed=seed)
+
+
+def is_published_name(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a name of the zoo: also where a folder without weights happens to be called so."""
+    path = Path(source)
+    if path.exists() and not path.is_dir():
+        return False
+    if (path / 'config.json').exists() or (path.is_dir() and runs.is_checkpoint(path)):
+        return False
+    try:
+        zoo.resolve(os.fspath(source))
+    except FlaxnetsError:
+        return False
+    return True
+
+
+def _opened(
+    source: str | os.PathLike[str], model: str | None
+) -> tuple[Config, Callable[[], weights.Variables]]:
+    """What weights are, and how to read them."""
+    path = Path(source)
+    if weights.is_directory(path):
+        return _of_directory(path, model)
+    if path.is_dir() and runs.is_checkpoint(path):
+        found = runs.read_config(path)
+        _check_name(path, model, found)
+        return found, lambda: runs.read(path).variables
+    try:  # the converter, only when needed
+        from convert.conversion import converted, open_checkpoint
+    except ModuleNotFoundError as error:
+        raise FlaxnetsError(
+            f'{source}: no directory of weights, and the converter, the package `convert`, cannot be '
+            f'imported: {error}; does a module of yours have its name?'
+        ) from error
+    if is_published_name(source) or not path.exists():
+        path = converted(os.fspath(source))
+        if weights.is_directory(path):
+            return _of_directory(path, model)
+    checkpoint = open_checkpoint(path, model)
+    return checkpoint.config, lambda: checkpoint.variables
+
+
+def _of_directory(path: Path, model: str | None) -> tuple[Config, Callable[[], weights.Variables]]:
+    found = weights.read_config(path)
+    _check_name(path, model, found)
+    return found, lambda: weights.read_variables(path)
+
+
+def _check_name(source: object, model: str | None, found: Config) -> None:
+    if model is not None and zoo.resolve(model)[0] != found.name:
+        raise FlaxnetsError(f'{source} holds weights of {found.name}, not of {model}')

@@ -50,12 +50,12 @@ def predict(
     names, named_by = output_names(config, classes)
 
     @jax.jit
-    def probabilities(image: jax.Array) -> jax.Array:
+    def probabilities(variables: Any, image: jax.Array) -> jax.Array:
         return jax.nn.softmax(net.apply(variables, image[None])[0])
 
     results = []
     for image in images:
-        found = np.asarray(probabilities(to_input(image)))
+        found = np.asarray(probabilities(variables, to_input(image)))
         best = np.argsort(-found, kind='stable')[:topk]
         top = [{'class': names[i], 'index': int(i), 'probability': float(found[i])} for i in best]
         results.append({'image': os.fspath(image), 'top': top, 'named_by': named_by})

@@ -70,6 +70,25 @@ def find(path: str | os.PathLike[str], which: str = 'last') -> str:
     return os.fspath(folder / (str(steps[-1]) if which == 'last' else which))
 
 
+def read_config(path: str | os.PathLike[str], which: str = 'last') -> Config:
+    """What the weights of a checkpoint are, without reading them.
+
+    Raises:
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    folder = find(path, which)
+    return _facts(folder)[0]
+
+
+def _facts(folder: str) -> tuple[Config, int]:
+    """What a checkpoint holds the weights of, and the step that it is of."""
+    facts = arrays.read_manifest(folder).facts
+    try:
+        return config_from_json(facts['meta']['config']), int(facts['step'])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{folder}: not a checkpoint of a training run ({error!r})') from error
+
+
 def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True) -> Checkpoint:
     """The weights of a checkpoint, every digest checked.
 
@@ -81,12 +100,7 @@ def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True)
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
     folder = find(path, which)
-    facts = arrays.read_manifest(folder).facts
-    try:
-        config = config_from_json(facts['meta']['config'])
-        step = int(facts['step'])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f'{folder}: not a checkpoint of a training run ({error!r})') from error
+    config, step = _facts(folder)
     averaged = ema and any(name.startswith('ema/') for name in arrays.read_manifest(folder).arrays)
     if averaged:
         _, tree = arrays.read(folder, ['ema'])

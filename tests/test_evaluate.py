@@ -13,6 +13,7 @@ import torch
 from nets import random_variables
 
 import flaxnets
+from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
 from train import parallel
 from train.evaluate import Evaluation, Evaluator, real_labels
@@ -39,7 +40,7 @@ def net() -> tuple[Evaluator, dict, np.ndarray]:
     transform = flaxnets.transform('resnext_tiny')
     apply = jax.jit(model.apply)
     logits = np.concatenate([apply(variables, transform(image)[None]) for image in IMAGES])
-    return Evaluator(model), parallel.replicate(variables), logits
+    return Evaluator(model, Preprocess()), parallel.replicate(variables), logits
 
 
 def test_every_number_of_images_is_counted_exactly(net: tuple[Evaluator, dict, np.ndarray]) -> None:
@@ -103,7 +104,9 @@ def test_logits_that_are_not_finite_are_wrong_and_counted() -> None:
     model = flaxnets.create('resnext_tiny', CLASSES)
     variables = random_variables(model)
     variables['params']['fc']['bias'][0] = np.nan
-    result = Evaluator(model)(parallel.replicate(variables), batches(10, 2 * jax.device_count()))
+    result = Evaluator(model, Preprocess())(
+        parallel.replicate(variables), batches(10, 2 * jax.device_count())
+    )
     assert (result.top1, result.top5, result.non_finite) == (0, 0, 10)
     assert result.confusion.sum() == 0
     np.testing.assert_array_equal(result.per_class[np.unique(LABELS[:10])], 0)

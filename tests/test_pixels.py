@@ -28,18 +28,20 @@ def test_normalises_as_the_transform_of_the_weights(channels: int) -> None:
     pixels = images(3, 224, channels)
     transform = Transform(Preprocess(), channels)
     whole = [np.pad(image, ((16, 16), (16, 16), (0, 0))) for image in pixels]  # 256: its centre is cut
-    np.testing.assert_allclose(normalise(jnp.asarray(pixels)), transform.batch(whole), atol=2e-6)
+    np.testing.assert_allclose(
+        normalise(jnp.asarray(pixels), Preprocess()), transform.batch(whole), atol=2e-6
+    )
 
 
 def test_floats_are_taken_as_they_are() -> None:
     x = jnp.linspace(-1, 1, 2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
-    assert normalise(x) is x
+    assert normalise(x, Preprocess()) is x
 
 
 def test_flips_the_share_that_it_is_told() -> None:
     pixels = images(2000, 4)
-    flipped = np.asarray(augment(pixels, keys(2000), flip=0.3))
-    straight = np.asarray(normalise(pixels))
+    flipped = np.asarray(augment(pixels, keys(2000), Preprocess(), flip=0.3))
+    straight = np.asarray(normalise(pixels, Preprocess()))
     mirrored = np.isclose(flipped, straight[:, :, ::-1], atol=1e-5).all((1, 2, 3))
     assert (np.isclose(flipped, straight, atol=1e-5).all((1, 2, 3)) ^ mirrored).all()
     assert mirrored.mean() == pytest.approx(0.3, abs=0.03)
@@ -47,7 +49,10 @@ def test_flips_the_share_that_it_is_told() -> None:
 
 def test_lighting_moves_an_image_along_the_components_of_colour() -> None:
     pixels = images(4000, 4)
-    shift = (np.asarray(augment(pixels, keys(4000), lighting=0.1)) - np.asarray(normalise(pixels))) * STD
+    shift = (
+        np.asarray(augment(pixels, keys(4000), Preprocess(), lighting=0.1))
+        - np.asarray(normalise(pixels, Preprocess()))
+    ) * STD
     assert np.ptp(shift, axis=(1, 2)).max() < 1e-5  # one colour for all pixels of an image
     colours = shift.mean((1, 2))
     # rgb = V diag(values) alpha with alpha ~ N(0, 0.1): its covariance.
@@ -59,8 +64,8 @@ def test_lighting_moves_an_image_along_the_components_of_colour() -> None:
 def test_erases_rectangles_of_the_published_sizes() -> None:
     count, size = 1000, 32
     pixels = images(count, size)
-    before = np.asarray(normalise(pixels))
-    after = np.asarray(augment(pixels, keys(count), erasing=0.25))
+    before = np.asarray(normalise(pixels, Preprocess()))
+    after = np.asarray(augment(pixels, keys(count), Preprocess(), erasing=0.25))
     changed = ~np.isclose(before, after, atol=1e-5).all(-1)
     areas, heights, widths = [], [], []
     for mask in changed[changed.any((1, 2))]:
@@ -81,6 +86,6 @@ def test_erases_rectangles_of_the_published_sizes() -> None:
 def test_an_image_fares_the_same_in_any_batch() -> None:
     pixels, own = images(6), keys(6)
     options = dict(flip=0.5, lighting=0.1, erasing=0.5)
-    together = augment(pixels, own, **options)
-    apart = [augment(pixels[i : i + 2], own[i : i + 2], **options) for i in (0, 2, 4)]
+    together = augment(pixels, own, Preprocess(), **options)
+    apart = [augment(pixels[i : i + 2], own[i : i + 2], Preprocess(), **options) for i in (0, 2, 4)]
     np.testing.assert_array_equal(together, np.concatenate(apart))

@@ -9,6 +9,7 @@ import os
 import jax
 import pytest
 
+from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.resnet import abstract_variables
 from train import plan as planning
@@ -131,7 +132,7 @@ def test_steps_of_the_recipes_lower_for_accelerators(name: str) -> None:
         'image': jax.ShapeDtypeStruct((256, 64, 64, settings.in_chans), 'uint8'),
         'label': jax.ShapeDtypeStruct((256,), 'int32'),
     }
-    step = make_train_step(model, optimizer, settings, epoch_steps=10, platform='tpu')
+    step = make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=10, platform='tpu')
     traced = jax.jit(step).trace(state, batch)
     for platform in ('cuda', 'tpu'):
         assert 'stablehlo.convolution' in traced.lower(lowering_platforms=(platform,)).as_text()

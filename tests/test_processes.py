@@ -161,7 +161,7 @@ images = rng.integers(0, 256, (3 * BATCH + 1, 32, 32, 3), dtype=np.uint8)
 labels = rng.integers(0, 3, len(images))
 model = flaxnets.create('resnext_tiny', 3)
 variables = parallel.replicate(jax.tree.map(np.asarray, initial_variables(model, 0)))
-evaluator = Evaluator(model)
+evaluator = Evaluator(model, flaxnets.config('resnext_tiny').preprocess)
 transform = eval_transform(flaxnets.config('resnext_tiny').preprocess, 3)
 found = []
 for count in range(1, len(images) + 1):

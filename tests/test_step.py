@@ -14,6 +14,7 @@ import pytest
 from nets import random_variables
 
 import flaxnets
+from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import Span
 from train import parallel
@@ -54,7 +55,7 @@ def one_step(settings: Settings, devices: int, **options: Any) -> tuple[TrainSta
     model, optimizer, state = start(settings, **options)
     span = parallel.bn_span(settings.bn_images, N, settings.accumulation, devices)
     step = make_train_step(
-        model.clone(bn_span=span), optimizer, settings, epoch_steps=4, axis_name=parallel.AXIS
+        model.clone(bn_span=span), optimizer, settings, Preprocess(), epoch_steps=4, axis_name=parallel.AXIS
     )
     mapped = parallel.map_train_step(step, devices=jax.local_devices()[:devices])
     split = {key: array.reshape(devices, -1, *array.shape[1:]) for key, array in batch().items()}
@@ -116,7 +117,7 @@ def test_averages_move_towards_parameters_and_statistics() -> None:
 def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
     settings = dataclasses.replace(BASE, ema_decay=0.9)
     model, optimizer, state = start(settings)
-    step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=4))
+    step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=4))
     data: dict[str, Any] = batch()
     if where == 'image':
         data['image'] = np.full((N, 32, 32, 3), np.inf, np.float32)
@@ -139,7 +140,7 @@ def test_the_learning_rate_goes_on_over_a_step_that_is_skipped() -> None:
     model, _, state = start(settings)
     optimizer = make_optimizer(settings, 4, state.params)
     state = create_state({'params': state.params, 'batch_stats': state.batch_stats}, optimizer)
-    step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=4))
+    step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=4))
     still, _ = step(state, batch())
     assert largest_difference(still.params, state.params) == 0
     skipped, _ = step(state, {**batch(), 'image': np.full((N, 32, 32, 3), np.inf, np.float32)})
@@ -150,7 +151,7 @@ def test_the_learning_rate_goes_on_over_a_step_that_is_skipped() -> None:
 
 def test_a_finite_step_counts_its_images() -> None:
     model, optimizer, state = start(BASE)
-    step = jax.jit(make_train_step(model, optimizer, BASE, epoch_steps=4))
+    step = jax.jit(make_train_step(model, optimizer, BASE, Preprocess(), epoch_steps=4))
     after, metrics = step(state, batch())
     assert int(after.step) == 1 and int(after.skipped) == 0
     assert int(metrics['loss'][1]) == int(metrics['top1'][1]) == N
@@ -173,22 +174,24 @@ def test_drop_block_grows_by_epoch_and_mixing_ends() -> None:
     settings = dataclasses.replace(BASE, mixup=0.0, drop_block_rate=0.5)
     model, optimizer, state = start(settings)
     model = model.clone(drop_block_rate=0.5)
-    step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=4))
-    plain = jax.jit(make_train_step(*start(BASE)[:2], dataclasses.replace(BASE, mixup=0.0), epoch_steps=4))
+    step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=4))
+    plain = jax.jit(
+        make_train_step(*start(BASE)[:2], dataclasses.replace(BASE, mixup=0.0), Preprocess(), epoch_steps=4)
+    )
     first = {'with': step(state, batch())[0], 'without': plain(state, batch())[0]}
     assert largest_difference(first['with'].params, first['without'].params) > 0
 
     fixed = dataclasses.replace(
         settings, drop_block_rate=0.25, epochs=1
     )  # the rate of the first of two epochs
-    constant = jax.jit(make_train_step(model, optimizer, fixed, epoch_steps=4))
+    constant = jax.jit(make_train_step(model, optimizer, fixed, Preprocess(), epoch_steps=4))
     for number, same in ((0, True), (4, False)):
         here = state.replace(step=jnp.asarray(number))
         pair = step(here, batch())[0].params, constant(here, batch())[0].params
         assert (largest_difference(*pair) < 1e-7) == same, number
 
     mixed = dataclasses.replace(BASE, mix_off_epochs=1)
-    ending = jax.jit(make_train_step(*start(mixed)[:2], mixed, epoch_steps=4))
+    ending = jax.jit(make_train_step(*start(mixed)[:2], mixed, Preprocess(), epoch_steps=4))
     for number, same in ((3, False), (4, True)):  # the second of two epochs starts at step 4
         here = state.replace(step=jnp.asarray(number))
         difference = largest_difference(ending(here, batch())[0].params, plain(here, batch())[0].params)
@@ -256,7 +259,7 @@ def test_what_is_known_of_each_image() -> None:
         'label': jnp.array([2, 1, 0, 0]),
         'mask': jnp.array([True, True, True, False]),
     }
-    found = make_eval_step(Net())({}, data)  # type: ignore[arg-type]
+    found = make_eval_step(Net(), Preprocess())({}, data)  # type: ignore[arg-type]
     np.testing.assert_array_equal(found['prediction'], [1, 0, 2, 0])
     np.testing.assert_array_equal(found['rank'], [1, 1, 2, 0])
     exponentials = np.exp(np.asarray(logits))

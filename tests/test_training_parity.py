@@ -16,6 +16,7 @@ from states import SMALL, small_net
 
 import flaxnets
 from convert.tree import to_state
+from flaxnets.config import Preprocess
 from flaxnets.resnet import ResNet, build
 from train.settings import Settings
 from train.state import create_state
@@ -63,7 +64,7 @@ def step_equals_torchs(reference: torch.nn.Module, model: ResNet, images: int = 
         optimizer = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(LR, MOMENTUM, nesterov=True))
         state = create_state(to_flax(reference, model), optimizer)
         settings = Settings(model='', label_smoothing=SMOOTHING)
-        step = jax.jit(make_train_step(model, optimizer, settings, epoch_steps=1))
+        step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=1))
         state, metrics = step(state, {'image': x.permute(0, 2, 3, 1).numpy(), 'label': labels.numpy()})
         # The first momentum is the gradient plus the weight decay.
         momentum = optax.tree.get(state.opt_state, 'trace')

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.resnet import ResNet
 from train import parallel
@@ -92,12 +93,13 @@ class Evaluator:
 
     Args:
       model: the net.
+      preprocess: how its images are normalised.
       among: outputs among which it is judged, every label one of them; None for all.
     """
 
-    def __init__(self, model: ResNet, *, among: Sequence[int] | None = None) -> None:
+    def __init__(self, model: ResNet, preprocess: Preprocess, *, among: Sequence[int] | None = None) -> None:
         self._num_classes = model.num_classes
-        step = make_eval_step(model, axis_name=parallel.AXIS, among=among)
+        step = make_eval_step(model, preprocess, axis_name=parallel.AXIS, among=among)
         self._step = parallel.map_eval_step(step)
 
     def __call__(

@@ -136,7 +136,7 @@ def run(options: argparse.Namespace) -> Report:
         hosts=jax.process_count(),
         threads=options.threads,
     )
-    evaluator = Evaluator(model, among=judged.outputs)
+    evaluator = Evaluator(model, config.preprocess, among=judged.outputs)
     variables = parallel.replicate(jax.tree.map(np.asarray, variables))
     with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:
         result = evaluator(variables, _mapped(batches, matching.outputs), bar.update)

@@ -34,6 +34,7 @@ class Job:
       settings: with nothing left open: `num_classes` is the data's.
       training, evaluation: the images.
       epoch_steps, total_steps: updates of an epoch and of the whole run.
+      preprocess: how images are normalised, and prepared for evaluation.
       model: as it is trained; `inference` as it is evaluated.
       optimizer: its updates are added to the parameters.
     """
@@ -43,6 +44,7 @@ class Job:
     evaluation: Source
     epoch_steps: int
     total_steps: int
+    preprocess: Preprocess
     model: ResNet
     inference: ResNet
     optimizer: optax.GradientTransformation
@@ -50,7 +52,7 @@ class Job:
     @property
     def config(self) -> Config:
         """What the trained weights are, for whoever opens them."""
-        return net_config(self.settings, self.training.classes)
+        return net_config(self.settings, self.preprocess, self.training.classes)
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -58,8 +60,13 @@ class Job:
         return {'training': self.training.fingerprint, 'evaluation': self.evaluation.fingerprint}
 
 
-def make_job(settings: Settings) -> Job:
+def make_job(settings: Settings, earlier: Preprocess | None = None) -> Job:
     """Opens the data and builds the net.
+
+    Args:
+      settings: of the run.
+      earlier: how the run prepares its images, where it has begun already; otherwise as its weights expect,
+        where the settings do not say otherwise.
 
     Raises:
       FlaxnetsError: no such data or net, numbers that do not fit the data or the devices.
@@ -83,7 +90,12 @@ def make_job(settings: Settings) -> Job:
     model = make_model(settings, jax.device_count())
     optimizer = make_optimizer(settings, epoch_steps, abstract_variables(model)['params'])
     inference = make_model(dataclasses.replace(settings, remat=False), jax.device_count())
-    return Job(settings, training, evaluation, epoch_steps, total_steps, model, inference, optimizer)
+    if earlier is None:
+        earlier = flaxnets.config(settings.weights).preprocess if settings.weights else Preprocess()
+    preprocess = _preprocess(settings, earlier)
+    return Job(
+        settings, training, evaluation, epoch_steps, total_steps, preprocess, model, inference, optimizer
+    )
 
 
 def make_model(settings: Settings, devices: int) -> ResNet:
@@ -114,15 +126,9 @@ def make_model(settings: Settings, devices: int) -> ResNet:
     return model.clone(bn_span=span)
 
 
-def net_config(settings: Settings, classes: tuple[str, ...]) -> Config:
+def net_config(settings: Settings, preprocess: Preprocess, classes: tuple[str, ...]) -> Config:
     """The `Config` of weights that a run makes."""
     name = resolve(settings.model)[0]
-    preprocess = Preprocess(
-        size=settings.eval_size,
-        crop_pct=settings.eval_crop_pct,
-        crop_mode=settings.eval_crop_mode,
-        interpolation=settings.eval_interpolation,
-    )
     return Config(
         name,
         NETS[name],
@@ -131,6 +137,24 @@ def net_config(settings: Settings, classes: tuple[str, ...]) -> Config:
         in_chans=settings.in_chans,
         classes=classes or None,
     )
+
+
+def _preprocess(settings: Settings, own: Preprocess) -> Preprocess:
+    """How a run prepares its images: as its weights expect, but for what the settings say."""
+    said: dict[str, Any] = {
+        'size': settings.eval_size,
+        'crop_pct': settings.eval_crop_pct,
+        'crop_mode': settings.eval_crop_mode,
+        'interpolation': settings.eval_interpolation,
+    }
+    found = dataclasses.replace(own, **{field: value for field, value in said.items() if value})
+    # RGB's values for more channels, in turn, as `flaxnets.weights.merge` adapts a kernel for RGB.
+    fitted: dict[str, Any] = {
+        field: tuple(values[i % len(values)] for i in range(settings.in_chans))
+        for field, values in (('mean', found.mean), ('std', found.std))
+        if len(values) != settings.in_chans and min(len(values), settings.in_chans) > 1
+    }
+    return dataclasses.replace(found, **fitted)
 
 
 def abstract_state(job: Job) -> Any:

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets import weights
+from flaxnets import runs, weights
 from flaxnets.arrays import copy_tree, is_remote
-from flaxnets.config import to_json
-from flaxnets.errors import FlaxnetsError
+from flaxnets.config import Preprocess, config_from_json, to_json
+from flaxnets.errors import CheckpointError, FlaxnetsError
 from train import parallel, pictures
 from train.augment import eval_transform, train_transform
 from train.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ from train.job import Job, abstract_state, initial_state, make_job
 from train.lock import Lock
 from train.log import Log, read
 from train.schedule import learning_rate
-from train.settings import Settings, difference, from_json
+from train.settings import MAY_CHANGE, PREPARATION, Settings, difference, from_json
 from train.settings import to_json as settings_json
 from train.state import TrainState
 from train.step import make_train_step
@@ -115,13 +115,21 @@ def train(
 def _open(stack: contextlib.ExitStack, settings: Settings, workdir: str, primary: bool) -> Job:
     if primary:
         stack.enter_context(Lock(workdir))
-    return make_job(settings)
+    return make_job(settings, _earlier_preprocess(workdir))
+
+
+def _earlier_preprocess(workdir: str) -> Preprocess | None:
+    """How the run that a workdir holds prepares its images; the weights that it began with may be gone."""
+    try:
+        return runs.read_config(workdir).preprocess
+    except CheckpointError:
+        return None
 
 
 def _what_all_share(job: Job) -> Any:
     """Of a job's processes; where the images lie and how many threads read them is each one's own."""
     own = dataclasses.replace(job.settings, data='', workers=0)
-    return [settings_json(own), job.fingerprints]
+    return [settings_json(own), to_json(job.preprocess), job.fingerprints]
 
 
 def restore(
@@ -150,7 +158,10 @@ def check_same_run(job: Job, meta: dict[str, Any]) -> None:
     Raises:
       FlaxnetsError: with every difference.
     """
-    differences = difference(from_json(meta['settings']), job.settings)
+    differences = difference(from_json(meta['settings']), job.settings, MAY_CHANGE | PREPARATION)
+    earlier = config_from_json(meta['config']).preprocess
+    if earlier != job.preprocess:
+        differences.append(f'images: {earlier} -> {job.preprocess}')
     for part, fingerprint in job.fingerprints.items():
         if meta['data'].get(part) != fingerprint:
             differences.append(f'the {part} images are not the same ones ({job.settings.data})')
@@ -182,7 +193,7 @@ class _Run:
         self.stop, self.primary, self.profile = stop, primary, profile
         self.evaluation: Evaluation | None = None
         self.evaluated = 0  # the step that it is of
-        self.evaluator = Evaluator(job.inference)
+        self.evaluator = Evaluator(job.inference, job.preprocess)
         self.saved: int | None = None
         self.profiling = False
         self.meta = {
@@ -222,7 +233,12 @@ class _Run:
         job = self.job
         step = parallel.map_train_step(
             make_train_step(
-                job.model, job.optimizer, job.settings, epoch_steps=job.epoch_steps, axis_name=parallel.AXIS
+                job.model,
+                job.optimizer,
+                job.settings,
+                job.preprocess,
+                epoch_steps=job.epoch_steps,
+                axis_name=parallel.AXIS,
             )
         )
         meter = _Meter(job)
@@ -291,7 +307,7 @@ class _Run:
         job = self.job
         batches = eval_batches(
             job.evaluation,
-            eval_transform(job.config.preprocess, job.settings.in_chans),
+            eval_transform(job.preprocess, job.settings.in_chans),
             batch_size=EVAL_IMAGES * jax.device_count(),
             in_chans=job.settings.in_chans,
             host=jax.process_index(),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from flaxnets.config import IMAGENET_MEAN, IMAGENET_STD
+from flaxnets.config import Preprocess
 
 # Principal components of ImageNet's colours, of values in 0..1 (Krizhevsky et al., 2012; the numbers are
 # those of fb.resnet.torch, which the ResNeSt authors and MXNet use too).
@@ -23,28 +23,42 @@ ERASED_AREA = (0.02, 0.4)  # share of the image; Zhong et al., arXiv 1708.04896,
 ERASED_RATIO = 0.3  # height over width in ERASED_RATIO..1 / ERASED_RATIO
 
 
-def normalise(images: Array) -> Array:
-    """uint8 [N, H, W, C] as float32, less the mean, over the standard deviation.
+def normalise(images: Array, preprocess: Preprocess) -> Array:
+    """What `flaxnets.transform` does after it has resized and cropped, on the device.
 
-    Grey images take the average of the three means and standard deviations, as `flaxnets.preprocess`
-    does. Floating-point images are taken as normalised already.
+    Args:
+      images: uint8 [N, H, W, C], colours as RGB; floating-point images are taken as normalised already.
+      preprocess: mean, std and channel order of the net.
+
+    Returns:
+      float32 [N, H, W, C], channels in the order of the net.
+
+    Raises:
+      FlaxnetsError: the mean or the std is for another number of channels.
     """
     if jnp.issubdtype(images.dtype, jnp.floating):
         return images
-    mean, std = np.array([IMAGENET_MEAN, IMAGENET_STD], np.float32)
-    if images.shape[-1] == 1:
-        mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+    mean, std = np.array(preprocess.channel_values(images.shape[-1]), np.float32)[:, None, None, None]
+    if preprocess.channel_order == 'bgr':
+        images = images[..., ::-1]
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
 def augment(
-    images: Array, keys: Array, *, flip: float = 0.0, lighting: float = 0.0, erasing: float = 0.0
+    images: Array,
+    keys: Array,
+    preprocess: Preprocess,
+    *,
+    flip: float = 0.0,
+    lighting: float = 0.0,
+    erasing: float = 0.0,
 ) -> Array:
     """`normalise`, with what training does at random to single images.
 
     Args:
       images: uint8 [N, H, W, C].
       keys: a random key for each image, [N].
+      preprocess: mean, std and channel order of the net.
       flip: probability of a mirrored image.
       lighting: standard deviation of the noise along the principal components of colour; none for grey.
       erasing: probability that a rectangle becomes normal noise.
@@ -57,10 +71,12 @@ def augment(
         flip_key, light_key, erase_key = jax.random.split(key, 3)
         if flip:
             image = jnp.where(jax.random.bernoulli(flip_key, flip), image[:, ::-1], image)
-        x = normalise(image[None])[0]
+        x = normalise(image[None], preprocess)[0]
         if lighting and x.shape[-1] == 3:
             alpha = lighting * jax.random.normal(light_key, (3,))
-            x = x + COLOUR_EIGENVECTORS @ (alpha * COLOUR_EIGENVALUES) / np.array(IMAGENET_STD, np.float32)
+            light = COLOUR_EIGENVECTORS @ (alpha * COLOUR_EIGENVALUES)
+            light = light[::-1] if preprocess.channel_order == 'bgr' else light
+            x = x + (light / np.array(preprocess.channel_values(3)[1], np.float32))[None, None]
         return _erase(x, erase_key, erasing) if erasing else x
 
     return jax.vmap(one)(images, keys)
@@ -75,7 +91,7 @@ def _erase(image: Array, key: Array, probability: float) -> Array:
     ratio = jnp.exp(jax.random.uniform(ratio_key, minval=-limit, maxval=limit))
     h = jnp.clip(jnp.round(jnp.sqrt(area * ratio)), 1, height)
     w = jnp.clip(jnp.round(jnp.sqrt(area / ratio)), 1, width)
-    inside = _between(top_key, h, height)[:, None] & _between(left_key, w, width)
+    inside = _between(top_key, h, height)[:, None] & _between(left_key, w, width)[None]
     erased = jax.random.bernoulli(whether, probability) & inside
     return jnp.where(erased[..., None], jax.random.normal(noise_key, image.shape), image)
 

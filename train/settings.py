@@ -27,6 +27,8 @@ CONV_INITS = ('fan_out', 'fan_in', 'prelu')
 _SAVING = ('save_steps', 'save_minutes', 'keep_last', 'keep_best', 'on_failed_save')
 _WATCHING = ('eval_epochs', 'log_steps', 'max_bad_images', 'on_non_finite')
 MAY_CHANGE = frozenset(('data', 'workers', 'max_steps', *_SAVING, *_WATCHING))
+# How images are prepared: compared as a whole, since what is not set here comes from the weights.
+PREPARATION = frozenset(('eval_size', 'eval_crop_pct', 'eval_crop_mode', 'eval_interpolation', 'mean', 'std'))
 
 
 @dataclass(frozen=True)

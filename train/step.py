@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
+from flaxnets.config import Preprocess
 from flaxnets.resnet import ResNet
 from train.mixing import mix
 from train.pixels import augment, normalise
@@ -28,6 +29,7 @@ def make_train_step(
     model: ResNet,
     optimizer: optax.GradientTransformation,
     settings: Settings,
+    preprocess: Preprocess,
     *,
     epoch_steps: int,
     axis_name: str | None = None,
@@ -39,6 +41,7 @@ def make_train_step(
       model: the net, its `bn_span` chosen.
       optimizer: its updates are added to the parameters; it may ask for `step`, counted from 0.
       settings: of augmentation, loss, averages.
+      preprocess: mean, std and channel order of the net's images.
       epoch_steps: of an epoch, for what changes by epoch.
       axis_name: mapped axis over whose devices gradients are averaged; None for a single device.
       platform: 'cpu', 'gpu' or 'tpu', that it is compiled for; None is JAX's own.
@@ -52,7 +55,7 @@ def make_train_step(
 
       Floating-point images are taken as they are, neither normalised nor changed.
     """
-    task = _Task(model, settings, epoch_steps, axis_name, platform or jax.default_backend())
+    task = _Task(model, settings, preprocess, epoch_steps, axis_name, platform or jax.default_backend())
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -88,6 +91,7 @@ class _Task:
 
     model: ResNet
     settings: Settings
+    preprocess: Preprocess
     epoch_steps: int
     axis_name: str | None
     platform: str
@@ -104,7 +108,7 @@ class _Task:
         n, device = images.shape[0], self._device()
         image_key, group_key, _ = self._keys(step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, device * n + jnp.arange(n))
-        images = augment(images, keys, flip=s.flip, lighting=s.lighting, erasing=s.erasing)
+        images = augment(images, keys, self.preprocess, flip=s.flip, lighting=s.lighting, erasing=s.erasing)
         if s.mixup or s.cutmix:
             groups = max(1, n // s.mix_images) if s.mix_images else 1
             keys = jax.vmap(jax.random.fold_in, (None, 0))(group_key, device * groups + jnp.arange(groups))
@@ -180,12 +184,17 @@ class _Task:
 
 
 def make_eval_step(
-    model: ResNet, *, axis_name: str | None = None, among: Sequence[int] | None = None
+    model: ResNet,
+    preprocess: Preprocess,
+    *,
+    axis_name: str | None = None,
+    among: Sequence[int] | None = None,
 ) -> Callable[[Any, Batch], Batch]:
     """What is known of each image of a batch, gathered from all devices.
 
     Args:
       model: the net.
+      preprocess: mean, std and channel order of its images.
       axis_name: mapped axis of the devices; None for a single one.
       among: outputs among which the net is judged, every label one of them; None for all.
 
@@ -199,7 +208,7 @@ def make_eval_step(
     chosen = None if among is None else np.array(sorted(among))
 
     def evaluate(variables: Any, batch: Batch) -> Batch:
-        logits: Any = model.apply(variables, normalise(batch['image']), train=False)
+        logits: Any = model.apply(variables, normalise(batch['image'], preprocess), train=False)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         label = batch['label']
         if chosen is not None:
