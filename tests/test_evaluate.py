@@ -80,7 +80,7 @@ def test_judged_among_some_outputs_as_if_there_were_no_others(
     net: tuple[Evaluator, dict, np.ndarray],
 ) -> None:
     logits, among = net[2], [0, 1, 3]
-    evaluator = Evaluator(flaxnets.create('resnext_tiny', CLASSES), among=(3, 0, 1))
+    evaluator = Evaluator(flaxnets.create('resnext_tiny', CLASSES), Preprocess(), among=(3, 0, 1))
     rows = np.flatnonzero(LABELS != 2)
     size = 2 * jax.device_count()
     data = [{'image': IMAGES[r], 'label': LABELS[r], 'mask': m} for r, m in padded(rows, size)]
