@@ -16,6 +16,7 @@ from convert.layouts import LAYOUTS
 from convert.tree import COUNTER
 from convert.verify import Verification
 from flaxnets import weights, zoo
+from flaxnets.classes import read_classes
 from flaxnets.errors import FlaxnetsError
 
 DESCRIPTION = """Converts weights: PyTorch checkpoints (.pth, .safetensors, Hugging Face folders) of any
@@ -39,7 +40,14 @@ file for PyTorch, with its certificate beside it; any other is a directory.
 exit codes: 0 done (or equal), 1 an error, 2 a wrong option, 3 --verify or --compare found a difference"""
 
 DIFFERENT = 3
-_WORK = ('drop_head', 'dtype', 'fold_bn', 'layout', 'format')  # options that change what is written
+_WORK = (
+    'classes',
+    'drop_head',
+    'dtype',
+    'fold_bn',
+    'layout',
+    'format',
+)  # options that change what is written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -90,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add('--layout', choices=LAYOUTS, help='names in a file that is written (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
+    add('--classes', metavar='FILE', help='names of the outputs, to be kept: one a line, or JSON')
     add('--drop-head', action='store_true', help='leave the classifier out')
     add('--dtype', choices=DTYPES, help='store the parameters so')
     add('--fold-bn', action='store_true', help='fold BatchNorm into the convolutions, for inference')
@@ -116,6 +125,8 @@ def _convert(options: argparse.Namespace) -> int:
         checkpoint = conversion.averaged(sources)
     else:
         checkpoint = _open(options.source, options)
+    if options.classes:
+        checkpoint = conversion.with_classes(checkpoint, read_classes(options.classes))
     original = checkpoint
     if options.drop_head:
         original = checkpoint = conversion.without_head(checkpoint)

@@ -209,13 +209,14 @@ def _understood(
         in_chans=_length(found.state, _first_weight(name), axis=1, default=3),
         weights=published,
         classes=classes if classes and len(classes) == num_classes else None,
+        class_order=None if classes or published else found.class_order,
     )
     if hub and (num_classes not in (0, hub.num_classes) or config.in_chans != hub.in_chans):
         raise CheckpointError(
             f'{path.parent}: config.json says {hub.num_classes} classes and {hub.in_chans} input channels, '
             f'{path.name} has {num_classes} and {config.in_chans}'
         )
-    notes = (*found.notes, *(hub.differences if hub else ()), *notes)
+    notes = (*found.notes, *((*hub.differences, *hub.notes) if hub else ()), *notes)
     source = weights.Source(path.name, digest, found.layout, notes, _counters(found.state))
     return Checkpoint(config, found.state, source, str(path))
 
@@ -278,6 +279,9 @@ def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     nets = {checkpoint.config.name for checkpoint in checkpoints}
     if len(nets) > 1:
         raise CheckpointError(f'cannot average different nets: {", ".join(sorted(nets))}')
+    named = {checkpoint.config.classes for checkpoint in checkpoints} - {None}
+    if len(named) > 1:
+        raise CheckpointError('cannot average nets of different classes, or of the same in different orders')
     state = arithmetic.average([checkpoint.state for checkpoint in checkpoints], files)
     first = checkpoints[0]
     source = weights.Source(
@@ -285,14 +289,28 @@ def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
         notes=(f'the mean of {", ".join(files)}',),
         num_batches_tracked=first.source.num_batches_tracked,
     )
-    return Checkpoint(replace(first.config, weights=None), state, source, 'the average')
+    config = replace(first.config, weights=None, classes=next(iter(named), None))
+    return Checkpoint(config, state, source, 'the average')
 
 
 def without_head(checkpoint: Checkpoint) -> Checkpoint:
     """The checkpoint without its classifier."""
-    config = replace(checkpoint.config, num_classes=0, classes=None)
+    config = replace(checkpoint.config, num_classes=0, classes=None, class_order=None)
     state = arithmetic.drop_head(checkpoint.state)
     return replace(checkpoint, config=config, state=state, source=checkpoint.noted('dropped the head'))
+
+
+def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
+    """The checkpoint with names for its outputs, in their order, in place of what it calls them.
+
+    Raises:
+      FlaxnetsError: there are more or fewer names than outputs.
+    """
+    outputs = checkpoint.config.num_classes
+    if len(classes) != outputs:
+        raise FlaxnetsError(f'{checkpoint.where}: {len(classes)} names are given for its {outputs} outputs')
+    config = replace(checkpoint.config, classes=tuple(classes), class_order=None)
+    return replace(checkpoint, config=config, source=checkpoint.noted('named the classes as given'))
 
 
 def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from convert.class_names import class_names
 from flaxnets.config import Preprocess
 from flaxnets.errors import CheckpointError, FlaxnetsError
 
@@ -53,6 +54,7 @@ class HubConfig:
       classes: the class names in order, or None.
       differences: options with which timm builds the net that make it compute something else than the
         architecture of that name, in words.
+      notes: what it says of its classes and cannot be used, in words.
     """
 
     architecture: str
@@ -61,6 +63,7 @@ class HubConfig:
     preprocess: Preprocess
     classes: tuple[str, ...] | None = None
     differences: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def is_hub_folder(path: str | os.PathLike[str]) -> bool:
@@ -118,14 +121,16 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
     for name, number, least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
         if type(number) is not int or number < least:
             raise ValueError(f'{name}={number!r} must be a whole number from {least} on')
+    classes, notes = class_names(data).of(num_classes)
     arguments.setdefault('global_pool', both.get('global_pool', 'avg'))
     return HubConfig(
         architecture,
         num_classes,
         in_chans,
         preprocess,
-        _classes(both.get('label_names', both.get('labels')), num_classes),
+        classes,
         _differences(arguments),
+        notes,
     )
 
 
@@ -184,23 +189,6 @@ def three_numbers(values: object) -> tuple[float, float, float] | None:
 def _is_number(value: object) -> bool:
     small = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
     return small  # and so no NaN, no infinity, nothing that a float could not hold
-
-
-def _classes(names: object, num_classes: int) -> tuple[str, ...] | None:
-    """Names in the order of the classifier's outputs, from a list or from a table by number."""
-    if not names:
-        return None
-    if isinstance(names, dict):
-        # timm writes a table where some outputs have no name: those are called by their number.
-        stray = sorted(set(names) - set(map(str, range(num_classes))))
-        if stray:
-            raise ValueError(f'label_names names outputs that are none of the {num_classes}: {stray[:8]}')
-        names = [names.get(str(number), str(number)) for number in range(num_classes)]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError('label_names must be a list of names, or a table of them by number')
-    if len(names) != num_classes:
-        raise ValueError(f'has {len(names)} label_names for {num_classes} classes')
-    return tuple(names)
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:

@@ -69,6 +69,7 @@ class Canonical:
         ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection' or 'cadene'.
       notes: what was taken, stripped, renamed and left out, in words.
       classes: the classifier's classes in order, where the file names them.
+      class_order: as `flaxnets.config.Config.class_order`.
       named: what a training file calls its net (`arch`), unchecked.
       images: fields of `flaxnets.config.Preprocess` that a training file gives.
     """
@@ -77,6 +78,7 @@ class Canonical:
     layout: str
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] | None = None
+    class_order: str | None = None
     named: str | None = None
     images: Mapping[str, Any] = field(default_factory=dict)
 
@@ -120,8 +122,10 @@ def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False)
     state = {new: tensors[name] for name, new in names.items()}
     if ANCHOR in state and 'fc.weight' not in state:
         notes.append('it has no classifier (fc.weight)')
-    classes = _classes(saved.classes, state, notes)
-    return Canonical(state, layout, tuple(notes), classes, saved.named, saved.images)
+    weight = state.get('fc.weight')
+    classes, more = saved.classes.of(len(weight)) if weight is not None and weight.ndim else (None, ())
+    order = None if classes else saved.classes.order
+    return Canonical(state, layout, (*notes, *more), classes, order, saved.named, saved.images)
 
 
 def from_canonical(state: Tensors, layout: str, arch: Arch) -> dict[str, np.ndarray]:
@@ -174,22 +178,6 @@ def caveat(layout: str, arch: Arch) -> str | None:
         )
     if arch.block == 'res2net' and arch.cardinality > 1:
         return "mmpretrain's Res2Net has no grouped convolutions: no net of it takes these weights"
-    return None
-
-
-def _classes(found: object, state: Tensors, notes: list[str]) -> tuple[str, ...] | None:
-    """The names of the classes, if they are names and there is one for each output."""
-    weight = state.get('fc.weight')
-    if found is None or weight is None or weight.ndim != 2:
-        return None
-    if not isinstance(found, (list, tuple)) or not all(isinstance(name, str) for name in found):
-        notes.append("left out the file's classes, which are no list of names")
-    elif len(found) != len(weight):
-        notes.append(
-            f"left out the file's {count(len(found), 'class name')}: there are {len(weight)} outputs"
-        )
-    else:
-        return tuple(found)
     return None
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from convert.class_names import named_classes
+from convert.class_names import Said, class_names
 from convert.image_settings import image_settings
 from flaxnets.errors import CheckpointError, shown
 
@@ -40,7 +40,7 @@ class Unwrapped:
     Attributes:
       tensors: name -> tensor, nothing renamed.
       notes: what was taken and what was left out, in words.
-      classes: what the file gives as the names of its classes, unchecked; None if nothing.
+      classes: what the file says of its classes, unchecked.
       named: what the file calls its net, unchecked; None if nothing.
       differences: what makes its net compute something else than those here, by its own configuration.
       images: fields of `flaxnets.config.Preprocess`, as its training evaluated.
@@ -48,7 +48,7 @@ class Unwrapped:
 
     tensors: Tensors
     notes: tuple[str, ...] = ()
-    classes: object = None
+    classes: Said = field(default_factory=Said)
     named: str | None = None
     differences: tuple[str, ...] = ()
     images: Mapping[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def unwrap(loaded: object, ema: bool) -> Unwrapped:
     return Unwrapped(
         tensors,
         notes=(took, *left_out, *notes),
-        classes=named_classes(meta),
+        classes=class_names(loaded),
         named=named if isinstance(named, str) else None,
         differences=(*_differences(meta), *_pooling(arguments)),
         images=image_settings(arguments),

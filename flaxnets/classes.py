@@ -361,10 +361,7 @@ def _number(value: object) -> int | None:
 def _name(value: object) -> str | None:
     if isinstance(value, list | tuple) and value:
         value = value[0]
-    if isinstance(value, str):
-        return value.strip() or None
-    number = _number(value)
-    return None if number is None else str(number)  # folders 0, 1, 2, ... that a program read as numbers
+    return value.strip() or None if isinstance(value, str) else None
 
 
 def _all_names(names: Sequence[str | None]) -> tuple[str, ...] | None:

@@ -312,9 +312,6 @@ def cfg(**pretrained: Any) -> dict[str, Any]:
         (cfg() | {'model_args': {'in_chans': 1.5}}, 'in_chans=1.5'),
         (cfg() | {'model_args': [1]}, 'model_args'),
         (cfg() | {'pretrained_cfg': 'resnest50d'}, 'pretrained_cfg'),
-        (cfg() | {'label_names': ['a', 'b']}, '2 label_names for 10 classes'),
-        (cfg() | {'label_names': {'10': 'a'}}, r"none of the 10: \['10'\]"),
-        (cfg() | {'label_names': list(range(10))}, 'label_names must be'),
         (
             {'architectures': ['ResNetForImageClassification'], 'model_type': 'resnet'},
             'names no "architecture"',
