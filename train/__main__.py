@@ -8,7 +8,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flaxnets.errors import FlaxnetsError
@@ -178,6 +178,8 @@ def _print(settings: Any) -> int:
     if settings.data:
         source = open_source(settings.data, settings.train_split, training=True)
         examples, classes = len(source), source.num_classes
+        for note in source.notes:
+            print(f'note: {note}', file=sys.stderr)
     else:
         examples, classes = IMAGENET, settings.num_classes or 1000
         print("no --data: counted with ImageNet's", f'{examples:,} images')
@@ -215,9 +217,9 @@ def _eval(arguments: Sequence[str]) -> int:
     add('--class-order', choices=ORDERS, help='of weights without names: their training sorted classes so')
     add('--among', choices=('all', 'data'), help='outputs to judge among: all, or classes of the data')
     add('--out', help='folder for result.json, confusion.png and per_class.csv')
-    add('--batch', type=int, default=64, help='images of a device at a time (64)')
+    add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='of the computation')
-    add('--threads', type=int, default=0, help='that decode images; one for each core')
+    add('--threads', type=_count(0), default=0, help='that decode images; one for each core')
     add('--real-labels', metavar='FILE', help="real.json of ImageNet's reassessed labels")
     add('--json', action='store_true', help='print JSON')
     add('--quiet', action='store_true', help='no progress bar')
@@ -235,6 +237,17 @@ def _eval(arguments: Sequence[str]) -> int:
     else:
         print(report.text())
     return 0
+
+
+def _count(least: int) -> Callable[[str], int]:
+    """Reads a whole number that is not too small."""
+
+    def read(text: str) -> int:
+        if not text.strip().isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'must be a whole number, at least {least}, not {text!r}')
+        return int(text)
+
+    return read
 
 
 def _export(arguments: Sequence[str]) -> int:

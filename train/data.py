@@ -102,8 +102,7 @@ def train_batches(
     Raises:
       FlaxnetsError: the batch cannot be shared by the hosts.
     """
-    if batch_size % hosts:
-        raise FlaxnetsError(f'batch_size={batch_size} cannot be shared by {hosts} hosts')
+    _check(batch_size, hosts, threads)
     local = batch_size // hosts
     loader = _Loader(source, transform, seed, in_chans, max_bad, threads or os.cpu_count() or 1)
 
@@ -115,6 +114,13 @@ def train_batches(
     ahead = grain.ReadOptions(loader.threads, max(2 * loader.threads, BATCHES_AHEAD * local))
     places = grain.MapDataset.range(start_step * local, ENDLESS).map(load)
     return TrainBatches(iter(places.to_iter_dataset(ahead).batch(local)), loader)
+
+
+def _check(batch_size: int, hosts: int, threads: int) -> None:
+    if batch_size < 1 or threads < 0:
+        raise FlaxnetsError(f'{batch_size=} must be 1 or more, and {threads=} 0 or more')
+    if batch_size % hosts:
+        raise FlaxnetsError(f'batch_size={batch_size} cannot be shared by {hosts} hosts')
 
 
 class _Loader:
@@ -204,8 +210,7 @@ def eval_batches(
       ImageError: (while iterating) an image cannot be read: none is ever left out.
       FlaxnetsError: the batch cannot be shared by the hosts.
     """
-    if batch_size % hosts:
-        raise FlaxnetsError(f'a batch of {batch_size} images cannot be shared by {hosts} hosts')
+    _check(batch_size, hosts, threads)
     local = batch_size // hosts
     count = len(source)
     batches = -(-count // batch_size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import csv
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,10 @@ def run(options: argparse.Namespace) -> Report:
     config, model, variables = load_with_config(options.model, dtype=options.dtype)
     if config.num_classes == 0:
         raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
-    source = open_source(options.data, options.split, training=False)
+    source = open_source(options.data, options.split, training=False, whole=True)
+    if jax.process_index() == 0:
+        for note in source.notes:
+            print(f'note: {note}', file=sys.stderr, flush=True)
     classes = read_classes(options.classes) if options.classes else None
     matching = match(source.classes, config, classes=classes, order=options.class_order)
     judged = judge(source, matching, imagenet_places(config, classes), options.among)

@@ -22,7 +22,7 @@ from train import parallel
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
 from train.settings import Settings
-from train.sources import Source, open_source
+from train.sources import Source, open_source, some
 from train.state import TrainState, create_state, initial_variables
 
 
@@ -55,6 +55,20 @@ class Job:
         return net_config(self.settings, self.preprocess, self.training.classes)
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user of the data should know: what was left out, classes without images."""
+        notes = [*self.training.notes, *self.evaluation.notes]
+        for part, source in (('training', self.training), ('evaluation', self.evaluation)):
+            empty = source.empty_classes()
+            if empty:
+                notes.append(f'{part} has no images of {len(empty)} classes: {some(empty)}')
+        if self.training.num_classes == 1:
+            notes.append(f'all images are of one class, {self.training.classes[0]!r}')
+        if self.training.fingerprint == self.evaluation.fingerprint:
+            notes.append('evaluation judges by the images of training: give another part, eval_split=')
+        return tuple(dict.fromkeys(notes))
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """What tells these images from others, for comparing at a resume."""
         return {'training': self.training.fingerprint, 'evaluation': self.evaluation.fingerprint}
@@ -74,13 +88,7 @@ def make_job(settings: Settings, earlier: Preprocess | None = None) -> Job:
     if not settings.data:
         raise FlaxnetsError('data= is missing: say where the images are (--data tfds:imagenet2012)')
     training = open_source(settings.data, settings.train_split, training=True)
-    evaluation = open_source(settings.data, settings.eval_split, training=False)
-    if training.classes != evaluation.classes:
-        raise FlaxnetsError(
-            f'{settings.data}: training has {training.num_classes} classes and evaluation '
-            f'{evaluation.num_classes}, or in another order: '
-            f'{_first_difference(training.classes, evaluation.classes)}'
-        )
+    evaluation = open_source(settings.data, settings.eval_split, training=False).among(training.classes)
     if settings.num_classes not in (0, training.num_classes):
         raise FlaxnetsError(
             f'num_classes={settings.num_classes}, but {settings.data} has {training.num_classes}'
@@ -211,11 +219,3 @@ def _head_order(config: Config, classes: tuple[str, ...]) -> tuple[np.ndarray | 
     except ClassesError as error:
         return None, f'a new classifier: {error}'
     return np.array(matching.outputs), f'the classifier of the weights is kept; matched {matching.rule}'
-
-
-def _first_difference(a: tuple[str, ...], b: tuple[str, ...]) -> str:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return f'class {i} is {x!r} in one and {y!r} in the other'
-    longer = a if len(a) > len(b) else b
-    return f'class {min(len(a), len(b))}, {longer[min(len(a), len(b))]!r}, is in one of them only'

@@ -105,6 +105,8 @@ def train(
         )
         for note in notes:
             log.event('weights', note, step=first)
+        for note in job.notes:
+            log.event('note', note)
         for step, reason in damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         stop = stack.enter_context(Stop())

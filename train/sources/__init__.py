@@ -2,6 +2,7 @@
 
 from .arrays import ArraySource
 from .base import SPLITS, Labelled, Record, Source
+from .entries import some
 from .open import open_source
 
-__all__ = ['SPLITS', 'ArraySource', 'Labelled', 'Record', 'Source', 'open_source']
+__all__ = ['SPLITS', 'ArraySource', 'Labelled', 'Record', 'Source', 'open_source', 'some']

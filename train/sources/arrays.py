@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from flaxnets.errors import FlaxnetsError
 
 from . import store
-from .base import SPLITS, Labelled, Record, Source
+from .base import SPLITS, Labelled, Record
+from .parts import Part
 
 
 class ArraySource(Labelled):
@@ -43,29 +45,28 @@ class ArraySource(Labelled):
         yield self.images.tobytes()
 
 
-def open_digits(splits: tuple[str, ...]) -> Source:
+def open_digits(part: Part) -> Labelled:
     """scikit-learn's digits with a test set of 36 a class: UCI, E. Alpaydin and C. Kaynak, CC BY 4.0."""
     with np.load(Path(__file__).parent / 'digits.npz') as stored:
         pixels, labels, test = stored['pixels'], stored['labels'], stored['test']
-    if splits[0] not in (*SPLITS[True], *SPLITS[False]):
-        raise FlaxnetsError(f'digits has the parts train and test, not {splits[0]!r}')
-    chosen = np.isin(np.arange(len(labels)), test) == (splits[0] in SPLITS[False])
+    name = part.names[0]
+    if name not in (*SPLITS[True], *SPLITS[False]):
+        raise FlaxnetsError(f'digits has the parts train and test, not {name!r}')
+    chosen = np.isin(np.arange(len(labels)), test) == (name in SPLITS[False])
+    if part.percent and not part.chosen:
+        raise FlaxnetsError('digits has the parts train and test: name the one to take percents of')
     grey = np.round(pixels[chosen] * (255 / 16)).astype(np.uint8)
     return ArraySource('digits', grey, labels[chosen], tuple('0123456789'))
 
 
-def open_arrays(path: str, splits: tuple[str, ...]) -> Source:
+def open_arrays(path: str, part: Part) -> Labelled:
+    """Images and labels of an .npz file, as x_train and y_train or as train_images and train_labels."""
     try:
         with store.opened(path) as file, np.load(file, allow_pickle=False) as stored:
-            keys = [split for split in splits if f'x_{split}' in stored]
-            if not keys:
-                raise FlaxnetsError(
-                    f'{path}: no x_{splits[0]} in it; it has {", ".join(stored.files)}. Images and labels '
-                    'are looked for as x_train, y_train, x_test, y_test (or x_val, y_val)'
-                )
-            images, labels = stored[f'x_{keys[0]}'], stored[f'y_{keys[0]}']
-            names = stored['classes'].tolist() if 'classes' in stored else None
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            keys = _keys(path, stored.files, part)
+            images, labels = (stored[key] for key in keys)
+            names = list(map(str, stored['classes'].tolist())) if 'classes' in stored else None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, FlaxnetsError):
             raise
         raise FlaxnetsError(f'{path}: cannot be read as an .npz file of arrays: {error}') from error
@@ -75,14 +76,32 @@ def open_arrays(path: str, splits: tuple[str, ...]) -> Source:
         or images.shape[-1 if images.ndim == 4 else 0] == 0
     ):
         raise FlaxnetsError(f'{path}: images must be uint8 [N, H, W] or [N, H, W, C], not {_shape(images)}')
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in 'iu' or not len(labels):
+    flat = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels  # Keras's and MedMNIST's
+    if flat.shape != images.shape[:1] or flat.dtype.kind not in 'iu' or not len(flat):
         raise FlaxnetsError(
             f'{path}: labels must be whole numbers [{len(images)}], one an image, not {_shape(labels)}'
         )
-    count = len(names) if names is not None else int(labels.max()) + 1
-    if labels.min() < 0 or labels.max() >= count:
-        raise FlaxnetsError(f'{path}: labels lie in {labels.min()}..{labels.max()}, for {count} classes')
-    return ArraySource(os.path.basename(path), images, labels, names or tuple(map(str, range(count))))
+    count = len(names) if names is not None else int(flat.max()) + 1
+    if flat.min() < 0 or flat.max() >= count:
+        unlabelled = '; below 0 there are no classes, but images without a label' if flat.min() < 0 else ''
+        raise FlaxnetsError(
+            f'{path}: {keys[1]} lies in {flat.min()}..{flat.max()}, for {count} classes{unlabelled}'
+        )
+    return ArraySource(os.path.basename(path), images, flat, names or tuple(map(str, range(count))))
+
+
+def _keys(path: str, there: Sequence[str], part: Part) -> tuple[str, str]:
+    """What images and labels of a part are called in a file."""
+    for split in part.names:
+        for keys in ((f'x_{split}', f'y_{split}'), (f'{split}_images', f'{split}_labels')):
+            if keys[0] in there and not (part.percent and not part.chosen):
+                return keys
+    if part.whole and not part.chosen and 'x' in there:
+        return 'x', 'y'
+    raise FlaxnetsError(
+        f'{path}: no x_{part.names[0]} in it; it has {", ".join(there)}. Images and labels are looked for as '
+        "x_train, y_train, x_test, y_test (or x_val, y_val); to take percents, name a part: 'train[:80%]'"
+    )
 
 
 def _shape(array: npt.NDArray[Any]) -> str:

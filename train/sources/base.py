@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.ppm')
-# Names that the two parts go by, the usual one first.
-SPLITS = {True: ('train', 'training'), False: ('val', 'validation', 'valid', 'test')}
+from flaxnets.errors import FlaxnetsError
+
+from .entries import some
+
+# Names that the two parts go by, the usual one first; those of Hugging Face's image folders are among them.
+SPLITS = {
+    True: ('train', 'training'),
+    False: ('val', 'validation', 'valid', 'dev', 'test', 'testing', 'eval', 'evaluation'),
+}
 
 
 @dataclass(frozen=True)
@@ -37,11 +43,13 @@ class Source(Protocol):
     Attributes:
       name: for messages.
       classes: their names, in the order of the labels.
+      notes: what its user should know of how it was read: what was left out, how classes were found.
       fingerprint: another one means other images, another order or other labels; pixels are not read for it.
     """
 
     name: str
     classes: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def num_classes(self) -> int: ...
@@ -57,12 +65,30 @@ class Source(Protocol):
         """The name of a record, without reading its image."""
         ...
 
+    def among(self, classes: Sequence[str]) -> Source:
+        """The same images, their labels counted among `classes`, which may be more or in another order.
+
+        Raises:
+          FlaxnetsError: an image is of none of them.
+        """
+        ...
+
+    def empty_classes(self) -> tuple[str, ...]:
+        """Classes without any image, as far as that is known without reading records."""
+        ...
+
 
 class Labelled:
     """What sources share: labels as an array, names and sizes as text."""
 
-    def __init__(self, name: str, classes: Sequence[str], labels: npt.NDArray[np.integer[Any]]) -> None:
-        self.name, self.classes = name, tuple(classes)
+    def __init__(
+        self,
+        name: str,
+        classes: Sequence[str],
+        labels: npt.NDArray[np.integer[Any]],
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name, self.classes, self.notes = name, tuple(classes), tuple(notes)
         self.labels = labels.astype(np.int32)
 
     @property
@@ -72,8 +98,29 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, index: int, /) -> Record:
+        raise NotImplementedError
+
     def record_name(self, index: int) -> str:
         return f'{self.name} image {index}'
+
+    def among(self, classes: Sequence[str]) -> Labelled:
+        if self.classes == tuple(classes):
+            return self
+        places = {name: i for i, name in enumerate(classes)}
+        there = np.unique(self.labels)
+        strange = [self.classes[i] for i in there if self.classes[i] not in places]
+        if strange:
+            raise FlaxnetsError(
+                f'{self.name} has images of {some(strange)}, which is none of the {len(places)} classes of '
+                f'training ({some(list(classes))})'
+            )
+        numbers = np.array([places.get(name, -1) for name in self.classes])
+        return View(self.name, self, np.arange(len(self)), numbers[self.labels], classes)
+
+    def empty_classes(self) -> tuple[str, ...]:
+        counts = np.bincount(self.labels, minlength=self.num_classes)
+        return tuple(name for name, count in zip(self.classes, counts, strict=True) if not count)
 
     def _identity(self) -> Iterable[bytes]:
         """What, beside classes and labels, tells these images from others."""
@@ -86,3 +133,36 @@ class Labelled:
         for part in self._identity():
             digest.update(part + b'\n')
         return digest.hexdigest()[:16]
+
+
+class View(Labelled):
+    """Some images of a source, perhaps with other labels.
+
+    Args:
+      name: for messages.
+      source: theirs.
+      places: which images of it, [N].
+      labels: [N], numbers of `classes`.
+      classes: their names.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Labelled,
+        places: npt.NDArray[np.integer[Any]],
+        labels: npt.NDArray[np.integer[Any]],
+        classes: Sequence[str],
+    ) -> None:
+        super().__init__(name, classes, labels, source.notes)
+        self._source, self._places = source, places
+
+    def __getitem__(self, index: int, /) -> Record:
+        return replace(self._source[int(self._places[index])], label=int(self.labels[index]))
+
+    def record_name(self, index: int) -> str:
+        return self._source.record_name(int(self._places[index]))
+
+    def _identity(self) -> Iterable[bytes]:
+        yield self._source.fingerprint.encode()
+        yield self._places.astype(np.int64).tobytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,16 +10,27 @@ import numpy as np
 
 from flaxnets.errors import FlaxnetsError, ImageError
 
-from .base import Labelled, Record
+from .base import SPLITS, Labelled, Record
+from .entries import some
 
 
 class TfdsSource(Labelled):
-    """A prepared data set of TensorFlow Datasets, in array_record files, without TensorFlow."""
+    """A prepared data set of TensorFlow Datasets, in array_record files, without TensorFlow.
 
-    def __init__(self, name: str, classes: Sequence[str], records: Any, identity: str) -> None:
+    Args:
+      name: for messages.
+      classes: their names.
+      records: one by one.
+      identity: what tells these records from others.
+      keys: what records call the image and its label.
+    """
+
+    def __init__(
+        self, name: str, classes: Sequence[str], records: Any, identity: str, keys: tuple[str, str]
+    ) -> None:
         # Labels are not read beforehand: that would take a pass over the whole data set.
         super().__init__(name, classes, np.zeros(0, np.int32))
-        self._records, self._what = records, identity
+        self._records, self._what, self._keys = records, identity, keys
 
     def __len__(self) -> int:
         return len(self._records)
@@ -30,17 +42,31 @@ class TfdsSource(Labelled):
             raise ImageError(f'{self.name} record {index}: cannot be read: {_first_line(error)}') from error
         name = record.get('file_name', b'')
         shown = name.decode(errors='replace') if name else f'{self.name} record {index}'
-        return Record(record['image'], int(record['label']), shown)
+        label = int(record[self._keys[1]])
+        if not 0 <= label < self.num_classes:
+            raise FlaxnetsError(
+                f'{self.name}: the label of {shown} is {label}, and not in 0..{self.num_classes - 1}; parts '
+                'for testing are often published without labels: choose another part'
+            )
+        return Record(record[self._keys[0]], label, shown)
 
     def record_name(self, index: int) -> str:
         return self[index].name  # the file's name, which only the record knows
+
+    def among(self, classes: Sequence[str]) -> Labelled:
+        if self.classes != tuple(classes):
+            raise FlaxnetsError(f'{self.name} has other classes than the images of training')
+        return self
+
+    def empty_classes(self) -> tuple[str, ...]:
+        return ()
 
     def _identity(self) -> Iterable[bytes]:
         yield self._what.encode()
 
 
-def open_tfds(name: str, splits: tuple[str, ...]) -> TfdsSource:
-    """`NAME`, `NAME/CONFIG:VERSION`, and `?data_dir=DIR` after it."""
+def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
+    """`NAME`, `NAME/CONFIG:VERSION`, and `?data_dir=DIR` after it; `split` as `tfds.load` takes it."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -53,24 +79,56 @@ def open_tfds(name: str, splits: tuple[str, ...]) -> TfdsSource:
         builder = tfds.builder(name, data_dir=folder or None)
     except Exception as error:  # its own kinds for unknown names, and any for files that cannot be read
         raise FlaxnetsError(f'tfds:{name}: {_first_line(error)}') from error
-    features = builder.info.features or {}
-    if 'image' not in features or 'label' not in features:
-        raise FlaxnetsError(f'tfds:{name} is not for classification: it has {", ".join(features)}')
+    image, label = _keys(name, builder.info)
     there = list(builder.info.splits)
-    split = next((s for s in splits if s in there), None if there else splits[0])
-    if split is None:
-        raise FlaxnetsError(f'tfds:{name}: no part {" or ".join(splits)}; its parts are {", ".join(there)}')
+    # `train[:80%]` and `train+test` are TensorFlow Datasets' own; the usual parts are looked for here.
+    usual = SPLITS[training]
+    part = split or next((s for s in usual if s in there), None if there else usual[0])
+    unknown = [s for s in re.split(r'\s*\+\s*', part or '') if there and s.partition('[')[0] not in there]
+    if part is None or (unknown and part != 'all'):
+        hint = (
+            ''
+            if part
+            else f". Percents make parts: train_split='{there[0]}[:80%]', and eval_split='{there[0]}[80%:]'"
+        )
+        raise FlaxnetsError(
+            f'tfds:{name}: no part {some(unknown) or " or ".join(usual[:2])}; its parts are '
+            f'{", ".join(there)}{hint}'
+        )
     try:
-        records = builder.as_data_source(split=split, decoders={'image': tfds.decode.SkipDecoding()})
+        records = builder.as_data_source(split=part, decoders={image: tfds.decode.SkipDecoding()})
+        count = len(records)
     except Exception as error:
         place = f' --data_dir={folder}' if folder else ''
         raise FlaxnetsError(
-            f'tfds:{name}: cannot be read here ({_first_line(error)}). Prepare it, where TensorFlow is '
-            f'installed, with: tfds build {name} --file_format=array_record{place}'
+            f'tfds:{name}: {part} cannot be read here ({_first_line(error)}). Prepare it, where TensorFlow '
+            f'is installed, with: tfds build {name} --file_format=array_record{place}'
         ) from error
-    info = builder.info
-    identity = f'{info.full_name} {split} {len(records)}'
-    return TfdsSource(f'tfds:{name}', info.features['label'].names, records, identity)
+    if not count:
+        raise FlaxnetsError(f'tfds:{name}: {part} has no images')
+    identity = f'{builder.info.full_name} {part} {count}'
+    source = TfdsSource(f'tfds:{name}', builder.info.features[label].names, records, identity, (image, label))
+    source[0]  # a part without labels should not be found out when the run has begun
+    return source
+
+
+def _keys(name: str, info: Any) -> tuple[str, str]:
+    """What records call the image and its class: as declared, or as there is no other choice."""
+    import tensorflow_datasets as tfds
+
+    features = info.features or {}
+    images = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
+    labels = [key for key, f in features.items() if isinstance(f, tfds.features.ClassLabel)]
+    declared = info.supervised_keys or ()
+    for image, label in (('image', 'label'), tuple(declared)[:2] or ('', '')):
+        if image in images and label in labels:
+            return image, label
+    if len(images) == len(labels) == 1:
+        return images[0], labels[0]
+    raise FlaxnetsError(
+        f'tfds:{name} is not for classification: it must have one image and one label of a class, or say '
+        f'which; it has {", ".join(features)}'
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,80 @@
+"""Parts of data sets: by their names, and by percent as TensorFlow Datasets writes it, `train[:80%]`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from flaxnets.errors import FlaxnetsError
+
+from .base import SPLITS, Labelled, View
+
+_FORM = re.compile(r'(?P<name>[^\[\]+]*)(\[(?P<first>-?\d+%)?:(?P<last>-?\d+%)?\])?')
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which part of a data set is meant.
+
+    Attributes:
+      names: that it may go by, the first choice first.
+      chosen: whether somebody asked for that name.
+      percent: first and last percent of each class, or None for all of it.
+      whole: data without parts is taken as it is; otherwise that is an error, so that nobody is judged by
+        what was learnt from without having asked for it.
+      training: it is to be learnt from: each class must have images.
+    """
+
+    names: tuple[str, ...]
+    chosen: bool = False
+    percent: tuple[int, int] | None = None
+    whole: bool = False
+    training: bool = False
+
+
+def parse(split: str, training: bool, whole: bool) -> Part:
+    """`''`, `val`, `train[:80%]`, or `[80%:]` of data without parts.
+
+    Raises:
+      FlaxnetsError: it is none of these.
+    """
+    form = _FORM.fullmatch(split)
+    if form is None:
+        raise FlaxnetsError(
+            f'the part {split!r} is not understood: it can be a name, and percents of each class, as in '
+            "'val', 'train[:80%]', 'train[80%:]', or '[:80%]' of data that has no parts"
+        )
+    sliced = '[' in split
+    percent = (_bound(form['first'], 0), _bound(form['last'], 100)) if sliced else None
+    if percent is not None and percent[0] >= percent[1]:
+        raise FlaxnetsError(f'the part {split!r} is empty: it goes from {percent[0]} % to {percent[1]} %')
+    name = form['name'].strip()
+    names = (name,) if name else SPLITS[training]
+    return Part(names, bool(name), percent, whole or (sliced and not name), training)
+
+
+def _bound(text: str | None, usual: int) -> int:
+    if text is None:
+        return usual
+    value = int(text.rstrip('%'))
+    return min(100, max(0, value + 100 if text.startswith('-') else value))
+
+
+def percents(source: Labelled, first: int, last: int) -> Labelled:
+    """The images of each class from one percentage to another, in the source's own order.
+
+    Which images they are depends on nothing but their number and order, so that [:80%] and [80%:] have no
+    image in common and leave none out. They are drawn, not cut: names often follow what is shown.
+    """
+    drawn = np.random.RandomState(0)  # its stream is the same in every version of NumPy
+    chosen = []
+    for label in range(source.num_classes):
+        places = drawn.permutation(np.flatnonzero(source.labels == label))
+        begin, end = ((len(places) * percent + 50) // 100 for percent in (first, last))
+        chosen.append(places[begin:end])
+    places = np.sort(np.concatenate(chosen))
+    if not len(places):
+        raise FlaxnetsError(f'{source.name}: no image lies between {first} % and {last} % of its classes')
+    return View(f'{source.name}[{first}%:{last}%]', source, places, source.labels[places], source.classes)
