@@ -200,7 +200,12 @@ def _check_real_labels(judged: Judged, places: tuple[int, ...] | None) -> None:
 def _mapped(batches: Any, outputs: tuple[int, ...]) -> Any:
     places = np.array(outputs, np.int32)
     for batch in batches:
-        yield {**batch, 'label': places[batch['label']]}
+        labels = batch['label']
+        if labels.min() < 0 or labels.max() >= len(places):
+            raise FlaxnetsError(
+                f'the data has labels in {labels.min()}..{labels.max()}, for {len(places)} classes'
+            )
+        yield {**batch, 'label': places[labels]}
 
 
 def write(report: Report, out: Path) -> None:

@@ -210,10 +210,7 @@ def _head_order(config: Config, classes: tuple[str, ...]) -> tuple[np.ndarray | 
     if config.num_classes == 0:
         return None, 'the weights have no classifier: a new one'
     if config.num_classes != len(classes):
-        return (
-            None,
-            f'a new classifier: the weights have {config.num_classes}, the data {len(classes)} classes',
-        )
+        return None, f'a new classifier, for {len(classes)} classes in place of {config.num_classes}'
     try:
         matching = match(classes, config)
     except ClassesError as error:
