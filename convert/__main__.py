@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -34,12 +36,18 @@ EXAMPLES = """examples:
   python -m convert --all 'res2net*' --out weights
 
 A SOURCE is a file, a directory of weights, a Hugging Face folder, a published name (python -m flaxnets
-list --weights), hf-hub:org/repository or a URL. An OUT that ends in .pth, .pt, .bin or .safetensors is a
-file for PyTorch, with its certificate beside it; any other is a directory.
+list --weights), hf-hub:org/repository or a URL. An OUT that ends in .pth, .pth.tar, .pt, .ckpt, .bin or
+.safetensors is a file for PyTorch, with its certificate beside it; any other is a directory.
 
 exit codes: 0 done (or equal), 1 an error, 2 a wrong option, 3 --verify or --compare found a difference"""
 
 DIFFERENT = 3
+_AS_TYPED = {
+    'ema=False': '--no-ema',
+    'ema=True': 'the default',
+    'approximate=True': '--approximate',
+    'drop_head=True': '--drop-head',
+}
 _WORK = (
     'classes',
     'drop_head',
@@ -67,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _all(options)
         return _convert(options)
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f'interrupted; nothing {"half-" if options.all else "was "}written', file=sys.stderr)
@@ -90,6 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         '--verify', action='store_true', help="compare with PyTorch's net, block by block (needs torch, timm)"
     )
     add('--image', metavar='FILE', help='what --verify shows the nets, in place of a random pattern')
+    add('--key', metavar='KEY', help='of a file with several state dicts, the one to take, as state.model')
+    add('--prefix', metavar='PREFIX', help='of several nets, what stands before the names of the one to take')
     add('--no-ema', action='store_true', help='of a training file, take the weights that were not averaged')
     add(
         '--approximate',
@@ -127,11 +137,9 @@ def _convert(options: argparse.Namespace) -> int:
         checkpoint = _open(options.source, options)
     if options.classes:
         checkpoint = conversion.with_classes(checkpoint, read_classes(options.classes))
-    original = checkpoint
-    if options.drop_head:
-        original = checkpoint = conversion.without_head(checkpoint)
     if options.dtype:
         checkpoint = conversion.as_dtype(checkpoint, options.dtype)
+    original = checkpoint  # another dtype has rounded its numbers, and that is no fault of the conversion
     if options.fold_bn:
         checkpoint = conversion.folded(checkpoint)
     _describe(checkpoint)
@@ -158,12 +166,23 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _own_place(options: argparse.Namespace) -> Path:
     """Where published weights are kept, as they are, that are converted without --out."""
-    if given := _given(options, ('model', 'no_ema', 'approximate', *_WORK)):
+    if given := _given(options, ('model', 'no_ema', 'key', 'prefix', 'approximate', *_WORK)):
         raise FlaxnetsError(f'--out is missing: say what to write with {given}')
     row = conversion.named(options.source) if options.source and not Path(options.source).exists() else None
     if row is None:
         raise FlaxnetsError('--out is missing: say what to write')
     return conversion.kept(row)
+
+
+def _as_typed(message: str) -> str:
+    """A message of the library, its arguments as options of the command line."""
+    for argument, option in _AS_TYPED.items():
+        message = message.replace(argument, option)
+    return re.sub(r"\b(key|prefix)=('[^']*'|\"[^\"]*\")", _option, message)
+
+
+def _option(match: re.Match[str]) -> str:
+    return f'--{match[1]} {shlex.quote(match[2][1:-1])}'
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
@@ -173,7 +192,13 @@ def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
 
 def _open(source: str, options: argparse.Namespace) -> Checkpoint:
     checkpoint = open_checkpoint(
-        source, options.model, ema=not options.no_ema, approximate=options.approximate
+        source,
+        options.model,
+        ema=not options.no_ema,
+        approximate=options.approximate,
+        key=options.key,
+        prefix=options.prefix,
+        drop_head=options.drop_head,
     )
     _ = checkpoint.variables  # whatever does not fit is said before anything else is done
     return checkpoint
@@ -187,7 +212,7 @@ def _describe(checkpoint: Checkpoint) -> None:
         f'{config.in_chans} input channels'
     )
     for note in source.notes:
-        print(f'  {note}')
+        print(f'  {_as_typed(note)}')
     if source.num_batches_tracked:
         print(f'  kept {len(source.num_batches_tracked)} {COUNTER[1:]} counters for the way back')
     if source.sha256:
@@ -263,7 +288,7 @@ def _one_of_all(name: str, out: Path, options: argparse.Namespace) -> tuple[str,
         code = _convert(argparse.Namespace(**{**vars(options), 'source': name, 'out': str(out)}))
         outcome = 'converted' if code == 0 else 'DIFFERENT'
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
         outcome = 'failed'
     return outcome, time.perf_counter() - start
 

@@ -20,8 +20,10 @@ from convert.identify import contradiction, identify
 from convert.layouts import Canonical, caveat, from_canonical, to_canonical
 from convert.pth import read_pth
 from convert.pth_write import write_pth
-from convert.tree import COUNTER, State, to_state, to_variables
+from convert.tree import COUNTER, State, is_number, to_state, to_variables
 from convert.verify import Verification, verify
+from convert.words import count
+from convert.wrappers import AmbiguousError
 from flaxnets import runs, weights, zoo
 from flaxnets.config import Config, Preprocess, Weights
 from flaxnets.errors import CheckpointError, FlaxnetsError
@@ -33,7 +35,8 @@ from flaxnets.safetensors_file import read_safetensors, write_safetensors
 
 FORMATS = ('pth', 'safetensors')
 METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
-SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.bin': 'pth', '.tar': 'pth', '.safetensors': 'safetensors'}
+SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.ckpt': 'pth', '.bin': 'pth', '.safetensors': 'safetensors'}
+_TORCH_TAR = '.pth.tar'  # what PyTorch's own examples call a file of torch.save, which is no tar archive
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,9 @@ def open_checkpoint(
     ema: bool = True,
     approximate: bool = False,
     quiet: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    drop_head: bool = False,
 ) -> Checkpoint:
     """Opens weights of any kind.
 
@@ -92,28 +98,53 @@ def open_checkpoint(
       ema: of a training file that holds both, take the averaged weights.
       approximate: accept weights whose tensors fit, but whose own net computes something a little else.
       quiet: show no progress of a download.
+      key: of a file with several state dicts, where that is which is meant: 'state.model'.
+      prefix: of a state dict with several nets, what stands before the names of the one that is meant.
+      drop_head: leave out the classifier, also one that none of the nets here can have.
 
     Raises:
       FlaxnetsError: no such source, a damaged or hostile file, a net that is none of the zoo's, that
         cannot be told from another without `model`, or that contradicts it.
     """
+    asked = _Asked(ema, approximate, key, prefix, drop_head)
+    opened = _open(source, model, asked, quiet)
+    dropped = any(note.startswith('dropped the head') for note in opened.source.notes)
+    return without_head(opened) if drop_head and not dropped else opened
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What of a file is asked for: arguments of `open_checkpoint`."""
+
+    ema: bool
+    approximate: bool
+    key: str | None
+    prefix: str | None
+    drop_head: bool
+
+
+def _open(source: str | os.PathLike[str], model: str | None, asked: _Asked, quiet: bool) -> Checkpoint:
     path, published, hub = Path(source), None, None
     if not path.exists() or is_published_name(source):
         published = named(os.fspath(source))
         path = fetch(os.fspath(source), quiet=quiet)
     if path.is_dir():
         if runs.is_checkpoint(path):
-            return _open_run(path, model, ema)
+            return _open_run(path, model, asked.ema)
         if not is_hub_folder(path):
             return _open_directory(path, model)
         path, hub = read_hub_folder(path)
-    if hub and hub.differences and not approximate:
-        raise CheckpointError(f'{path.parent}: {"; ".join(hub.differences)}; --approximate takes the weights')
+    if hub and hub.differences and not asked.approximate:
+        raise CheckpointError(
+            f'{path.parent}: {"; ".join(hub.differences)}; approximate=True takes the weights'
+        )
     read = _reader(path)
     with ThreadPoolExecutor(1) as beside:  # a third of the time, and it leaves the interpreter free
         digest = beside.submit(_sha256, path)
         try:
-            found = to_canonical(read(path), ema=ema, approximate=approximate)
+            found = to_canonical(read(path), **vars(asked))
+        except AmbiguousError as error:
+            raise AmbiguousError(f'{path}: {error}', error.choices) from None
         except CheckpointError as error:
             raise CheckpointError(str(error) if str(path) in str(error) else f'{path}: {error}') from None
     return _understood(path, digest.result(), found, model, published=published, hub=hub)
@@ -216,9 +247,10 @@ def _understood(
             f'{path.parent}: config.json says {hub.num_classes} classes and {hub.in_chans} input channels, '
             f'{path.name} has {num_classes} and {config.in_chans}'
         )
-    notes = (*found.notes, *((*hub.differences, *hub.notes) if hub else ()), *notes)
-    source = weights.Source(path.name, digest, found.layout, notes, _counters(found.state))
-    return Checkpoint(config, found.state, source, str(path))
+    state, counters, note = _counters(found.state)
+    notes = (*found.notes, *note, *((*hub.differences, *hub.notes) if hub else ()), *notes)
+    source = weights.Source(path.name, digest, found.layout, notes, counters)
+    return Checkpoint(config, state, source, str(path))
 
 
 def _preprocess(
@@ -344,9 +376,9 @@ def write(
 ) -> None:
     """Writes a checkpoint to a directory of weights or to a file, by the name of `out`.
 
-    A name that ends in .pth, .pt, .bin, .tar or .safetensors is a file for PyTorch, with its certificate
-    beside it (`net.pth.json`); any other a directory that `flaxnets.load` opens. Either is written whole
-    or not at all.
+    A name that ends in .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors is a file for PyTorch, with its
+    certificate beside it (`net.pth.json`); any other a directory that `flaxnets.load` opens. Either is
+    written whole or not at all.
 
     Args:
       checkpoint: what to write.
@@ -387,7 +419,10 @@ def file_kind(out: str | os.PathLike[str], file_format: str | None = None) -> st
     """'pth' or 'safetensors' if `out` names a file, None if a directory."""
     if file_format is not None and file_format not in FORMATS:
         raise FlaxnetsError(f'format {file_format!r} is not one of {", ".join(FORMATS)}')
-    return file_format or SUFFIXES.get(Path(out).suffix.lower())
+    name = Path(out).name.lower()
+    if name.endswith('.tar') and not name.endswith(_TORCH_TAR) and file_format is None:
+        raise FlaxnetsError(f'{out}: tar archives are not written; end the name in .pth or {_TORCH_TAR}')
+    return file_format or ('pth' if name.endswith(_TORCH_TAR) else SUFFIXES.get(Path(name).suffix))
 
 
 def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: bool) -> None:
@@ -434,13 +469,27 @@ def add_counters(state: State, counters: Mapping[str, int]) -> dict[str, np.ndar
     return out
 
 
-def _counters(state: State) -> dict[str, int] | None:
-    found = {name.removesuffix(COUNTER): t for name, t in state.items() if name.endswith(COUNTER)}
-    for layer, tensor in found.items():
-        if tensor.shape != () or tensor.dtype.kind not in 'iu':
-            kind = f'{tensor.dtype} {tensor.shape}'
-            raise CheckpointError(f'{layer}{COUNTER}: must be one whole number, got {kind}')
-    return {layer: int(tensor) for layer, tensor in found.items()} or None
+def _counters(state: State) -> tuple[dict[str, np.ndarray], dict[str, int] | None, tuple[str, ...]]:
+    """The state with BatchNorm's step counters as torch keeps them (int64), the counters, and what to say.
+
+    Averaging and `.half()` make floating-point numbers of them, which torch takes back. Where those are not
+    whole, or beyond float16, they have lost their meaning, and no net computes with them: left out.
+    """
+    found = {name: tensor for name, tensor in state.items() if name.endswith(COUNTER)}
+    counters: dict[str, int] = {}
+    for name, tensor in found.items():
+        value = tensor.reshape(-1)[0] if tensor.size == 1 and is_number(tensor) else np.float64('nan')
+        if not np.isfinite(value) or value != int(value):
+            rest = {key: t for key, t in state.items() if key not in found}
+            problem = f'{name} is {value}' if tensor.size == 1 else f'{name} has shape {tensor.shape}'
+            return rest, None, (f'left out {count(len(found), "step counter")}: {problem}',)
+        counters[name.removesuffix(COUNTER)] = int(value)
+    dtypes = sorted({tensor.dtype.name for tensor in found.values()} - {'int64'})
+    note = (f'took step counters of {", ".join(dtypes)} as int64',) if dtypes else ()
+    kept = (
+        {name: np.array(counters[name.removesuffix(COUNTER)], np.int64) for name in found} if dtypes else {}
+    )
+    return {**state, **kept}, counters or None, note
 
 
 def _published(digest: str) -> Weights | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convert.class_names import class_names
+from convert.options import changing, described
 from flaxnets.config import Preprocess
 from flaxnets.errors import CheckpointError, FlaxnetsError
 
@@ -35,11 +36,6 @@ _TIMM_DEFAULTS = {
     'mean': list(Preprocess().mean),
     'std': list(Preprocess().std),
 }
-
-
-# Arguments of timm's nets that only training knows, and those that ours take too.
-_HARMLESS = ('num_classes', 'in_chans', 'drop_rate', 'drop_path_rate', 'drop_block_rate', 'zero_init_last')
-_USUAL = {'global_pool': 'avg', 'output_stride': 32}
 
 
 @dataclass(frozen=True)
@@ -129,24 +125,9 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
         in_chans,
         preprocess,
         classes,
-        _differences(arguments),
+        described(changing(arguments), CONFIG_FILE),
         notes,
     )
-
-
-def _differences(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    """What of timm's arguments changes what a net computes; a directory of weights keeps none of them."""
-    changes = {
-        name: value
-        for name, value in arguments.items()
-        if name not in _HARMLESS and value is not None and _USUAL.get(name) != value
-    }
-    if not changes:
-        return ()
-    listed = ', '.join(f'{name}={value!r}' for name, value in changes.items())
-    ours = changes.keys() <= _USUAL.keys()
-    remedy = f': give {listed} to flaxnets.load' if ours else ', which none of the nets here computes'
-    return (f'{CONFIG_FILE} builds its net with {listed}{remedy}',)
 
 
 def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:

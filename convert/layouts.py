@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from convert.wrappers import ANCHOR, Tensors, count, is_anchor, plain, some, unwrap
+from convert.anchors import ANCHOR, WRAPPERS, Place, bare
+from convert.heads import Head, find_head
+from convert.words import count, plain, some
+from convert.wrappers import Tensors, unwrap
 from flaxnets.config import Arch
 from flaxnets.errors import CheckpointError, FlaxnetsError, shown
 
@@ -26,8 +29,13 @@ Names = dict[str, str]  # a tensor's name in the file -> its name so far
 
 LAYOUTS = ('timm', 'torchvision', 'mmpretrain')  # that `from_canonical` writes
 
-# Counters that averaging keeps beside the weights: mmengine, torch.optim.swa_utils.
-_COUNTERS = ('steps', 'n_averaged')
+# What stands among the tensors of a net that is none of it: counters that averaging keeps (mmengine,
+# torch.optim.swa_utils, ema_pytorch), losses and metrics.
+_BESIDE = re.compile(
+    r'(?:steps|n_averaged|initted|step|num_updates|decay)$'
+    r'|(?:(?:train|val|valid|test)_)?(?:acc|accuracy|criterion|criterions|loss|loss_fn|loss_func|metric|metrics)\w*\.'
+    r'|(?:queue|queue_ptr)$'
+)
 
 # A publisher's layer -> timm's.
 _MMPRETRAIN_STEM = {
@@ -39,6 +47,18 @@ _MMPRETRAIN_STEM = {
     'stem.2.bn': 'bn1',
 }
 _MMDETECTION_STEM = {f'stem.{i}': f'conv1.{i}' for i in (0, 1, 3, 4, 6)} | {'stem.7': 'bn1'}
+_DETECTRON2_STEM = {
+    'stem.conv1': 'conv1',
+    'stem.conv1.norm': 'bn1',
+    'stem.conv1_1': 'conv1.0',
+    'stem.conv1_1.norm': 'conv1.1',
+    'stem.conv1_2': 'conv1.3',
+    'stem.conv1_2.norm': 'conv1.4',
+    'stem.conv1_3': 'conv1.6',
+    'stem.conv1_3.norm': 'bn1',
+}
+# The stem as the first stage: Sequential(conv1, bn1, relu, maxpool).
+_STEM_LIST = {'layer0.0': 'conv1', 'layer0.1': 'bn1'}
 _CADENE = {'layer0.conv1': 'conv1', 'layer0.bn1': 'bn1', 'last_linear': 'fc'}
 # mmpretrain has no pool in a shortcut that does not shrink, in the first stage; timm has an identity there.
 _MMPRETRAIN_SHORTCUT = {
@@ -59,6 +79,12 @@ _MMDETECTION_RES2NET = (
 )
 
 
+_DETECTRON2_RESNEXT = (
+    "the names are those of detectron2's ResNeXt, which takes images as BGR of 0 to 255, and may have its "
+    'strides in the first 1x1 convolutions: the file does not say'
+)
+
+
 @dataclass(frozen=True)
 class Canonical:
     """The tensors of one net under timm's names.
@@ -66,7 +92,8 @@ class Canonical:
     Attributes:
       state: name -> tensor, in the file's order; the arrays are the file's own.
       layout: whose names they were: 'canonical' (timm, torchvision, the Gluon port, the Res2Net and
-        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection' or 'cadene'.
+        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection', 'cadene', 'detectron2', or how they were
+        listed.
       notes: what was taken, stripped, renamed and left out, in words.
       classes: the classifier's classes in order, where the file names them.
       class_order: as `flaxnets.config.Config.class_order`.
@@ -83,7 +110,15 @@ class Canonical:
     images: Mapping[str, Any] = field(default_factory=dict)
 
 
-def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False) -> Canonical:
+def to_canonical(
+    loaded: object,
+    *,
+    ema: bool = True,
+    approximate: bool = False,
+    key: str | None = None,
+    prefix: str | None = None,
+    drop_head: bool = False,
+) -> Canonical:
     """The tensors of a checkpoint under timm's names, whoever wrote it.
 
     Args:
@@ -92,34 +127,50 @@ def to_canonical(loaded: object, *, ema: bool = True, approximate: bool = False)
       ema: of a training file that holds both, take the averaged weights rather than those as trained.
       approximate: accept weights of a net known to compute something else than the one here that has the
         same tensors (Cadene's SENets, mmdetection's Res2Net, style='caffe'); `notes` then say so.
+      key: of a file with several state dicts, where that is which is meant: 'state.model'.
+      prefix: of a state dict with several nets, what stands before the names of the one that is meant.
+      drop_head: leave out a classifier that is not one linear layer, instead of refusing it.
 
     Raises:
-      CheckpointError: there is no state dict or no telling which; it holds other things than tensors;
-        two names turn into one; there are several nets; the net computes what none of those here does.
+      CheckpointError: there is no state dict or no telling which; something of the net is no tensor; two
+        names turn into one; the net computes what none of those here does, or has another classifier.
     """
-    saved = unwrap(loaded, ema)
-    tensors, notes = saved.tensors, [*saved.notes]
-    names, beside, prefix = _split(_strip_wrappers(tensors, notes))
-    head, beside = _head(beside, tensors)
-    layout, translation = _publisher(names, head, beside, prefix)
+    saved = unwrap(loaded, ema, key, prefix)
+    tensors, notes = dict(saved.tensors), [*saved.notes]
+    place = saved.place or Place('layers', '', '')
+    clean = _strip_wrappers(tensors, place, notes)
+    names, beside = _split(clean, place)
+    head = Head()
+    if saved.place:
+        head = find_head(
+            {name: new for name, new in clean.items() if not place.is_body(new)},
+            tensors,
+            _features(names, tensors, place.form),
+            prefix=place.prefix,
+            bare=saved.bare,
+            drop=drop_head,
+            projection=saved.projection,
+        )
+    names, beside = ({n: new for n, new in part.items() if n not in head.names} for part in (names, beside))
+    layout, translation = _publisher(names, head.names, beside, place)
     differences = [*saved.differences, *_differences(layout, names)]
     if differences and not approximate:
         raise CheckpointError('; '.join(differences))
     notes += differences
-    names = _translate(names | head, translation)
+    names = _translate(names, translation)
     _check_distinct(names | beside)
     if layout != 'canonical':
-        renamed = sum(name != new for name, new in names.items())
-        owner = 'Cadene' if layout == 'cadene' else layout
+        renamed = sum(name != new for name, new in names.items()) + len(head.names)
+        owner = {'cadene': 'Cadene', 'children': 'a list of children'}.get(layout, layout)
         notes.append(f"renamed {count(renamed, 'name')} from {owner}'s")
-    else:
-        if prefix:
-            notes.append(f'stripped {shown(prefix)} from {count(len(names) - len(head), "name")}')
-        if head:
-            notes.append(f'took {" and ".join(map(plain, head))} as the classifier')
+    elif place.prefix:
+        inside = len(names) + sum(clean[name].startswith(place.prefix) for name in head.names)
+        notes.append(f'stripped {shown(place.prefix)} from {count(inside, "name")}')
+    notes += head.notes
     if beside:
         notes.append(f'left out {count(len(beside), "tensor")} beside the net: {_groups(beside.values())}')
     state = {new: tensors[name] for name, new in names.items()}
+    state |= head.tensors
     if ANCHOR in state and 'fc.weight' not in state:
         notes.append('it has no classifier (fc.weight)')
     weight = state.get('fc.weight')
@@ -181,43 +232,40 @@ def caveat(layout: str, arch: Arch) -> str | None:
     return None
 
 
-_WRAPPERS = re.compile(r'^(?:(?:module|_orig_mod)\.)+(?=.)|(?<=\.)_orig_mod\.(?=.)')
-
-
-def _strip_wrappers(tensors: Tensors, notes: list[str]) -> Names:
+def _strip_wrappers(tensors: Tensors, place: Place, notes: list[str]) -> Names:
     """Takes off what DataParallel and torch.compile put before names, and the latter also within."""
-    names = {name: _WRAPPERS.sub('', name) for name in tensors}
-    stripped = Counter(''.join(_WRAPPERS.findall(name)) for name in tensors)
+    names = {name: bare(name) for name in tensors}
+    stripped = Counter(''.join(WRAPPERS.findall(name)) for name in tensors)
     notes += [f'stripped {shown(text)} from {count(n, "name")}' for text, n in stripped.items() if text]
     _check_distinct(names)
     return names
 
 
-def _split(names: Names) -> tuple[Names, Names, str]:
-    """The net's tensors with their common prefix taken off, the tensors beside the net, and the prefix."""
-    prefixes = [new.removesuffix(ANCHOR) for new in names.values() if is_anchor(new)]
-    if len(prefixes) > 1:
-        listed = some([plain(prefix) for prefix in prefixes])
-        raise CheckpointError(f'holds {len(prefixes)} nets, under {listed}: save the one that is meant alone')
-    prefix = prefixes[0] if prefixes else ''
-    inside = {name: new for name, new in names.items() if new.startswith(prefix) and new not in _COUNTERS}
-    beside = {name: new for name, new in names.items() if name not in inside}
-    return {name: new[len(prefix) :] for name, new in inside.items()}, beside, prefix
+def _split(names: Names, place: Place) -> tuple[Names, Names]:
+    """The net's tensors with their prefix taken off, and those beside the net."""
+    prefix = place.prefix
+    inside = {
+        name: new[len(prefix) :]
+        for name, new in names.items()
+        if new.startswith(prefix) and not _BESIDE.match(new[len(prefix) :])
+    }
+    return inside, {name: new for name, new in names.items() if name not in inside}
 
 
-def _head(beside: Names, tensors: Tensors) -> tuple[Names, Names]:
-    """Of the tensors beside a prefixed net: its classifier, if that is a plain linear layer; and the rest."""
-    head = {}
-    for name, new in beside.items():
-        match = re.fullmatch(r'(?:head\.)?(fc\.(?:weight|bias))', new)
-        if match and tensors[name].ndim == (2 if new.endswith('weight') else 1):
-            head[name] = match[1]
-    return head, {name: new for name, new in beside.items() if name not in head}
+def _features(names: Names, tensors: Tensors, form: str) -> int | None:
+    """How many features the net gives: the channels of its last stage."""
+    stage = {'children': '7', 'detectron2': 'res5'}.get(form, 'layer4')
+    shapes = (tensors[name].shape for name, new in names.items() if new == f'{stage}.0.conv3.weight')
+    return next((shape[0] for shape in shapes if shape), None)
 
 
-def _publisher(names: Names, head: Names, beside: Names, prefix: str) -> tuple[str, dict[str, str]]:
+def _publisher(names: Names, head: Iterable[str], beside: Names, place: Place) -> tuple[str, dict[str, str]]:
     """Whose names these are, and the publisher's layers as timm calls them."""
     layers = {new.rpartition('.')[0] for new in names.values()}
+    if place.form == 'detectron2':
+        return 'detectron2', _detectron2(layers)
+    if place.form == 'children':
+        return 'children', _children(layers)
     if gates := _gates(layers, r'se_module\.fc([12])'):
         return 'cadene', gates | _CADENE
     if 'stem.0' in layers and 'stem.7' in layers:
@@ -229,7 +277,9 @@ def _publisher(names: Names, head: Names, beside: Names, prefix: str) -> tuple[s
         translation |= _MMPRETRAIN_SHORTCUT
     if translation:
         return 'mmpretrain', translation
-    if prefix == 'backbone.' and 'conv1' in layers:
+    if stem := {layer: _STEM_LIST[layer[:8]] + layer[8:] for layer in layers if layer[:8] in _STEM_LIST}:
+        return 'a list of the stem', stem
+    if place.prefix == 'backbone.' and 'conv1' in layers:
         if any(_group(new) in _DETECTOR for new in beside.values()):
             return 'mmdetection', {}
         if any('head.fc.' in name for name in head):
@@ -237,8 +287,36 @@ def _publisher(names: Names, head: Names, beside: Names, prefix: str) -> tuple[s
     return 'canonical', {}
 
 
+def _children(layers: Iterable[str]) -> dict[str, str]:
+    """Layers of `nn.Sequential(*net.children())` as timm calls them."""
+    stages = {'0': 'conv1', '1': 'bn1', '4': 'layer1', '5': 'layer2', '6': 'layer3', '7': 'layer4'}
+    out = {}
+    for layer in layers:
+        first, dot, rest = layer.partition('.')
+        if first in stages:
+            out[layer] = stages[first] + dot + rest
+    return out
+
+
+def _detectron2(layers: set[str]) -> dict[str, str]:
+    """Layers of detectron2's ResNeSts (and ResNeXts) as timm calls them."""
+    out = {}
+    pooled = any(layer.endswith('.conv2.bn0') for layer in layers)  # the ResNeSts' shortcuts pool
+    shortcut = ('downsample.1', 'downsample.2') if pooled else ('downsample.0', 'downsample.1')
+    inner = {'conv1.norm': 'bn1', 'conv2.norm': 'bn2', 'conv3.norm': 'bn3'}
+    inner |= {'shortcut': shortcut[0], 'shortcut.norm': shortcut[1]}
+    for layer in layers:
+        if match := re.fullmatch(r'res([2-5])\.(\d+)\.(.+)', layer):
+            out[layer] = f'layer{int(match[1]) - 1}.{match[2]}.{inner.get(match[3], match[3])}'
+        elif layer in _DETECTRON2_STEM:
+            out[layer] = _DETECTRON2_STEM[layer]
+    return out
+
+
 def _differences(layout: str, names: Names) -> list[str]:
     """What makes the publisher's net compute something else than ours of the same tensors."""
+    if layout == 'detectron2' and not any('.conv2.bn0.' in name for name in names.values()):
+        return [_DETECTRON2_RESNEXT]
     if layout == 'cadene':
         return [_CADENE_POOL]
     if layout == 'mmdetection' and 'layer1.0.convs.0.weight' in names.values():

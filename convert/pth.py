@@ -14,12 +14,14 @@ import io
 import math
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from convert.pickles import Machine
+from convert.modules import is_module, module_state
+from convert.pickles import Machine, Placeholder
 from convert.pth_zip import Archive
 from convert.torch_names import NAMES, NumpyArray, Storage, Storages, Tensor
 from flaxnets.errors import CheckpointError, shown
@@ -29,29 +31,47 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 _MAX_DEPTH = 64
-_MAX_VALUES = 500_000
+# As a tree, in which what is shared counts each time: ImageNet's list of images is 4 million.
+_MAX_VALUES = 20_000_000
+_MAX_NAMES = 50  # of the classes in one object
+_PLAIN = (str, int, float, complex, bytes, np.generic, type(None))
 # Tensors may share a storage (a net saved twice, tied weights), but not multiply a file without end.
 _MAX_SHARING = 16
+
+
+@dataclass(frozen=True)
+class Inert:
+    """An object of a file that means nothing here: an optimizer, a loss, a date. Nothing of it was called.
+
+    Attributes:
+      names: the class or function that the file asks for to make it, and those inside it.
+    """
+
+    names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.names[0]
 
 
 def read_pth(path: str | os.PathLike[str]) -> Any:
     """What `torch.save` put into a file, with NumPy arrays for tensors.
 
-    Dictionaries, lists, tuples, sets, numbers, text and bytes come back as such; `OrderedDict` and
-    `argparse.Namespace` as `dict`, `torch.Size` as a tuple, `torch.device` and dtypes as text.
+    Dictionaries, lists, tuples, sets, numbers, text and bytes come back as such; `OrderedDict`,
+    `argparse.Namespace` and subclasses of `dict` as `dict`, a pickled module as the `dict` of its state,
+    `torch.Size` as a tuple, `torch.device` and dtypes as text. Any other object is `Inert`.
 
     Args:
-      path: a `.pth`, `.pt`, `.bin` or `.pth.tar` file that `torch.save` wrote, in either format.
+      path: a `.pth`, `.pt`, `.bin` or `.pth.tar` file that `torch.save` wrote, in either format; or a
+        pickle of the same.
 
     Returns:
       The saved object. Arrays are read-only views of the file, which must not be changed in place
       while they are in use; those of the old format may lie at odd addresses, which NumPy and JAX
-      take as they are.
+      take as they are. Dictionaries and lists that the file shares are shared.
 
     Raises:
-      CheckpointError: there is no such file; it is not a checkpoint, damaged or truncated; it asks
-        for anything but data; it holds complex, quantized or sparse tensors; a tensor reaches
-        outside its storage. The message names the file.
+      CheckpointError: there is no such file; it is not a checkpoint, damaged or truncated; a tensor
+        reaches outside its storage. The message names the file.
     """
     where = os.fsdecode(path)
     data = map_file(where)
@@ -118,8 +138,11 @@ def _read_zip(data: mmap.mmap, where: str) -> Any:
 
 
 def _read_legacy(data: mmap.mmap, where: str) -> Any:
-    if Machine(where).run(data) != _LEGACY_MAGIC:
-        raise CheckpointError(f'{where}: a pickle, but not one that torch.save wrote')
+    first = Machine(where, NAMES).run(data)
+    if first != _LEGACY_MAGIC:
+        if data.tell() != len(data):
+            raise CheckpointError(f'{where}: a pickle, but not one that torch.save wrote')
+        return _Builder(where, len(data), _nowhere).value(first)
     protocol = Machine(f'{where} (protocol)').run(data)
     if protocol != _LEGACY_PROTOCOL:
         raise CheckpointError(f'{where}: its protocol is {shown(protocol)} and not {_LEGACY_PROTOCOL}')
@@ -136,6 +159,10 @@ def _read_legacy(data: mmap.mmap, where: str) -> Any:
         return memoryview(data)[start:end]
 
     return _Builder(where, len(data), find).value(saved)
+
+
+def _nowhere(storage: Storage) -> memoryview:
+    raise CheckpointError('a pickle has no storages beside it')  # those inside it have their bytes
 
 
 def _legacy_spans(
@@ -175,28 +202,72 @@ class _Builder:
     def __init__(self, where: str, size: int, find: Callable[[Storage], memoryview]) -> None:
         self._where = where
         self._bytes_left = _MAX_SHARING * size
-        self._values_left = _MAX_VALUES
         self._find = find
         self._found: dict[str, memoryview] = {}
+        # By the identity of what the pickle built: the value, and how many values it is as a tree.
+        self._built: dict[int, tuple[Any, int]] = {}
+        self._under_way: set[int] = set()
 
-    def value(self, saved: Any, trail: tuple[Any, ...] = ()) -> Any:
-        """`saved` with arrays in it; `trail` is the keys that lead to it."""
-        # Copied as a tree, not as a graph: what contains itself, or shares parts so that it would
-        # be endless when walked, ends here and not in the hands of the caller.
-        self._values_left -= 1
-        if len(trail) > _MAX_DEPTH or self._values_left < 0:
-            raise CheckpointError(f'{self._where}: the saved object contains itself, or is absurdly large')
+    def value(self, saved: Any) -> Any:
+        """`saved` with arrays in it.
+
+        Raises:
+          CheckpointError: it is endless when walked, or a tensor in it is not sound.
+        """
+        return self._value(saved, ())[0]
+
+    def _value(self, saved: Any, trail: tuple[Any, ...]) -> tuple[Any, int]:
+        """The value, and its size as a tree; `trail` is the keys that lead to it."""
+        if isinstance(saved, _PLAIN):
+            return saved, 1
+        found = self._built.get(id(saved))
+        if found is None:
+            if id(saved) in self._under_way:
+                return Inert(('an object that contains itself',)), 1
+            if len(trail) > _MAX_DEPTH:
+                return Inert(('an object that is nested too deep',)), 1
+            self._under_way.add(id(saved))
+            found = self._built_of(saved, trail)
+            self._under_way.discard(id(saved))
+            self._built[id(saved)] = found
+        if found[1] > _MAX_VALUES:
+            raise CheckpointError(f'{self._where}: the saved object is absurdly large')
+        return found
+
+    def _built_of(self, saved: Any, trail: tuple[Any, ...]) -> tuple[Any, int]:
         if isinstance(saved, Tensor):
-            return self._array(saved, trail)
+            return self._array(saved, trail), 1
         if isinstance(saved, dict):
-            return {key: self.value(item, (*trail, key)) for key, item in saved.items()}
+            return self._mapping(saved, trail, {})
         if isinstance(saved, (list, tuple)):
-            return type(saved)(self.value(item, (*trail, i)) for i, item in enumerate(saved))
+            values, sizes = self._items(saved, trail)
+            return (values if isinstance(saved, list) else tuple(values)), sizes
+        if isinstance(saved, (set, frozenset)):
+            return saved, 1 + len(saved)
         if isinstance(saved, NumpyArray) and saved.value is not None:
-            return saved.value
-        if saved is None or isinstance(saved, (str, int, float, bytes, set, frozenset, np.generic)):
-            return saved
-        raise self._refusal(trail, f'is a {type(saved).__name__}, which is neither a tensor nor plain data')
+            return saved.value, 1
+        if isinstance(saved, Placeholder):
+            if is_module(saved):
+                state = module_state(saved)
+                return self._mapping(state, trail, state)
+            if saved.items and saved.state is None:
+                return self._mapping(saved.items, trail, {})
+        return Inert(_names_in(saved)), 1
+
+    def _mapping(
+        self, saved: dict[Any, Any], trail: tuple[Any, ...], out: dict[Any, Any]
+    ) -> tuple[dict[Any, Any], int]:
+        size = 1
+        for key, item in list(saved.items()):
+            out[key], inner = self._value(item, (*trail, key))
+            size += inner
+        return out, size
+
+    def _items(self, saved: Sequence[Any], trail: tuple[Any, ...]) -> tuple[list[Any], int]:
+        if all(isinstance(item, _PLAIN) for item in saved):
+            return list(saved), 1 + len(saved)
+        built = [self._value(item, (*trail, i)) for i, item in enumerate(saved)]
+        return [value for value, _ in built], 1 + sum(size for _, size in built)
 
     def _refusal(self, trail: tuple[Any, ...], problem: str) -> CheckpointError:
         plain = (isinstance(key, str) and key.isprintable() and len(key) < 100 for key in trail)
@@ -214,28 +285,55 @@ class _Builder:
                 'not all whole numbers from 0 on',
             )
         storage = tensor.storage
+        # Dimensions of stride 0 repeat what is there: an expanded tensor.
+        stored = math.prod(n for n, step in zip(shape, stride, strict=True) if step or not n)
         available = storage.numel * storage.dtype.itemsize // itemsize
         numel = math.prod(shape)
         last = tensor.offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
         if numel and last >= available:
             raise self._refusal(trail, f'reaches number {last} of a storage of {shown(available)}')
-        if numel > available or (numel == 0 and math.prod(n or 1 for n in shape) >= 2**31):
+        if stored > available or math.prod(n or 1 for n in shape) >= 2**48:
             raise self._refusal(
-                trail, f'has shape {shape} over a storage of {shown(available)} numbers: expanded, not stored'
+                trail, f'has shape {shape} over a storage of {shown(available)} numbers: overlapping'
             )
-        self._bytes_left -= numel * itemsize
+        self._bytes_left -= stored * itemsize
         if self._bytes_left < 0:
             raise self._refusal(
                 trail, f'and those before it would fill {_MAX_SHARING} times the size of the file'
             )
         if storage.key not in self._found:
-            self._found[storage.key] = self._find(storage)
+            inside = storage.data
+            self._found[storage.key] = self._find(storage) if inside is None else memoryview(inside)
         if numel == 0:
             empty = np.empty(shape, tensor.dtype)
             empty.flags.writeable = False
             return empty
         steps = [step * itemsize for step in stride]
         array = np.ndarray(shape, tensor.dtype, self._found[storage.key], tensor.offset * itemsize, steps)
-        if array.dtype == np.bool_ and array.view(np.uint8).max() > 1:
+        once = array[tuple(slice(None) if step else slice(1) for step in stride)]
+        if array.dtype == np.bool_ and once.view(np.uint8).max() > 1:
             raise self._refusal(trail, 'is a tensor of bools, but holds bytes other than 0 and 1')
         return array
+
+
+def _names_in(saved: object) -> tuple[str, ...]:
+    """What an object that means nothing here is called, and the names inside it."""
+    names: dict[str, None] = {}
+    left, seen = [saved], {id(saved)}
+    while left and len(names) < _MAX_NAMES:
+        item = left.pop()
+        if isinstance(item, Placeholder):
+            names[item.name] = None
+            inner: Iterable[Any] = item.parts()
+        elif isinstance(item, dict):
+            inner = [*item, *item.values()]
+        else:
+            inner = item if isinstance(item, (list, tuple)) else ()
+        for part in inner:
+            if not isinstance(part, _PLAIN) and id(part) not in seen:
+                seen.add(id(part))
+                left.append(part)
+    if not names:
+        name = getattr(saved, 'name', None)
+        return (name if isinstance(name, str) else f'a {type(saved).__name__.lstrip("_")}',)
+    return tuple(names)

@@ -169,6 +169,11 @@ def is_floating(tensor: np.ndarray) -> bool:
     return tensor.dtype.kind == 'f' or tensor.dtype.name == 'bfloat16'
 
 
+def is_number(tensor: np.ndarray) -> bool:
+    """True for whole and floating-point numbers."""
+    return tensor.dtype.kind in 'iu' or is_floating(tensor)
+
+
 def all_finite(tensor: np.ndarray) -> bool:
     with np.errstate(all='ignore'):
         # A sum takes a quarter of the time of looking at each; where it overflows, that is left.

@@ -96,7 +96,7 @@ def test_a_classifier_beside_the_backbone(classifier: str) -> None:
     found = to_canonical({**saved, 'criterion.weight': np.ones(5), 'metric.total': np.ones(())})
     assert_is(found, state)
     assert found.layout == 'canonical'
-    assert f'took {classifier}.weight and {classifier}.bias as the classifier' in found.notes
+    assert f'took {classifier} as the classifier' in found.notes
     assert 'left out 2 tensors beside the net: criterion, metric' in found.notes
 
 

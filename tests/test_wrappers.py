@@ -67,8 +67,7 @@ def test_timms_training_file(timm_file: Path, ema: bool) -> None:
     for name, tensor in expected.items():
         np.testing.assert_array_equal(found.state[name], tensor.numpy(), name)
     taken, other = ('state_dict_ema', 'state_dict') if ema else ('state_dict', 'state_dict_ema')
-    flag = '--no-ema' if ema else 'the default'
-    assert found.notes[0] == f'took {taken} (its other choice: {other}; {flag} takes that)'
+    assert found.notes[0] == f'took {taken} (its other choice: {other}; ema={not ema} takes that)'
     assert 'optimizer' in found.notes[1] and 'args' in found.notes[1]
     assert found.named == 'resnext50_32x4d'
 
@@ -110,7 +109,7 @@ def test_an_empty_average_is_passed_over() -> None:
 
 
 def test_no_ema_where_there_is_nothing_else() -> None:
-    with pytest.raises(CheckpointError, match=r'averaged weights only \(state_dict_ema\).*--no-ema'):
+    with pytest.raises(CheckpointError, match=r'averaged weights only \(state_dict_ema\).*ema=False'):
         to_canonical({'state_dict_ema': small('resnext'), 'epoch': 1}, ema=False)
 
 
@@ -238,7 +237,6 @@ def refused(change: Callable[[Saved], Any]) -> Any:
 
 HOSTILE: list[tuple[str, Callable[[Saved], Any], str]] = [
     ('a tensor', lambda s: s['fc.weight'], 'holds a ndarray, not a state dict'),
-    ('a list', lambda s: [s], 'holds a list, not a state dict'),
     ('None', lambda s: None, 'holds a NoneType'),
     ('an empty dict', lambda s: {}, 'holds no state dict.*nothing'),
     (
@@ -247,16 +245,11 @@ HOSTILE: list[tuple[str, Callable[[Saved], Any], str]] = [
         r'state_dict \(dict of 0\), epoch \(int\)',
     ),
     ('no tensors', lambda s: {'epoch': 1, 'arch': 'x'}, r'no state dict.*epoch \(int\), arch \(str\)'),
-    ('nested too deep', lambda s: {'state_dict': {'model': s}}, r'no state dict.*state_dict \(dict of 1\)'),
-    ('unknown two', lambda s: {'student': s, 'teacher': s}, 'no telling.*student .* tensors.*, teacher'),
-    ('bare and nested', lambda s: {**s, 'copy': s}, 'no telling which state dict'),
-    ('bare and state_dict', lambda s: {**s, 'state_dict': s}, 'no telling which state dict'),
-    ('number among tensors', lambda s: {**s, 'epoch': 3}, r'other things than named tensors: epoch \(int\)'),
+    ('unknown two', lambda s: {'a': s, 'b': added(s, 1)}, "no telling.*key='a', key='b'"),
+    ('bare and nested', lambda s: {**s, 'copy': added(s, 1)}, 'no telling which net'),
     ('list for a tensor', lambda s: {'model': {**s, 'fc.bias': [1.0]}}, r'model holds .*fc.bias \(list\)'),
     ('None for a tensor', lambda s: {'model': {**s, 'fc.bias': None}}, r'fc.bias \(NoneType\)'),
     ('scalar for a tensor', lambda s: {'model': {**s, 'fc.bias': np.float32(1)}}, r'fc.bias \(float32\)'),
-    ('numbers for names', lambda s: {**s, 7: np.ones(1)}, r'other things.*7 \(tensor\)'),
-    ('bytes for names', lambda s: {'model': {**s, b'a': np.ones(1)}}, r"b'a' \(tensor\)"),
     (
         'two of one',
         lambda s: {**s, 'module.fc.bias': s['fc.bias']},
@@ -269,8 +262,8 @@ HOSTILE: list[tuple[str, Callable[[Saved], Any], str]] = [
     ),
     (
         'two classifiers',
-        lambda s: {**prefixed(s, 'backbone.'), 'head.fc.bias': s['fc.bias']},
-        'both fc.bias: backbone.fc.bias and head.fc.bias',
+        lambda s: {**prefixed(s, 'backbone.'), **{f'head.{n}': s[n] for n in ('fc.weight', 'fc.bias')}},
+        'several classifiers: backbone.fc, head.*drop_head=True',
     ),
     (
         'two stems',
@@ -279,8 +272,8 @@ HOSTILE: list[tuple[str, Callable[[Saved], Any], str]] = [
     ),
     (
         'two nets',
-        lambda s: {**prefixed(s, 'encoder_q.'), **prefixed(s, 'encoder_k.')},
-        'holds 2 nets, under encoder_q., encoder_k.',
+        lambda s: {**prefixed(s, 'a.'), **prefixed(added(s, 1), 'b.')},
+        "it holds 2 nets.*prefix='a.', prefix='b.'",
     ),
 ]
 
