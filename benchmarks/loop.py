@@ -23,7 +23,7 @@ import numpy as np
 from train import parallel, recipes
 from train.job import initial_state, make_job
 from train.loop import train
-from train.settings import Settings
+from train.settings import Settings, sides
 from train.step import make_train_step
 
 STEPS = 12
@@ -54,7 +54,7 @@ def share_of_the_loop(options: argparse.Namespace, folder: Path) -> None:
         batch_size=options.batch,
         epochs=2,
         log_steps=STEPS - 1,
-        eval_epochs=0,
+        eval_epochs=2,  # once, at the end
         jitter=0.4,
         lighting=0.1,
         mixup=0.2,
@@ -85,7 +85,7 @@ def bare_step(settings: Settings) -> float:
             axis_name=parallel.AXIS,
         )
     )
-    shape = (settings.batch_size, settings.image_size, settings.image_size, 3)
+    shape = (settings.batch_size, *sides(settings.image_size), 3)
     batch: dict[str, Any] = {
         'image': np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),
         'label': np.zeros(settings.batch_size, np.int32),

@@ -210,7 +210,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def test_numbers_that_are_not_finite_stop_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     poison(monkeypatch, 9)
-    settings = dataclasses.replace(SHORT, save_steps=2, max_steps=20, eval_epochs=0)
+    settings = dataclasses.replace(SHORT, save_steps=2, max_steps=20, eval_epochs=99)  # at the end alone
     with pytest.raises(NonFiniteError, match=r'step 9: .* not finite.*newest checkpoint is of step 8'):
         quiet(settings, tmp_path)
     assert checkpoints_of.read(tmp_path).step == 8
@@ -264,7 +264,7 @@ def test_the_log_tells_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_profile_survives_a_stop_within_it(tmp_path: Path) -> None:
-    settings = dataclasses.replace(SHORT, eval_epochs=0)
+    settings = dataclasses.replace(SHORT, eval_epochs=99)  # at the end alone
     for last in (5, 12):  # the first run ends within the window, the second begins there
         quiet(dataclasses.replace(settings, max_steps=last), tmp_path, profile=(4, 8))
     assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 2
@@ -360,7 +360,7 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
             arrays[f'x_{part}'] = np.stack([np.asarray(source[i].image) for i in rows])
             arrays[f'y_{part}'] = np.array([source[i].label - low for i in rows])
         np.savez(tmp_path / f'{name}.npz', **arrays)
-    base = dataclasses.replace(DIGITS, model='resnext_tiny', eval_epochs=0)
+    base = dataclasses.replace(DIGITS, model='resnext_tiny', eval_epochs=99)  # at the end alone
     first = dataclasses.replace(base, data=f'arrays:{tmp_path}/first.npz', epochs=6)
     quiet(first, tmp_path / 'first')
     write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')

@@ -47,7 +47,7 @@ def test_every_field_is_documented_once() -> None:
         ('flip', 1.5, 'flip=1.5 must be from 0 to 1'),
         ('frozen_stages', 6, 'frozen_stages=6 must be from 0 to 5'),
         ('seed', 2**31, 'seed=2147483648 must be from 0 to 2147483647'),
-        ('in_chans', 4, 'in_chans=4 is not one of 1, 3'),
+        ('in_chans', 0, 'in_chans=0 must be at least 1'),
         ('dtype', 'float16', "dtype='float16' is not one of 'float32', 'bfloat16'"),
         ('policy', 'trivialaugment', "policy='trivialaugment' is not one of "),
         ('schedule', 'linear', "schedule='linear' is not one of 'cosine', 'step', 'constant'"),

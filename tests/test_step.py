@@ -103,7 +103,7 @@ def test_remat_changes_nothing_but_memory() -> None:
 
 
 def test_averages_move_towards_parameters_and_statistics() -> None:
-    settings = dataclasses.replace(BASE, ema_decay=0.75)
+    settings = dataclasses.replace(BASE, ema_decay=0.75, ema_warmup=False)
     _, _, before = start(settings)
     after, _ = one_step(settings, 2)
     for part in ('params', 'batch_stats'):
@@ -133,6 +133,12 @@ def test_a_step_that_is_not_finite_changes_nothing(where: str) -> None:
         old, new = getattr(state, part), getattr(after, part)
         for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
             np.testing.assert_array_equal(a, b)
+    if where == 'image':  # the next one is the first update of the averages: a decay of 2 / 11
+        data['image'] = np.random.default_rng(0).normal(size=(N, 32, 32, 3)).astype(np.float32)
+        later, _ = step(after, data)
+        assert int(later.step) == 2 and int(later.skipped) == 1
+        expected = jax.tree.map(lambda a, b: 2 / 11 * a + 9 / 11 * b, state.params, later.params)
+        assert largest_difference(later.ema['params'], expected) < 1e-6
 
 
 def test_the_learning_rate_goes_on_over_a_step_that_is_skipped() -> None:

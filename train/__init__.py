@@ -1,1 +1,27 @@
-"""Training of the nets. So far the step itself: see `train.step`."""
+"""Training of the nets.
+
+    from train import Settings, train
+
+    outcome = train(Settings('resnest50d', weights='resnest50d', data='folder:flowers'), 'runs/flowers')
+
+Nothing of JAX is imported before one of these names is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from train.loop import Outcome, train
+    from train.settings import Settings
+
+__all__ = ['Outcome', 'Settings', 'train']
+
+_MODULES = {'Outcome': 'train.loop', 'Settings': 'train.settings', 'train': 'train.loop'}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -17,7 +17,7 @@ from PIL import Image, ImageEnhance
 from flaxnets.config import Preprocess
 from flaxnets.preprocess import FILTERS, Transform
 from train.autoaugment import Policy, make_policy
-from train.settings import Settings
+from train.settings import Settings, Size, complete, sides
 
 TRIES = 10  # of a random crop, before the centre is taken
 COVERED = 0.1  # share of the picture that a 'resnest' crop covers at least, whatever its `area`
@@ -28,7 +28,7 @@ Crop = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A picture and random numbers to uint8 [S, S, C]; `train_transform` makes one."""
+    """A picture and random numbers to uint8 [H, W, C]; `train_transform` makes one."""
 
     policy: Policy | None
     crop: Crop
@@ -50,9 +50,9 @@ def train_transform(settings: Settings) -> TrainTransform:
 
     Returns:
       A callable of a picture ('RGB', or 'L' where `in_chans` is 1) and a generator, which gives uint8
-      [image_size, image_size, in_chans].
+      [*image_size, in_chans].
     """
-    s = settings
+    s = complete(settings)
     resample = FILTERS[s.interpolation]
     crops: dict[str, Crop] = {
         'random_resized': RandomResizedCrop(s.image_size, s.crop_area, s.crop_ratio, resample),
@@ -77,7 +77,7 @@ class RandomResizedCrop:
     largest one in the centre is taken whose ratio is within the limits.
     """
 
-    size: int
+    size: Size
     area: tuple[float, float]
     ratio: tuple[float, float]
     resample: Image.Resampling
@@ -108,10 +108,10 @@ class ResNeStCrop:
 
     TensorFlow's sampling of a distorted box that must cover the whole picture's tenth at least: the ratio is
     uniform, the height uniform between those that the limits of area allow. If none fits in ten tries, or
-    the box is the whole picture, the square in the centre that the authors' evaluation at this size takes.
+    the box is the whole picture, the part of the centre that the authors' evaluation at this size takes.
     """
 
-    size: int
+    size: Size
     area: tuple[float, float]
     ratio: tuple[float, float]
     resample: Image.Resampling
@@ -134,9 +134,12 @@ class ResNeStCrop:
                 if (w, h) == (width, height):
                     break
                 return int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1)), w, h
-        side = min(width, height) * self.size / (self.size + 32)
-        left, top = round((width - side) / 2), round((height - side) / 2)
-        w, h = round(left + side) - left, round(top + side) - top  # may differ by a pixel, as theirs do
+        high, wide = sides(self.size)
+        longer = max(high, wide)
+        across = min(width, height * wide / high) * longer / (longer + 32)
+        down = min(height, width * high / wide) * longer / (longer + 32)
+        left, top = round((width - across) / 2), round((height - down) / 2)
+        w, h = round(left + across) - left, round(top + down) - top  # may differ by a pixel, as theirs do
         return left, top, max(w, 1), max(h, 1)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -145,24 +148,26 @@ class ResNeStCrop:
 
 @dataclass(frozen=True)
 class PadCrop:
-    """The whole picture resized to a square, zeros around it, and a window of the same size somewhere."""
+    """The whole picture resized, zeros around it, and a window of the same size somewhere."""
 
-    size: int
+    size: Size
     padding: int
     resample: Image.Resampling
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        image = image.resize((self.size, self.size), self.resample)
+        high, wide = sides(self.size)
+        image = image.resize((wide, high), self.resample)
         if not self.padding:
             return image
         left, top = (int(n) for n in rng.integers(-self.padding, self.padding + 1, 2))
-        return image.crop((left, top, left + self.size, top + self.size))  # beyond the border it is black
+        return image.crop((left, top, left + wide, top + high))  # beyond the border it is black
 
 
-def _cut(image: Image.Image, box: Box, size: int, resample: Image.Resampling) -> Image.Image:
-    """A square of `size` pixels from `box` alone: `resize(box=...)` would also read the pixels around it."""
+def _cut(image: Image.Image, box: Box, size: Size, resample: Image.Resampling) -> Image.Image:
+    """An image of `size` pixels from `box` alone: `resize(box=...)` would also read the pixels around it."""
     left, top, w, h = box
-    return image.crop((left, top, left + w, top + h)).resize((size, size), resample)
+    high, wide = sides(size)
+    return image.crop((left, top, left + w, top + h)).resize((wide, high), resample)
 
 
 def jitter(image: Image.Image, rng: np.random.Generator, strength: float, hue: float) -> Image.Image:

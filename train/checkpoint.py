@@ -151,6 +151,13 @@ class Checkpoints:
         steps = [int(name) for name in names if name.isdecimal() and name == str(int(name))]
         return sorted((step for step in steps if arrays.is_committed(self._path(step))), reverse=True)
 
+    def meta(self) -> dict[str, Any] | None:
+        """What was saved as `meta` with the newest step that can be read; no array is looked at."""
+        for step in self.steps():
+            with contextlib.suppress(CheckpointError):
+                return arrays.read_manifest(self._path(step)).facts['meta']
+        return None
+
     def best(self) -> int | None:
         """The step of the highest score, the newest of several; None if no step has a score."""
         best = self._best(self.steps(), 1)

@@ -41,23 +41,28 @@ class TrainBatches(Iterator[Batch]):
     """What `train_batches` returns: an iterator to be closed.
 
     Attributes:
-      bad: how many images could not be read; others took their places.
+      bad: how many images of the batches so far could not be read; others took their places.
     """
 
-    def __init__(self, batches: Any, loader: _Loader) -> None:
-        self._batches, self._loader = batches, loader
+    def __init__(self, batches: Any, loader: _Loader, step: int) -> None:
+        self._batches, self._loader, self._step = batches, loader, step
+        self.bad = 0
+        self._news: list[str] = []
 
     def __next__(self) -> Batch:
         batch: Batch = next(self._batches)
+        self._step += 1
+        # Threads work ahead: what they found in later batches is of a later moment, and is found again if
+        # the run ends here and goes on.
+        found = self._loader.take_bad(self._step)
+        self.bad += len(found)
+        self._news += found
         return batch
 
-    @property
-    def bad(self) -> int:
-        return self._loader.bad
-
     def new_bad(self) -> list[str]:
-        """What is wrong with the images found bad since the last call."""
-        return self._loader.new_bad()
+        """What is wrong with the bad images since the last call."""
+        news, self._news = self._news, []
+        return news
 
     def images_per_second(self) -> float | None:
         """How many images this host's threads could make, from the time that they have taken so far."""
@@ -80,6 +85,7 @@ def train_batches(
     hosts: int = 1,
     threads: int = 0,
     max_bad: float = 0.001,
+    bad: int = 0,
 ) -> TrainBatches:
     """This host's part of each training batch, without end.
 
@@ -95,6 +101,7 @@ def train_batches(
       host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
       threads: that decode and augment; 0 takes one for each core.
       max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
+      bad: images of this host found bad before `start_step`, for that share.
 
     Returns:
       An iterator of {'image': uint8 [N, S, S, C], 'label': int32 [N]}, N = batch_size / hosts.
@@ -105,15 +112,16 @@ def train_batches(
     _check(batch_size, hosts, threads)
     local = batch_size // hosts
     loader = _Loader(source, transform, seed, in_chans, max_bad, threads or os.cpu_count() or 1)
+    loader.goes_on(start_step * local, bad)
 
     def load(place: int) -> dict[str, Any]:
         """The image at a place of this host's own sequence."""
         batch, row = divmod(place, local)
-        return loader.load(batch * batch_size + host * local + row)
+        return loader.load(batch * batch_size + host * local + row, batch)
 
     ahead = grain.ReadOptions(loader.threads, max(2 * loader.threads, BATCHES_AHEAD * local))
     places = grain.MapDataset.range(start_step * local, ENDLESS).map(load)
-    return TrainBatches(iter(places.to_iter_dataset(ahead).batch(local)), loader)
+    return TrainBatches(iter(places.to_iter_dataset(ahead).batch(local)), loader, start_step)
 
 
 def _check(batch_size: int, hosts: int, threads: int) -> None:
@@ -136,15 +144,20 @@ class _Loader:
         threads: int,
     ) -> None:
         self.threads = threads
-        self.bad = 0
         self._source, self._transform, self._seed = source, transform, seed
         self._in_chans, self._max_bad = in_chans, max_bad
         self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
         self._lock = threading.Lock()
-        self._news: list[str] = []
-        self._seen, self._seconds = 0, 0.0
+        self._found: list[tuple[int, str]] = []  # batch and what is wrong, as the threads come by it
+        self._seen, self._seen_before, self._seconds = 0, 0, 0.0
+        self._bad = 0
 
-    def load(self, position: int) -> dict[str, Any]:
+    def goes_on(self, seen: int, bad: int) -> None:
+        """Counts on from so many images, and bad ones beside them."""
+        self._seen_before, self._bad = seen, bad
+
+    def load(self, position: int, batch: int) -> dict[str, Any]:
+        """The image at a position, for a batch of that number."""
         start = time.perf_counter()
         index = int(self._order[position])
         for _ in range(len(self._source)):
@@ -156,7 +169,7 @@ class _Loader:
                     image, np.random.Generator(np.random.Philox(key=[self._seed, position]))
                 )
             except ImageError as error:
-                self._note(str(error))
+                self._note(batch, str(error))
                 index = (index + 1) % len(self._source)
                 continue
             with self._lock:
@@ -165,20 +178,25 @@ class _Loader:
             return {'image': pixels, 'label': np.int32(record.label)}
         raise TooManyBadImagesError(f'{self._source.name}: none of its images can be read')
 
-    def _note(self, problem: str) -> None:
+    def _note(self, batch: int, problem: str) -> None:
         with self._lock:
-            self.bad += 1
-            self._news.append(problem)
-            if self.bad > self._max_bad * max(self._seen, IMAGES_BEFORE_JUDGING):
+            self._found.append((batch, problem))
+            self._bad += 1
+            bad, seen = self._bad, self._seen_before + self._seen
+            if bad > self._max_bad * max(seen, IMAGES_BEFORE_JUDGING):
                 raise TooManyBadImagesError(
-                    f'{self.bad} of {self._seen + self.bad} images cannot be read, a share above '
+                    f'{bad} of {seen + bad} images cannot be read, a share above '
                     f'max_bad_images={self._max_bad:g}. Replace them, or raise it. The last one: {problem}'
                 )
 
-    def new_bad(self) -> list[str]:
+    def take_bad(self, batch: int) -> list[str]:
+        """What is wrong with images of the batches before this one, once."""
         with self._lock:
-            news, self._news = self._news, []
-        return news
+            if not self._found:
+                return []
+            taken = [pair for pair in self._found if pair[0] < batch]
+            self._found = [pair for pair in self._found if pair[0] >= batch]
+        return [problem for _, problem in sorted(taken, key=lambda pair: pair[0])]
 
     def images_per_second(self) -> float | None:
         with self._lock:

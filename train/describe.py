@@ -11,9 +11,11 @@ import jax
 import flaxnets
 from flaxnets.resnet import abstract_variables
 from train import parallel
+from train.job import expected_images
+from train.notes import about_images, without_effect
 from train.optimizer import decays, is_frozen, path_of
 from train.schedule import count_steps, drop_block, learning_rate
-from train.settings import Settings, validate
+from train.settings import PLAIN, Settings, complete, validate
 
 
 def describe(settings: Settings, examples: int, devices: int) -> str:
@@ -28,13 +30,20 @@ def describe(settings: Settings, examples: int, devices: int) -> str:
       FlaxnetsError: the settings are bad, or do not fit the data or the devices.
     """
     validate(settings)
+    given, expected = settings, expected_images(settings)
+    settings = complete(given, expected or PLAIN)
     parallel.check_batch(settings.batch_size, settings.accumulation, devices)
     lines = ['settings (* differs from the default)']
     for field in dataclasses.fields(Settings):
         value = getattr(settings, field.name)
-        mark = ' ' if value == field.default else '*'
+        mark = ' ' if getattr(given, field.name) == field.default else '*'
         lines.append(f'{mark} {field.name:20} {_text(value)}')
     lines += ['', *_run(settings, examples, devices), '', *_rates(settings, examples), '', *_net(settings)]
+    notes = [
+        *about_images(given, settings, expected),
+        *without_effect(settings, *count_steps(settings, examples)),
+    ]
+    lines += ['', *(f'{note.kind}: {note.message}' for note in notes)] if notes else []
     return '\n'.join(lines)
 
 

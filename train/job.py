@@ -19,9 +19,10 @@ from flaxnets.load import load_with_config
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.zoo import NETS, resolve
 from train import parallel
+from train.notes import Note, about_images, without_effect
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
-from train.settings import Settings
+from train.settings import PLAIN, Settings, complete, continued, preprocess, validate
 from train.sources import Source, open_source, some
 from train.state import TrainState, create_state, initial_variables
 
@@ -34,9 +35,9 @@ class Job:
       settings: with nothing left open: `num_classes` is the data's.
       training, evaluation: the images.
       epoch_steps, total_steps: updates of an epoch and of the whole run.
-      preprocess: how images are normalised, and prepared for evaluation.
       model: as it is trained; `inference` as it is evaluated.
       optimizer: its updates are added to the parameters.
+      remarks: what is to be said of the settings before the run begins.
     """
 
     settings: Settings
@@ -44,10 +45,10 @@ class Job:
     evaluation: Source
     epoch_steps: int
     total_steps: int
-    preprocess: Preprocess
     model: ResNet
     inference: ResNet
     optimizer: optax.GradientTransformation
+    remarks: tuple[Note, ...] = ()
 
     @property
     def config(self) -> Config:
@@ -69,22 +70,28 @@ class Job:
         return tuple(dict.fromkeys(notes))
 
     @property
+    def preprocess(self) -> Preprocess:
+        """How images are normalised, and prepared for evaluation."""
+        return preprocess(self.settings)
+
+    @property
     def fingerprints(self) -> dict[str, str]:
         """What tells these images from others, for comparing at a resume."""
         return {'training': self.training.fingerprint, 'evaluation': self.evaluation.fingerprint}
 
 
-def make_job(settings: Settings, earlier: Preprocess | None = None) -> Job:
+def make_job(settings: Settings, earlier: Settings | None = None) -> Job:
     """Opens the data and builds the net.
 
     Args:
-      settings: of the run.
-      earlier: how the run prepares its images, where it has begun already; otherwise as its weights expect,
-        where the settings do not say otherwise.
+      settings: of the run; what they leave open is filled in.
+      earlier: those that the run began with, if it goes on.
 
     Raises:
-      FlaxnetsError: no such data or net, numbers that do not fit the data or the devices.
+      FlaxnetsError: bad settings, no such data, weights or net, numbers that do not fit the data or the
+        devices.
     """
+    validate(settings)
     if not settings.data:
         raise FlaxnetsError('data= is missing: say where the images are (--data tfds:imagenet2012)')
     training = open_source(settings.data, settings.train_split, training=True)
@@ -93,17 +100,26 @@ def make_job(settings: Settings, earlier: Preprocess | None = None) -> Job:
         raise FlaxnetsError(
             f'num_classes={settings.num_classes}, but {settings.data} has {training.num_classes}'
         )
-    settings = dataclasses.replace(settings, num_classes=training.num_classes)
+    given = dataclasses.replace(settings, num_classes=training.num_classes)
+    expected = None if earlier else expected_images(given)
+    settings = continued(given, earlier) if earlier else complete(given, expected or PLAIN)
     epoch_steps, total_steps = count_steps(settings, len(training))
     model = make_model(settings, jax.device_count())
     optimizer = make_optimizer(settings, epoch_steps, abstract_variables(model)['params'])
     inference = make_model(dataclasses.replace(settings, remat=False), jax.device_count())
-    if earlier is None:
-        earlier = flaxnets.config(settings.weights).preprocess if settings.weights else Preprocess()
-    preprocess = _preprocess(settings, earlier)
+    said = [*about_images(given, settings, expected), *without_effect(settings, epoch_steps, total_steps)]
     return Job(
-        settings, training, evaluation, epoch_steps, total_steps, preprocess, model, inference, optimizer
+        settings, training, evaluation, epoch_steps, total_steps, model, inference, optimizer, tuple(said)
     )
+
+
+def expected_images(settings: Settings) -> Preprocess | None:
+    """How the weights that a run starts from expect their images; None if it starts from random numbers.
+
+    Raises:
+      FlaxnetsError: the weights cannot be opened.
+    """
+    return flaxnets.config(settings.weights).preprocess if settings.weights else None
 
 
 def make_model(settings: Settings, devices: int) -> ResNet:
@@ -128,6 +144,7 @@ def make_model(settings: Settings, devices: int) -> ResNet:
         drop_path_rate=s.drop_path_rate,
         drop_block_rate=s.drop_block_rate,
         frozen_stages=s.frozen_stages,
+        freeze_bn=s.freeze_bn,
         zero_init_last=s.zero_init_last,
         remat=s.remat,
     )
@@ -145,24 +162,6 @@ def net_config(settings: Settings, preprocess: Preprocess, classes: tuple[str, .
         in_chans=settings.in_chans,
         classes=classes or None,
     )
-
-
-def _preprocess(settings: Settings, own: Preprocess) -> Preprocess:
-    """How a run prepares its images: as its weights expect, but for what the settings say."""
-    said: dict[str, Any] = {
-        'size': settings.eval_size,
-        'crop_pct': settings.eval_crop_pct,
-        'crop_mode': settings.eval_crop_mode,
-        'interpolation': settings.eval_interpolation,
-    }
-    found = dataclasses.replace(own, **{field: value for field, value in said.items() if value})
-    # RGB's values for more channels, in turn, as `flaxnets.weights.merge` adapts a kernel for RGB.
-    fitted: dict[str, Any] = {
-        field: tuple(values[i % len(values)] for i in range(settings.in_chans))
-        for field, values in (('mean', found.mean), ('std', found.std))
-        if len(values) != settings.in_chans and min(len(values), settings.in_chans) > 1
-    }
-    return dataclasses.replace(found, **fitted)
 
 
 def abstract_state(job: Job) -> Any:

@@ -28,6 +28,8 @@ from train import tensorboard
 FILE = 'log.jsonl'
 # tqdm's own is too long for what stands beside it.
 BAR = '{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}, {remaining} left{postfix}'
+_OF_STEPS = ('train', 'non_finite', 'bad_image')
+_OF_EVALUATIONS = ('eval', 'eval_non_finite')
 REWRITE_SECONDS = 60.0  # between two writings of the whole file where nothing can be appended (gs://)
 
 
@@ -39,6 +41,7 @@ class Log:
       primary: whether this process writes.
       total_steps: of the run.
       first_step: that it goes on after; 0 at the start.
+      evaluated: whether that step has been evaluated already; an evaluation that was not kept is made again.
       images_per_step: of the global batch.
       epoch_steps: steps of an epoch.
       quiet: nothing on the terminal but what went wrong.
@@ -51,6 +54,7 @@ class Log:
         primary: bool,
         total_steps: int,
         first_step: int,
+        evaluated: bool = True,
         images_per_step: int,
         epoch_steps: int,
         quiet: bool = False,
@@ -64,7 +68,7 @@ class Log:
         if not primary:
             return
         try:
-            self._records = _Records(workdir, first_step)
+            self._records = _Records(workdir, first_step, evaluated)
         except OSError as error:
             raise FlaxnetsError(f'{workdir}/{FILE} cannot be written: {error.strerror or error}') from error
         if tensorboard.is_available() and not is_remote(workdir):
@@ -169,10 +173,10 @@ class Log:
 class _Records:
     """log.jsonl, appended to; in a store without appending, rewritten now and then."""
 
-    def __init__(self, workdir: str, first_step: int) -> None:
+    def __init__(self, workdir: str, first_step: int, evaluated: bool) -> None:
         self._path = epath.Path(workdir) / FILE
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read(workdir) if not _is_past(record, first_step)]
+        kept = [record for record in read(workdir) if not _is_past(record, first_step, evaluated)]
         self._lines = [_line(record) for record in kept]
         self._rewrite()
         self._file: io.FileIO | None = None
@@ -208,8 +212,11 @@ class _Records:
         beside.replace(self._path)
 
 
-def _is_past(record: dict[str, Any], step: int) -> bool:
-    return record['kind'] in ('train', 'eval') and record['step'] > step
+def _is_past(record: dict[str, Any], step: int, evaluated: bool) -> bool:
+    """Whether what a record tells of will happen again in a run that goes on after `step`."""
+    if record['kind'] in _OF_EVALUATIONS and not evaluated and record['step'] == step:
+        return True
+    return record['kind'] in (*_OF_STEPS, *_OF_EVALUATIONS) and record['step'] > step
 
 
 def _line(record: dict[str, Any]) -> str:

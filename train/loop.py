@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets import runs, weights
+from flaxnets import weights
 from flaxnets.arrays import copy_tree, is_remote
-from flaxnets.config import Preprocess, config_from_json, to_json
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.config import to_json
+from flaxnets.errors import FlaxnetsError
 from train import parallel, pictures
 from train.augment import eval_transform, train_transform
 from train.checkpoint import Checkpoints
@@ -26,8 +26,9 @@ from train.evaluate import Evaluation, Evaluator
 from train.job import Job, abstract_state, initial_state, make_job
 from train.lock import Lock
 from train.log import Log, read
+from train.notes import Note
 from train.schedule import learning_rate
-from train.settings import MAY_CHANGE, PREPARATION, Settings, difference, from_json
+from train.settings import Settings, complete, difference, from_json, validate
 from train.settings import to_json as settings_json
 from train.state import TrainState
 from train.step import make_train_step
@@ -80,16 +81,13 @@ def train(
     """
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        job = parallel.together(
+        job, checkpoints = parallel.together(
             lambda: _open(stack, settings, workdir, primary),
-            alike=_what_all_share,
-        )
-        checkpoints = stack.enter_context(
-            Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
+            alike=lambda opened: _what_all_share(opened[0]),
         )
         notes: list[str] = []
-        state, damaged, evaluated = restore(job, checkpoints, notes.append)
-        first = int(state.step)
+        start = restore(job, checkpoints, notes.append)
+        first = int(start.state.step)
         log = parallel.together(
             lambda: stack.enter_context(
                 Log(
@@ -97,6 +95,7 @@ def train(
                     primary=primary,
                     total_steps=job.total_steps,
                     first_step=first,
+                    evaluated=start.evaluated,
                     images_per_step=job.settings.batch_size,
                     epoch_steps=job.epoch_steps,
                     quiet=quiet,
@@ -105,27 +104,24 @@ def train(
         )
         for note in notes:
             log.event('weights', note, step=first)
-        for note in job.notes:
-            log.event('note', note)
-        for step, reason in damaged:
+        for step, reason in start.damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         stop = stack.enter_context(Stop())
         run = _Run(job, workdir, log, checkpoints, stop, primary, profile)
-        return run.go(state, first, evaluated)
+        return run.go(start)
 
 
-def _open(stack: contextlib.ExitStack, settings: Settings, workdir: str, primary: bool) -> Job:
+def _open(
+    stack: contextlib.ExitStack, settings: Settings, workdir: str, primary: bool
+) -> tuple[Job, Checkpoints]:
+    validate(settings)  # before anything is written
     if primary:
         stack.enter_context(Lock(workdir))
-    return make_job(settings, _earlier_preprocess(workdir))
-
-
-def _earlier_preprocess(workdir: str) -> Preprocess | None:
-    """How the run that a workdir holds prepares its images; the weights that it began with may be gone."""
-    try:
-        return runs.read_config(workdir).preprocess
-    except CheckpointError:
-        return None
+    checkpoints = stack.enter_context(
+        Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
+    )
+    meta = checkpoints.meta()
+    return make_job(settings, from_json(meta['settings']) if meta else None), checkpoints
 
 
 def _what_all_share(job: Job) -> Any:
@@ -134,24 +130,38 @@ def _what_all_share(job: Job) -> Any:
     return [settings_json(own), to_json(job.preprocess), job.fingerprints]
 
 
-def restore(
-    job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lambda note: None
-) -> tuple[TrainState, tuple[tuple[int, str], ...], bool]:
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins, or goes on.
+
+    Attributes:
+      state: its arrays.
+      damaged: newer steps that were set aside, and why.
+      evaluated: whether this state has been evaluated.
+      bad_images: found so far.
+    """
+
+    state: TrainState
+    damaged: tuple[tuple[int, str], ...] = ()
+    evaluated: bool = False
+    bad_images: int = 0
+
+
+def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lambda note: None) -> Start:
     """The newest sound state of a workdir, or the initial one.
 
     Args:
       say: is told what became of the classifier of the weights that a new run begins with.
-
-    Returns:
-      The state; the damaged steps that were skipped, and why; whether the state has been evaluated.
 
     Raises:
       FlaxnetsError: the workdir's run had other settings or data.
     """
     restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
     if restored is None:
-        return parallel.together(lambda: initial_state(job, say)), (), False
-    return restored.state, restored.skipped, restored.score is not None
+        return Start(parallel.together(lambda: initial_state(job, say)))
+    # Earlier versions kept neither, and did not tell an evaluation that was not finite from none.
+    evaluated = restored.meta.get('evaluated', restored.score is not None)
+    return Start(restored.state, restored.skipped, evaluated, restored.meta.get('bad_images', 0))
 
 
 def check_same_run(job: Job, meta: dict[str, Any]) -> None:
@@ -160,10 +170,7 @@ def check_same_run(job: Job, meta: dict[str, Any]) -> None:
     Raises:
       FlaxnetsError: with every difference.
     """
-    differences = difference(from_json(meta['settings']), job.settings, MAY_CHANGE | PREPARATION)
-    earlier = config_from_json(meta['config']).preprocess
-    if earlier != job.preprocess:
-        differences.append(f'images: {earlier} -> {job.preprocess}')
+    differences = difference(complete(from_json(meta['settings'])), job.settings)
     for part, fingerprint in job.fingerprints.items():
         if meta['data'].get(part) != fingerprint:
             differences.append(f'the {part} images are not the same ones ({job.settings.data})')
@@ -195,6 +202,8 @@ class _Run:
         self.stop, self.primary, self.profile = stop, primary, profile
         self.evaluation: Evaluation | None = None
         self.evaluated = 0  # the step that it is of
+        self.bad_images = self.bad_before = 0  # of all hosts, in the whole run and in earlier calls
+        self.bad_elsewhere = 0  # of other hosts in this call, when last they were asked
         self.evaluator = Evaluator(job.inference, job.preprocess)
         self.saved: int | None = None
         self.profiling = False
@@ -204,20 +213,26 @@ class _Run:
             'data': job.fingerprints,
         }
 
-    def go(self, state: TrainState, first: int, evaluated: bool) -> Outcome:
-        job = self.job
+    def go(self, start: Start) -> Outcome:
+        job, first = self.job, int(start.state.step)
+        self.bad_images = self.bad_before = start.bad_images
+        if first:
+            self.saved = first
+        if first == job.total_steps and start.evaluated:  # of which the log has all
+            return self._finish(parallel.replicate(start.state), first, known=True)
         if first:
             self.log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
-            self.saved = first
+        else:
+            for note in (*(Note('note', text) for text in job.notes), *job.remarks):
+                self.log.event(note.kind, note.message, step=0)
         processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
         devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
         self.log.event('devices', f'training on {devices}', step=first)
-        state = parallel.replicate(state)
+        state = parallel.replicate(start.state)
         if first < job.total_steps:
-            if first and self._evaluates(first) and not evaluated:  # it was stopped before that
+            if first and self._evaluates(first) and not start.evaluated:  # it was stopped before that
                 if self._evaluate(state, first) is None:
                     return self._stopped(state, first)
-                self.saved = None  # without the score
                 self._save(state, first)
             try:
                 with self._training_batches(first) as batches:
@@ -243,7 +258,7 @@ class _Run:
                 axis_name=parallel.AXIS,
             )
         )
-        meter = _Meter(job)
+        meter = _Meter(job, int(state.skipped))
         pending: deque[tuple[int, Any]] = deque()
         saved_at = time.monotonic()
         for done in range(first + 1, job.total_steps + 1):
@@ -263,8 +278,10 @@ class _Run:
             if evaluate or logs or save or stop:
                 while pending:  # what is logged or saved has been looked at
                     self._absorb(meter, *pending.popleft())
+            self._count_bad(batches, ask=logs or evaluate or stop or last)
             if (logs or evaluate) and meter.steps:
-                self.log.train(done, _of_all_hosts(meter.values(done), batches))
+                values = _of_all_hosts(meter.values(done), batches)
+                self.log.train(done, {**values, 'bad_images': self.bad_images})
             if evaluate and not stop:
                 stop = self._evaluate(state, done) is None
             if stop:
@@ -294,9 +311,15 @@ class _Run:
                 )
             self.log.event('non_finite', f'{message}; nothing was updated', step=step)
 
+    def _count_bad(self, batches: Any, ask: bool) -> None:
+        """Bad images of the whole run; `ask` the other hosts for theirs, which all must do at once."""
+        if ask:
+            self.bad_elsewhere = int(parallel.gather([float(batches.bad)]).sum()) - batches.bad
+        self.bad_images = self.bad_before + batches.bad + self.bad_elsewhere
+
     def _evaluates(self, done: int) -> bool:
         every = self.job.settings.eval_epochs * self.job.epoch_steps
-        return done == self.job.total_steps or bool(every and done % every == 0)
+        return done == self.job.total_steps or done % every == 0
 
     def _saves(self, done: int, saved_at: float) -> bool:
         s = self.job.settings
@@ -304,8 +327,11 @@ class _Run:
         by_time = s.save_minutes and time.monotonic() - saved_at >= 60 * s.save_minutes
         return bool(by_time or (s.save_steps and done % s.save_steps == 0))
 
-    def _evaluate(self, state: TrainState, done: int) -> Evaluation | None:
-        """None if it was asked to stop; the state is saved if an image cannot be read."""
+    def _evaluate(self, state: TrainState, done: int, known: bool = False) -> Evaluation | None:
+        """None if it was asked to stop; the state is saved if an image cannot be read.
+
+        What is `known` is in the log already, and in the checkpoint of this step.
+        """
         job = self.job
         batches = eval_batches(
             job.evaluation,
@@ -325,10 +351,14 @@ class _Run:
             self._save(state, done)
             raise
         self.evaluation, self.evaluated = result, done
+        if known:
+            return result
+        if self.saved == done:
+            self.saved = None  # what was saved does not have the score
         self.log.eval(done, result.values())
         if result.non_finite:
             message = f'{result.non_finite} images had logits that are not finite: step {done} is no best one'
-            self.log.event('non_finite', message, step=done)
+            self.log.event('eval_non_finite', message, step=done)
         return result
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -343,7 +373,8 @@ class _Run:
         self.saved = done
         found = self.evaluation if self.evaluated == done else None
         score = found.top1 if found and not found.non_finite else None
-        self.checkpoints.save(done, parallel.to_host(state), self.meta, score)
+        meta = {**self.meta, 'evaluated': found is not None, 'bad_images': self.bad_images}
+        self.checkpoints.save(done, parallel.to_host(state), meta, score)
 
     def _report_saves(self) -> None:
         for outcome in self.checkpoints.poll():
@@ -364,11 +395,11 @@ class _Run:
         self.log.event('stopped', f'{reason}: stopped after step {done}; run again to go on', step=done)
         return Outcome(done, reason, self.evaluation, None)
 
-    def _finish(self, state: TrainState, done: int) -> Outcome:
+    def _finish(self, state: TrainState, done: int, known: bool = False) -> Outcome:
         """The last evaluation's pictures, and the weights where others find them."""
         # There is none if the run was stopped at the last step, or resumed after it.
         current = self.evaluation if self.evaluated == done else None
-        evaluation = current or self._evaluate(state, done)
+        evaluation = current or self._evaluate(state, done, known)
         if evaluation is None:
             return self._stopped(state, done)
         self._save(state, done)
@@ -411,6 +442,7 @@ class _Run:
                 hosts=jax.process_count(),
                 threads=job.settings.workers,
                 max_bad=job.settings.max_bad_images,
+                bad=self.bad_before // jax.process_count(),
             )
         )
 
@@ -427,10 +459,10 @@ class _Run:
 class _Meter:
     """Means of what the steps found, and how fast they went, since the last line of the log."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, skipped: int) -> None:
         self._job = job
         self._rate = learning_rate(job.settings, job.epoch_steps)
-        self._skipped = 0
+        self._skipped = skipped  # from the beginning of the run
         self._sums: dict[str, list[float]] = {}
         self.restart()
 

@@ -27,7 +27,7 @@ from train import parallel
 from train.job import make_model
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
-from train.settings import Settings, validate
+from train.settings import Settings, complete, sides, validate
 from train.state import create_state
 from train.step import make_train_step
 
@@ -227,7 +227,7 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
 
 def lower(settings: Settings, devices: Any, epoch_steps: int) -> Any:
     """The mapped step on these devices, lowered from shapes alone."""
-    s, count = settings, len(devices)
+    s, count = complete(settings), len(devices)
     model = make_model(s, count)
     variables = abstract_variables(model)
     optimizer = make_optimizer(s, epoch_steps, variables['params'])
@@ -243,7 +243,7 @@ def lower(settings: Settings, devices: Any, epoch_steps: int) -> Any:
     )
     local = s.batch_size // count
     batch = {
-        'image': jax.ShapeDtypeStruct((count, local, s.image_size, s.image_size, s.in_chans), jnp.uint8),
+        'image': jax.ShapeDtypeStruct((count, local, *sides(s.image_size), s.in_chans), jnp.uint8),
         'label': jax.ShapeDtypeStruct((count, local), jnp.int32),
     }
     return parallel.map_train_step(step, devices=devices).lower(state, batch)

@@ -24,10 +24,11 @@ TORCH = '-torch'  # ends the name of a recipe that is the PyTorch port's, not th
 TAGS = ('in1k', 'gluon_in1k')
 
 
-def _evaluation(weights: str) -> dict[str, Any]:
-    """The fields of the evaluation, as these published weights are evaluated."""
+def _images(weights: str) -> dict[str, Any]:
+    """Training at 224 pixels, and the evaluation of these published weights."""
     p = config(weights).preprocess
     return dict(
+        image_size=224,
         eval_size=p.size,
         eval_crop_pct=p.crop_pct,
         eval_crop_mode=p.crop_mode,
@@ -54,7 +55,7 @@ def _res2net(model: str, **changes: Any) -> Settings:
         step_rate=0.1,
         weight_decay=1e-4,
         decay='all',
-        **_evaluation(model),
+        **_images(model),
     )
     return replace(settings, **changes)
 
@@ -93,7 +94,7 @@ def _gluon_resnext(model: str) -> Settings:
         nesterov=True,
         weight_decay=1e-4,
         decay='kernels',
-        **_evaluation(f'{model}.gluon_in1k'),
+        **_images(f'{model}.gluon_in1k'),
     )
 
 
@@ -127,7 +128,7 @@ def _resnest(model: str, gpus: int, images: int, **changes: Any) -> Settings:
         nesterov=True,
         weight_decay=1e-4,
         decay='kernels',
-        **_evaluation(model),
+        **_images(model),
     )
     return replace(settings, **changes)
 
@@ -188,6 +189,7 @@ RECIPES: dict[str, Settings] = {
     # Howard and Ruder (arXiv 1801.06146); a start to search from, with no figure to expect.
     #   python -m train --recipe finetune --data folder:flowers --workdir runs/flowers model=res2net50d
     #   with few images: frozen_stages=2, or 5 for the classifier alone
+    # Images are of the size, and are prepared in the way, that the weights expect.
     'finetune': Settings(
         'resnest50d',
         weights='resnest50d',
@@ -199,7 +201,6 @@ RECIPES: dict[str, Settings] = {
         warmup_epochs=1,
         nesterov=True,
         weight_decay=1e-4,
-        **_evaluation('resnest50d'),
     ),
     'res2net50_26w_4s': _res2net('res2net50_26w_4s'),
     'res2net50_48w_2s': _res2net('res2net50_48w_2s'),

@@ -73,6 +73,31 @@ def learning_rate(settings: Settings, epoch_steps: int) -> Schedule:
     return rate
 
 
+def ema_decay(settings: Settings) -> Schedule:
+    """The decay of the averages at an update, `average = decay * average + (1 - decay) * new`.
+
+    With `ema_warmup` it is `min(ema_decay, (1 + n) / (10 + n))` at the n-th update, counted from 1, as
+    TensorFlow's `tf.train.ExponentialMovingAverage(num_updates=n)` and the package torch-ema have it: until
+    the decay is reached the averages span about the last ninth of all updates, and the net of the start is
+    soon forgotten. timm's `ModelEmaV3(use_warmup=True)` has the same purpose and another curve,
+    1 - n^(-2/3), which reaches 0.9999 after a million updates and not after 90,000.
+
+    Args:
+      settings: of the run.
+
+    Returns:
+      A function of the number of the update: an int gives a float, an array float32.
+    """
+
+    def decay(update: Any) -> Any:
+        xp: Any = jnp if isinstance(update, jax.Array) else np
+        start = (1 + update) / (10 + update) if settings.ema_warmup else 1.0
+        result = xp.minimum(settings.ema_decay, start)
+        return float(result) if isinstance(update, int) else result
+
+    return decay
+
+
 def drop_block(settings: Settings, epoch_steps: int) -> Schedule:
     """DropBlock's rate at a step: `drop_block_rate * (epoch + 1) / epochs`, epochs counted from 0.
 

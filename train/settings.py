@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 import flaxnets
-from flaxnets.config import CROP_MODES, INTERPOLATIONS
+from flaxnets.config import CHANNEL_ORDERS, CROP_MODES, INTERPOLATIONS, Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.zoo import resolve
 
@@ -27,8 +27,10 @@ CONV_INITS = ('fan_out', 'fan_in', 'prelu')
 _SAVING = ('save_steps', 'save_minutes', 'keep_last', 'keep_best', 'on_failed_save')
 _WATCHING = ('eval_epochs', 'log_steps', 'max_bad_images', 'on_non_finite')
 MAY_CHANGE = frozenset(('data', 'workers', 'max_steps', *_SAVING, *_WATCHING))
-# How images are prepared: compared as a whole, since what is not set here comes from the weights.
-PREPARATION = frozenset(('eval_size', 'eval_crop_pct', 'eval_crop_mode', 'eval_interpolation', 'mean', 'std'))
+
+Size = int | tuple[int, int]
+Numbers = tuple[float, ...]
+PLAIN = Preprocess()
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Settings:
       model: name of the architecture.
       weights: where to start from: anything that `flaxnets.load` opens; '' starts from random numbers.
       num_classes: outputs; 0 takes the number that the data has.
-      in_chans: input channels; 1 or 3.
+      in_chans: input channels: 3 are RGB, 1 is grey; images of any other number come from `arrays:`.
       dtype: of the computation, 'float32' or 'bfloat16'; parameters and statistics stay float32.
       remat: recompute each block in the backward pass: less memory, a third more work.
       zero_init_last: the last BatchNorm scale of each branch starts at 0.
@@ -58,11 +60,14 @@ class Settings:
 
     BatchNorm:
       bn_images: images over which statistics are taken; 0 takes the global batch.
+      freeze_bn: the statistics of the weights are used and kept, while scales, biases and kernels learn, as
+        after torch's `.eval()` of its BatchNorms (mmdetection's `norm_eval`).
 
     The data:
       data: where the images are; see `train.sources.open_source`.
       train_split, eval_split: parts of it; '' takes the data's own.
-      image_size: side of the training images, in pixels.
+      image_size: side of the training images in pixels, or height and width; 0 takes the weights' own size,
+        224 where there are none.
       crop: 'random_resized' (torchvision's, MXNet's), 'resnest' (the ResNeSt authors' own, `ERandomCrop`),
         'pad' (the whole image resized, zeros around, a window anywhere), 'resize' (the whole image).
       crop_area, crop_ratio: share of the image's area and width / height of what is cut.
@@ -78,7 +83,11 @@ class Settings:
       lighting: standard deviation of the PCA noise (Krizhevsky et al.), 0.1.
       erasing: probability of a random rectangle of noise (Zhong et al., arXiv 1708.04896).
       eval_size, eval_crop_pct, eval_crop_mode, eval_interpolation: of the evaluation, as
-        `flaxnets.config.Preprocess` has them.
+        `flaxnets.config.Preprocess` has them; 0 and '' take what the weights expect, its defaults where
+        there are none.
+      mean, std: of each channel, or one for all, of values in 0..1: by them images are normalised in
+        training and evaluation. None given takes what the weights expect, ImageNet's where there are none.
+      channel_order: in which the net takes colours, 'rgb' or 'bgr'; '' takes what the weights expect.
 
     The loss:
       label_smoothing: share of each label spread over all classes.
@@ -101,6 +110,8 @@ class Settings:
         chose by name: also the BatchNorm scales of shortcuts and of the deep stem).
       clip_norm: largest norm of the gradient; 0 is off.
       ema_decay: of the average of parameters and statistics that is evaluated; 0 is off.
+      ema_warmup: the decay grows towards `ema_decay`, as `train.schedule.ema_decay` says, so that a short
+        run's averages do not stay near the net of its start.
 
     The run:
       seed: of initial numbers, order of images and augmentation.
@@ -130,11 +141,12 @@ class Settings:
     layer_decay: float = 1.0
 
     bn_images: int = 0
+    freeze_bn: bool = False
 
     data: str = ''
     train_split: str = ''
     eval_split: str = ''
-    image_size: int = 224
+    image_size: Size = 0
     crop: str = 'random_resized'
     crop_area: tuple[float, float] = (0.08, 1.0)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
@@ -148,10 +160,13 @@ class Settings:
     hue: float = 0.0
     lighting: float = 0.0
     erasing: float = 0.0
-    eval_size: int = 224
-    eval_crop_pct: float = 0.875
-    eval_crop_mode: str = 'center'
-    eval_interpolation: str = 'bilinear'
+    eval_size: Size = 0
+    eval_crop_pct: float = 0.0
+    eval_crop_mode: str = ''
+    eval_interpolation: str = ''
+    mean: Numbers = ()
+    std: Numbers = ()
+    channel_order: str = ''
 
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -173,6 +188,7 @@ class Settings:
     decay: str = 'kernels'
     clip_norm: float = 0.0
     ema_decay: float = 0.0
+    ema_warmup: bool = True
 
     seed: int = 0
     eval_epochs: int = 1
@@ -189,14 +205,14 @@ class Settings:
 
 
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    'in_chans': (1, 3),
     'dtype': ('float32', 'bfloat16'),
     'conv_init': CONV_INITS,
     'crop': CROPS,
     'interpolation': INTERPOLATIONS,
     'policy': POLICIES,
-    'eval_crop_mode': CROP_MODES,
-    'eval_interpolation': INTERPOLATIONS,
+    'eval_crop_mode': ('', *CROP_MODES),
+    'eval_interpolation': ('', *INTERPOLATIONS),
+    'channel_order': ('', *CHANNEL_ORDERS),
     'schedule': SCHEDULES,
     'decay': DECAYS,
     'on_non_finite': ('stop', 'skip'),
@@ -204,12 +220,10 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
 }
 _FROM_0 = (
     'num_classes bn_images crop_padding policy_magnitude jitter lighting mixup cutmix mix_images '
-    'mix_off_epochs warmup_epochs weight_decay clip_norm save_steps save_minutes keep_best workers max_steps'
+    'mix_off_epochs warmup_epochs weight_decay clip_norm save_steps save_minutes keep_best workers max_steps '
+    'eval_crop_pct'
 )
-_FROM_1 = (
-    'image_size policy_ops eval_size batch_size accumulation epochs step_epochs eval_epochs keep_last '
-    'log_steps'
-)
+_FROM_1 = 'in_chans policy_ops batch_size accumulation epochs step_epochs eval_epochs keep_last log_steps'
 _BELOW_1 = 'drop_rate drop_path_rate drop_block_rate label_smoothing momentum ema_decay'
 _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     (_FROM_0, 'at least 0', lambda x: x >= 0),
@@ -220,7 +234,7 @@ _RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ('flip erasing max_bad_images', 'from 0 to 1', lambda x: 0 <= x <= 1),
     ('frozen_stages', 'from 0 to 5', lambda x: 0 <= x <= 5),
     ('seed', 'from 0 to 2147483647', lambda x: 0 <= x < 2**31),
-    ('layer_decay eval_crop_pct step_rate', 'above 0 and at most 1', lambda x: 0 < x <= 1),
+    ('layer_decay step_rate', 'above 0 and at most 1', lambda x: 0 < x <= 1),
 )
 # What other trainers call some fields, where the spelling alone would not lead to ours.
 _ALSO_KNOWN_AS = {
@@ -265,6 +279,11 @@ def _bad_values(settings: Settings) -> list[str]:
     for field, top in (('crop_area', 1.0), ('crop_ratio', math.inf)):
         if field not in bad and not 0 < values[field][0] <= values[field][1] <= top:
             bad[field] = f'must be the smallest and the largest{" share, within 0..1" if top == 1 else ""}'
+    for field in ('image_size', 'eval_size'):
+        if field not in bad and values[field] != 0 and min(sides(values[field])) < 1:
+            bad[field] = 'must be at least 1, or 0 for the size of the weights'
+    if 'std' not in bad and min(values['std'], default=1) <= 0:
+        bad['std'] = 'must be above 0'
     problems = [f'{field}={values[field]!r} {bad[field]}' for field in values if field in bad]
     if 'model' not in bad:
         try:
@@ -293,7 +312,90 @@ def _bad_combinations(s: Settings) -> list[str]:
         problems.append(
             f'frozen_stages={s.frozen_stages} would keep random numbers: give weights to start from'
         )
+    if s.freeze_bn and not s.weights:
+        problems.append(
+            'freeze_bn=True would keep statistics that are of no images: give weights to start from'
+        )
+    if (s.mixup or s.cutmix) and s.mix_images == 1:
+        problems.append('mix_images=1 mixes each image with itself: give 2 or more, or 0')
+    return problems + _bad_channels(s)
+
+
+def _bad_channels(s: Settings) -> list[str]:
+    """Fields that do not fit the number of channels."""
+    problems = [
+        f'{field}={getattr(s, field)!r} must be one number, or one for each of in_chans={s.in_chans}'
+        for field in ('mean', 'std')
+        if len(getattr(s, field)) not in (0, 1, 3 if s.in_chans == 1 else s.in_chans)
+    ]
+    if s.in_chans not in (1, 3):
+        problems += [
+            f'{field}={getattr(s, field)!r} is made for colours: in_chans={s.in_chans} needs {field}={off!r}'
+            for field, off in (('policy', ''), ('jitter', 0.0), ('hue', 0.0), ('lighting', 0.0))
+            if getattr(s, field)
+        ]
+        if s.channel_order == 'bgr':
+            problems.append(f"channel_order='bgr' is for three channels, and not in_chans={s.in_chans}")
     return problems
+
+
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width of images of a size."""
+    return (size, size) if isinstance(size, int) else size
+
+
+# What is left open (0, '' or nothing) is as the weights expect.
+OPEN = (
+    *('image_size', 'eval_size', 'eval_crop_pct', 'eval_crop_mode', 'eval_interpolation'),
+    *('mean', 'std', 'channel_order'),
+)
+
+
+def complete(settings: Settings, expected: Preprocess = PLAIN) -> Settings:
+    """The settings with nothing of `OPEN` left open: what they do not say is as `expected`.
+
+    Args:
+      settings: of a run.
+      expected: what its weights expect.
+    """
+    values: dict[str, Any] = {
+        'image_size': expected.size,
+        'eval_size': expected.size,
+        'eval_crop_pct': expected.crop_pct,
+        'eval_crop_mode': expected.crop_mode,
+        'eval_interpolation': expected.interpolation,
+        'mean': _of_channels(expected.mean, settings.in_chans),
+        'std': _of_channels(expected.std, settings.in_chans),
+        'channel_order': expected.channel_order,
+    }
+    return dataclasses.replace(settings, **{f: v for f, v in values.items() if not getattr(settings, f)})
+
+
+def _of_channels(values: Numbers, channels: int) -> Numbers:
+    """Values for any number of channels: RGB's in turn, as `flaxnets.weights.merge` fits a kernel to them."""
+    if 1 in (len(values), channels):  # one for all; and grey takes their average
+        return values
+    return tuple(values[i % len(values)] for i in range(channels))
+
+
+def preprocess(settings: Settings) -> Preprocess:
+    """How a run prepares images for its evaluation, and normalises them in training too."""
+    s = complete(settings)
+    return Preprocess(
+        size=s.eval_size,
+        crop_pct=s.eval_crop_pct,
+        crop_mode=s.eval_crop_mode,
+        interpolation=s.eval_interpolation,
+        mean=s.mean,
+        std=s.std,
+        channel_order=s.channel_order,
+    )
+
+
+def continued(settings: Settings, earlier: Settings) -> Settings:
+    """The settings of a run that goes on: what they leave open is as it began."""
+    began = complete(earlier)
+    return dataclasses.replace(settings, **{f: getattr(settings, f) or getattr(began, f) for f in OPEN})
 
 
 def apply(settings: Settings, changes: Iterable[str]) -> Settings:
@@ -321,10 +423,13 @@ def apply(settings: Settings, changes: Iterable[str]) -> Settings:
         elif field not in _types():
             problems.append(f'{field!r} is not a field: {_nearest(field)}')
         else:
+            kind = _types()[field]
             try:
-                values[field] = _parsed(text.strip(), _types()[field])
-            except (ValueError, ZeroDivisionError):
-                problems.append(f'{field}={text!r} must be {_described(_types()[field])}')
+                values[field] = _parsed(text.strip(), kind)
+                if not _is_of_type(values[field], kind):
+                    raise ValueError(text)
+            except (ValueError, ZeroDivisionError, IndexError):
+                problems.append(f'{field}={text!r} must be {_described(kind)}')
     if problems:
         raise FlaxnetsError('bad changes to the settings:\n  ' + '\n  '.join(problems))
     return dataclasses.replace(settings, **{**_follow(settings, values), **values})
@@ -354,8 +459,10 @@ def _parsed(text: str, kind: Any) -> Any:
         return int(text)
     if kind is float:
         return float(Fraction(text))  # neither 'nan' nor 'inf'
-    low, high = text.strip('()[]').split(',')
-    return _parsed(low.strip(), float), _parsed(high.strip(), float)
+    parts = [part.strip() for part in text.strip('()[]').split(',') if part.strip()]
+    if kind == Size:
+        return int(parts[0]) if len(parts) == 1 else tuple(int(part) for part in parts)
+    return tuple(_parsed(part, float) for part in parts)
 
 
 def _is_of_type(value: Any, kind: Any) -> bool:
@@ -363,11 +470,22 @@ def _is_of_type(value: Any, kind: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if kind in (str, int, bool):
         return type(value) is kind
-    return isinstance(value, tuple) and len(value) == 2 and all(_is_of_type(v, float) for v in value)
+    if kind == Size and type(value) is int:
+        return True
+    if not isinstance(value, tuple) or (kind != Numbers and len(value) != 2):
+        return False
+    return all(_is_of_type(v, int if kind == Size else float) for v in value)
 
 
 def _described(kind: Any) -> str:
-    names = {str: 'text', int: 'a whole number', float: 'a number', bool: 'true or false'}
+    names: dict[Any, str] = {
+        str: 'text',
+        int: 'a whole number',
+        float: 'a number',
+        bool: 'true or false',
+        Size: 'a whole number, or two as in 224,320',
+        Numbers: 'one number, or one for each channel as in 0.5,0.5,0.5',
+    }
     return names.get(kind, 'two numbers, as in 0.25,1')
 
 
@@ -395,6 +513,8 @@ def from_json(data: Mapping[str, Any]) -> Settings:
     if wrong or 'model' not in values:
         found = ', '.join(f'{k}={values[k]!r}' for k in wrong) or 'no model'
         raise FlaxnetsError(f'not settings of this version of flaxnets: {found}')
+    if values.get('ema_decay') and 'ema_warmup' not in values:
+        values['ema_warmup'] = False  # as it was before there was a warm-up
     return Settings(**values)
 
 

@@ -16,7 +16,7 @@ from flaxnets.config import Preprocess
 from flaxnets.resnet import ResNet
 from train.mixing import mix
 from train.pixels import augment, normalise
-from train.schedule import drop_block
+from train.schedule import drop_block, ema_decay
 from train.settings import Settings
 from train.state import TrainState
 
@@ -64,6 +64,8 @@ def make_train_step(
         if axis_name:
             # Where BatchNorm's spans are smaller than the batch, statistics differ from device to device.
             loss, batch_stats, grads = lax.pmean((loss, batch_stats, grads), axis_name)
+        if model.freeze_bn:
+            batch_stats = state.batch_stats  # an average of equal numbers may differ from them by a rounding
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(batch_stats))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
@@ -71,7 +73,8 @@ def make_train_step(
         ema = state.ema
         if ema:
             new = {'params': params, 'batch_stats': batch_stats}
-            ema = optax.incremental_update(new, ema, 1 - settings.ema_decay)
+            # Updates are counted, and not steps: one that is skipped moves nothing.
+            ema = moved(ema, new, ema_decay(settings)(state.step - state.skipped + 1))
         after = (params, batch_stats, opt_state, ema)
         before = (state.params, state.batch_stats, state.opt_state, state.ema)
         params, batch_stats, opt_state, ema = jax.tree.map(
@@ -83,6 +86,11 @@ def make_train_step(
         return TrainState(state.step + 1, params, batch_stats, opt_state, ema, state.skipped + bad), metrics
 
     return step
+
+
+def moved(averages: Any, new: Any, decay: Any) -> Any:
+    """`decay * averages + (1 - decay) * new`, in a form that leaves what is equal as it is, to the bit."""
+    return jax.tree.map(lambda old, to: old + jnp.asarray(1 - decay, old.dtype) * (to - old), averages, new)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,122 @@
+"""What is to be said of a run before it begins: what it took from its weights, and what will do nothing.
+
+A field that cannot do what it says is refused (`train.settings.validate`). One that does nothing in this
+run, or less than its name says, is named here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+from flaxnets.config import Preprocess
+from train.schedule import ema_decay
+from train.settings import OPEN, Settings, complete
+
+# Fields that mean something in some runs only: which, when, and what they would need.
+_NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (
+    ('crop_area crop_ratio', lambda s: s.crop in ('random_resized', 'resnest'), 'a crop that is random'),
+    ('crop_padding', lambda s: s.crop == 'pad', "crop='pad'"),
+    ('policy_ops policy_magnitude', lambda s: 'randaugment' in s.policy, 'a RandAugment as policy'),
+    ('hue lighting', lambda s: s.in_chans != 1, 'colours, which in_chans=1 has not'),
+    ('bn_images', lambda s: not s.freeze_bn, 'statistics of batches: freeze_bn=True takes none'),
+    ('mix_images mix_off_epochs', lambda s: s.mixup or s.cutmix, 'mixup or cutmix'),
+    ('step_epochs step_rate', lambda s: s.schedule == 'step', "schedule='step'"),
+    ('decay', lambda s: s.weight_decay, 'a weight_decay'),
+    ('conv_init', lambda s: not s.weights, 'a net that starts from random numbers'),
+)
+INITIAL_SHARE = 0.01  # of the net of the start in the averages at the end
+_DEFAULTS = {field.name: field.default for field in fields(Settings)}
+
+
+@dataclass(frozen=True)
+class Note:
+    """One thing to be said.
+
+    Attributes:
+      kind: 'note', or 'warning' of what is likely to spoil the run.
+      message: for people.
+    """
+
+    kind: str
+    message: str
+
+
+def about_images(given: Settings, settings: Settings, expected: Preprocess | None) -> Iterator[Note]:
+    """What was taken from the weights, and where the run departs from what they expect.
+
+    Args:
+      given: the settings before they were completed.
+      settings: after.
+      expected: by the weights; None without weights.
+    """
+    open_fields = [field for field in OPEN if not getattr(given, field)]
+    if expected is None:
+        if given.in_chans not in (1, 3) and {'mean', 'std'} & set(open_fields):
+            values = ', '.join(f'{field}={_text(getattr(settings, field))}' for field in ('mean', 'std'))
+            yield Note(
+                'note',
+                f"images of {given.in_chans} channels are normalised with {values}, ImageNet's in turn; "
+                'mean and std give others',
+            )
+        return
+    if open_fields:
+        values = ', '.join(f'{field}={_text(getattr(settings, field))}' for field in open_fields)
+        yield Note('note', f'as weights={given.weights} expect: {values}')
+    theirs = complete(Settings(given.model, in_chans=given.in_chans), expected)
+    other = [field for field in OPEN if getattr(settings, field) != getattr(theirs, field)]
+    if other:
+        values = ', '.join(
+            f'{field}={_text(getattr(settings, field))} and not {_text(getattr(theirs, field))}'
+            for field in other
+        )
+        yield Note('note', f'other than weights={given.weights} expect: {values}')
+    if expected.unsupported:
+        what = '; '.join(expected.unsupported)
+        yield Note('warning', f'weights={given.weights} expect what images here do not get: {what}')
+
+
+def without_effect(s: Settings, epoch_steps: int, total_steps: int) -> Iterator[Note]:
+    """Fields that do nothing in a run of so many steps."""
+    for names, used, need in _NEEDS:
+        idle = [name for name in names.split() if getattr(s, name) != _DEFAULTS[name]]
+        if idle and not used(s):
+            values = ', '.join(f'{name}={_text(getattr(s, name))}' for name in idle)
+            yield Note('note', f'{values} does nothing: it needs {need}')
+    yield from _averages(s, total_steps)
+    warmup = s.warmup_epochs * epoch_steps
+    if warmup >= total_steps:
+        yield Note('warning', f'the run ends at step {total_steps}, within its warm-up of {warmup} steps')
+    if s.schedule == 'step' and s.step_epochs * epoch_steps >= total_steps:
+        yield Note('note', f'step_epochs={s.step_epochs}: the run ends before the learning rate falls')
+    if (s.mixup or s.cutmix) and s.mix_off_epochs == s.epochs:
+        yield Note('note', f'mix_off_epochs={s.mix_off_epochs}: no epoch is left for mixup or cutmix')
+    if s.save_steps > total_steps:
+        yield Note('note', f'save_steps={s.save_steps} is more than the {total_steps} steps of the run')
+
+
+def _averages(s: Settings, total_steps: int) -> Iterator[Note]:
+    """Whether averages reach further back than the run."""
+    if not s.ema_decay:
+        return
+    span = 1 / (1 - s.ema_decay)
+    if s.ema_warmup and span > total_steps:
+        last = ema_decay(s)(total_steps)
+        yield Note(
+            'warning',
+            f'ema_decay={s.ema_decay:g} averages over {span:.0f} steps, and the run has {total_steps}: with '
+            f'the warm-up it ends at a decay of {last:.4g}, which is {1 / (1 - last):.0f} steps',
+        )
+    left = s.ema_decay**total_steps
+    if not s.ema_warmup and left > INITIAL_SHARE:
+        yield Note(
+            'warning',
+            f'ema_decay={s.ema_decay:g} without a warm-up leaves {100 * left:.1f} % of the net that the run '
+            f'began with in the averages after its {total_steps} steps, and they are what is evaluated and '
+            'published: take ema_warmup=True or a smaller ema_decay',
+        )
+
+
+def _text(value: Any) -> str:
+    return ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)
