@@ -174,6 +174,7 @@ def _by_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
         (_as_imagenet, "by name, both as ImageNet's classes"),
         (_by_number, "by number: the data's class 0 is the first output"),
         (_loosely, 'by name, without regard to case and signs'),
+        (_without_numbers, 'by name, without regard to case, signs and leading numbers'),
     )
     for rule, words in rules:
         if (found := rule(data, names)) is not None:
@@ -213,6 +214,17 @@ def _loosely(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | Non
     return _exactly([imagenet.folded(n) for n in data], [imagenet.folded(n) for n in names])
 
 
+def _without_numbers(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
+    """Where one of them numbers all its names, as `001.Black_footed_Albatross`."""
+
+    def plain(those: Sequence[str]) -> list[str]:
+        matches = [re.fullmatch(r'\d+ (.+)', imagenet.folded(name)) for name in those]
+        found = [match[1] for match in matches if match]
+        return found if len(found) == len(those) else [imagenet.folded(name) for name in those]
+
+    return _exactly(plain(data), plain(names))
+
+
 def _as_imagenet(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
     wanted, there = imagenet.places(data), imagenet.places(names)
     return _exactly(wanted, there) if wanted and there else None
@@ -225,9 +237,11 @@ def _by_number(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | N
         return None
     if (theirs := _numbers(names)) is not None:
         return _exactly(numbers, theirs)
+    places = imagenet.places(names) if len(names) == imagenet.CLASSES else None
+    if places and sorted(places) != list(places):
+        return None  # ImageNet's numbers, or the outputs'?
     first_ones = sorted(numbers) == list(range(len(numbers)))  # numbers from 1 on are somebody's own
-    fits = first_ones or len(names) == imagenet.CLASSES
-    return numbers if fits and max(numbers) < len(names) else None
+    return numbers if (first_ones or places) and max(numbers) < len(names) else None
 
 
 def _numbers(names: Sequence[str]) -> tuple[int, ...] | None:
@@ -255,18 +269,16 @@ def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | 
     """
     unnamed = 'as the weights do not name their classes'
     places = tuple(range(len(data)))
-    if tuple(map(str, places)) == data and len(data) <= count and not order:
-        return places, f'by number, {unnamed}'  # labels that never had names
-    if len(data) < count and not order and len(set(map(len, data)) | {len(str(count - 1))}) == 1:
-        numbers = _by_number(data, [''] * count)
-        if numbers is not None:  # with leading zeros: both orders are that of the numbers
-            return numbers, f'by number, {unnamed}'
+    known = order or told
+    if tuple(map(str, places)) == data and data != tuple(sorted(data)) and len(data) <= count and not order:
+        return places, f'by number, {unnamed}'  # not folders, which are sorted: labels that never had names
+    if len(data) < count and (numbers := _some_numbers(data, count, known)) is not None:
+        return numbers, f'by number, {unnamed}'
     if len(data) != count:
         raise ClassesError(
             f'the data has {len(data)} classes, the weights {count}, which they do not name; give classes= '
             'with what the data calls each output'
         )
-    known = order or told
     if known == 'data':
         return places, "in the data's own order, as asked"
     if known is not None:
@@ -277,13 +289,28 @@ def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | 
     if len(set(orders.values())) == 1:
         return places, f'in the order of their names, {unnamed}'
     whose = {'text': 'torchvision, mmpretrain', 'natural': 'timm', 'data': 'the data itself'}
-    told_apart = [f'{name!r} ({whose[name]}): {_some(names)}' for name, names in orders.items()]
+    told_apart = [f'{name!r} ({whose[name]}): {_some(names, 12)}' for name, names in orders.items()]
     if orders['data'] in (orders['text'], orders['natural']):
         told_apart.pop()
+    first = next(i for i, names in enumerate(zip(*orders.values(), strict=True)) if len(set(names)) > 1)
     raise ClassesError(
-        f'the weights do not name their classes, and those of the data have several orders; give order= '
-        f'{"; or ".join(told_apart)}. Or give classes= with what the data calls each output'
+        f'the weights do not name their classes, and those of the data have several orders, which differ from '
+        f'class {first} on; give order= {"; or ".join(told_apart)}. Or give classes= with what the data calls '
+        'each output'
     )
+
+
+def _some_numbers(data: Sequence[str], count: int, order: str | None) -> tuple[int, ...] | None:
+    """The outputs of a part of the classes 0 to count - 1; None if they are others or not certain."""
+    numbers = _numbers(data)
+    if numbers is None or 0 not in numbers or max(numbers) >= count:
+        return None
+    width = len(str(count - 1))
+    if order in ('natural', 'data') or all(len(name) == width for name in data):  # leading zeros
+        return numbers
+    as_text = sorted(range(count), key=str)
+    ranks = tuple(map(as_text.index, numbers))
+    return ranks if order == 'text' or ranks == numbers else None
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:

@@ -16,6 +16,7 @@ from flaxnets.errors import FlaxnetsError, shown
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+CLASS_ORDERS = ('text', 'natural', 'file')
 BLOCKS = ('resnext', 'res2net', 'resnest')
 CROP_MODES = ('center', 'squash', 'border', 'center_first')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'nearest', 'hamming', 'box')
@@ -329,6 +330,8 @@ class Config:
                 problems.append(f'classes={shown(self.classes)} must be a tuple of names')
             elif len(self.classes) != self.num_classes:
                 problems.append(f'has {len(self.classes)} classes for num_classes={self.num_classes!r}')
+        if self.class_order not in (None, *CLASS_ORDERS):
+            problems.append(f'class_order={self.class_order!r} is not one of {", ".join(CLASS_ORDERS)}')
         if not isinstance(self.folded, bool):
             problems.append(f'folded={self.folded!r} must be True or False')
         if problems:

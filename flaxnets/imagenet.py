@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.resources
 import re
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 
 CLASSES = 1000
@@ -99,7 +100,8 @@ def is_known(name: str) -> bool:
 
 def folded(name: str) -> str:
     """A name without what people write differently: case, and signs and spaces between its words."""
-    return ' '.join(re.findall(r'\w+', name.casefold().replace('_', ' ').replace("'", '')))
+    name = unicodedata.normalize('NFKC', name).casefold()
+    return ' '.join(re.findall(r'\w+', name.replace('_', ' ').replace("'", '')))
 
 
 def _key(name: str, form: str) -> str:

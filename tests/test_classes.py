@@ -103,8 +103,21 @@ def test_numbers() -> None:
     assert outputs(['00', '01'], weights(12)) == [0, 1]
     refused(['1', '2', '3'], weights(('ant', 'bee', 'cat')), "'1', '2', '3'")  # counted from 1
     refused(['1', '2'], weights(('ant', 'bee', 'cat')), "'1', '2'")
-    refused(['0', '1', '10', '11', '2'], weights(12), '5 classes')
+    some = ['0', '1', '10', '11', '2']
+    refused(some, weights(12), '5 classes')
+    assert (
+        outputs(some, weights(12, 'natural'))
+        == outputs(some, weights(12), order='natural')
+        == [0, 1, 10, 11, 2]
+    )
+    assert outputs(some, weights(12, 'text')) == [0, 1, 2, 3, 4]
+    refused(list('0123'), weights(12), '4 classes')  # of 0, 1, 10, 11, 2, ... or of 0, 1, 2, ...
+    assert outputs(list('0123'), weights(10)) == [0, 1, 2, 3]
+    assert outputs(list(map(str, range(11))), weights(12)) == list(range(11))  # labels without folders
+    refused(['2', '3'], weights(10), '2 classes')
     refused(['1000'], PUBLISHED, "'1000'")
+    refused(['0', '1'], weights(IDS[::-1]), "'0', '1'")  # ImageNet's numbers, or those of the outputs
+    refused(['1', '2'], weights([f'own {i}' for i in range(1000)]), "'1', '2'")
     refused(sorted(map(str, range(12))), weights(12), "'0', '1', '10'", "'0', '1', '2'")
 
 
@@ -116,6 +129,9 @@ def test_names() -> None:
     assert outputs(('ant', 'Bee_fly', 'cat'), own) == [0, 1, 2]
     assert outputs(('cat', 'ant'), own) == [2, 0]
     assert outputs(('Cat', 'bee-fly'), own) == [2, 1]
+    birds = weights(('Sooty_Albatross', 'Crested Auklet'))
+    assert outputs(('001.Crested_Auklet', '002.Sooty_Albatross'), birds) == [1, 0]
+    assert outputs(('cafe\u0301',), weights(('tea', 'caf\u00e9'))) == [1]  # as macOS and as others write it
     assert outputs(('Cat', 'CAT'), weights(('CAT', 'Cat'))) == [1, 0]
     refused(('cat', 'Cat'), own, "'Cat'")  # one of them is another class
     refused(('a cat', 'ant', 'b'), own, '2 of the 3', "'a cat', 'b'", "'Bee_fly'")
@@ -268,3 +284,5 @@ def test_the_order_is_kept_in_a_configuration() -> None:
     del data['class_order']  # as directories of weights were written before
     assert config_from_json(data) == dataclasses.replace(config, class_order=None)
     assert flaxnets.config('resnest50d').class_order is None
+    with pytest.raises(FlaxnetsError, match="class_order='alphabetical'"):
+        weights(12, 'alphabetical')
