@@ -294,9 +294,9 @@ def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | 
         told_apart.pop()
     first = next(i for i, names in enumerate(zip(*orders.values(), strict=True)) if len(set(names)) > 1)
     raise ClassesError(
-        f'the weights do not name their classes, and those of the data have several orders, which differ from '
-        f'class {first} on; give order= {"; or ".join(told_apart)}. Or give classes= with what the data calls '
-        'each output'
+        'the weights do not name their classes, and those of the data have several orders, which differ from '
+        f'class {first} on; give order= {"; or ".join(told_apart)}. Or give classes= with what the data '
+        'calls each output'
     )
 
 
