@@ -32,6 +32,7 @@ from flaxnets.home import home
 from flaxnets.load import is_published_name
 from flaxnets.resnet import ResNet, build
 from flaxnets.safetensors_file import read_safetensors, write_safetensors
+from flaxnets.store import StorePath, is_remote, names_store, place, staged
 
 FORMATS = ('pth', 'safetensors')
 METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
@@ -93,7 +94,7 @@ def open_checkpoint(
       source: a file that `torch.save` or safetensors wrote, by whichever publisher; a directory of
         weights of ours, a workdir of a training run or one of its checkpoints; a folder of the Hugging
         Face hub; a published name, `hf-hub:` repository or URL,
-        which is downloaded once.
+        which is downloaded once. All but names may lie in a bucket (`gs://BUCKET/run`).
       model: the net's name. Without it the net is the published file's, or is identified from the tensors.
       ema: of a training file that holds both, take the averaged weights.
       approximate: accept weights whose tensors fit, but whose own net computes something a little else.
@@ -124,6 +125,9 @@ class _Asked:
 
 
 def _open(source: str | os.PathLike[str], model: str | None, asked: _Asked, quiet: bool) -> Checkpoint:
+    if names_store(source):
+        with runs.fetched(source) as here:
+            return replace(_open(here, model, asked, quiet), where=os.fspath(source))
     path, published, hub = Path(source), None, None
     if not path.exists() or is_published_name(source):
         published = named(os.fspath(source))
@@ -393,6 +397,18 @@ def write(
       FlaxnetsError: tensors that do not fit the net (all named), or `out` cannot or must not be written.
     """
     check_out(out, file_format, overwrite)
+    if is_remote(out):
+        there = StorePath(out)
+        with staged(there.parent) as here:
+            write(
+                checkpoint,
+                here / there.name,
+                layout=layout,
+                file_format=file_format,
+                verification=verification,
+                approximate=approximate,
+            )
+        return
     proof = verification.to_json() if verification else None
     kind = file_kind(out, file_format)
     variables = checkpoint.variables
@@ -411,8 +427,8 @@ def write(
         beside.write(weights.as_json(weights.certificate(source, described, proof)))
 
 
-def _certificate_of(out: str | os.PathLike[str]) -> Path:
-    return Path(f'{os.fspath(out)}.json')
+def _certificate_of(out: str | os.PathLike[str]) -> str:
+    return f'{os.fspath(out)}.json'
 
 
 def file_kind(out: str | os.PathLike[str], file_format: str | None = None) -> str | None:
@@ -430,7 +446,7 @@ def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: b
     if file_kind(out, file_format) is None:
         weights.check_target(out, overwrite)
         return
-    for path in (Path(out), _certificate_of(out)):
+    for path in (place(out), place(_certificate_of(out))):
         if path.is_dir():
             raise CheckpointError(f'{path} is a directory; choose another file')
         if path.exists() and not overwrite:

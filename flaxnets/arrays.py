@@ -4,12 +4,14 @@
     DIR/manifest/metadata  JSON {'sha256': of the manifest, 'manifest': {'format', 'format_version',
                            'facts': the caller's, 'arrays': name -> {'shape', 'dtype', 'sha256'}}}
 
-Orbax commits a folder as a whole, by a rename or, where there is none (`gs://`), by a marker written last.
-It does not notice a flipped bit; the digests, taken from memory before anything is written, do.
+Orbax commits a folder as a whole, by a rename. In a store such as `gs://`, which has none, the folder is
+written on this machine, copied, and a marker written last: a folder without it is no folder of arrays.
+Orbax does not notice a flipped bit; the digests, taken from memory before anything is written, do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -17,21 +19,23 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 
 from flaxnets.digest import describe_all
 from flaxnets.errors import CheckpointError
+from flaxnets.store import StoreError, StorePath, place
 
 FORMAT = 'flaxnets-arrays'
 FORMAT_VERSION = 1
 UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of what Orbax has not committed
+MARKER = 'commit_success.txt'  # in a store; Orbax's own name, from when it wrote there itself
 
 
 class DamagedError(CheckpointError):
@@ -48,26 +52,6 @@ class Manifest(NamedTuple):
 
     facts: dict[str, Any]
     arrays: dict[str, dict[str, Any]]
-
-
-def folder(directory: str | os.PathLike[str]) -> epath.Path:
-    """A path of this machine, made absolute, or of a store such as `gs://`."""
-    text = os.fspath(directory)
-    return epath.Path(text if is_remote(text) else os.path.abspath(text))
-
-
-def is_remote(directory: str | os.PathLike[str]) -> bool:
-    """Whether a path is of an object store, which has no renames, locks or free space."""
-    return '://' in os.fspath(directory)
-
-
-def copy_tree(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Copies the files of a folder into another one, which may be in an object store."""
-    for path in sorted(Path(source).rglob('*')):
-        if path.is_file():
-            there = epath.Path(target) / path.relative_to(source).as_posix()
-            there.parent.mkdir(parents=True, exist_ok=True)
-            there.write_bytes(path.read_bytes())
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -110,7 +94,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
     Raises:
       CheckpointError: it cannot be written, and why.
     """
-    path = folder(directory)
+    path = place(directory)
     manifest = {
         'format': FORMAT,
         'format_version': FORMAT_VERSION,
@@ -119,20 +103,39 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
     }
     # Orbax has no empty arrays; the manifest alone brings them back.
     stored = nested({name: np.asarray(array) for name, array in arrays.items() if array.size})
+    document = {'sha256': _sha256(manifest), 'manifest': manifest}
+    parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), manifest=ocp.args.JsonSave(document))
+    size = sum(array.nbytes for array in arrays.values())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(path.parent, sum(array.nbytes for array in arrays.values()))
-        document = {'sha256': _sha256(manifest), 'manifest': manifest}
-        parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), manifest=ocp.args.JsonSave(document))
-        _by_orbax(lambda checkpointer: checkpointer.save(path, args=parts))
+        if isinstance(path, StorePath):
+            with tempfile.TemporaryDirectory() as temporary:
+                here = Path(temporary) / 'arrays'
+                _write_here(here, parts, size)
+                names = [file.relative_to(here).as_posix() for file in here.rglob('*') if file.is_file()]
+                path.upload(here, sorted(names))
+            (path / MARKER).write_text('all of it is here\n')
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_here(path, parts, size)
     except OSError as error:
-        remove(path.parent / (path.name + UNFINISHED))
         raise CheckpointError(f'{path}: cannot be written: {error.strerror or error}') from error
+
+
+def _write_here(path: Path, parts: ocp.args.Composite, size: int) -> None:
+    """Writes a folder of this machine. Raises: OSError: in one line; nothing is left."""
+    try:
+        _check_space(path.parent, size)
+        _by_orbax(lambda checkpointer: checkpointer.save(path, args=parts))
+    except OSError:
+        remove(path.with_name(path.name + UNFINISHED))
+        raise
 
 
 def is_committed(directory: str | os.PathLike[str]) -> bool:
     """Whether a folder was written to its end, as far as its outside shows."""
-    path = folder(directory)
+    path = place(directory)
+    if isinstance(path, StorePath):
+        return (path / MARKER).is_file()
     return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
 
 
@@ -143,14 +146,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
       DamagedError: the folder is incomplete, or the manifest is not the one that was written.
       CheckpointError: it cannot be read, or a later flaxnets wrote it.
     """
-    path = folder(directory) / 'manifest' / 'metadata'
+    path = place(directory) / 'manifest' / 'metadata'
     try:
         document = json.loads(path.read_bytes())
         manifest = document['manifest']
         sound = document['sha256'] == _sha256(manifest)
     except FileNotFoundError:
         raise DamagedError(f'{path}: missing') from None
-    except PermissionError as error:
+    except (StoreError, PermissionError) as error:
         raise CheckpointError(f'{path}: cannot be read: {error.strerror}') from error
     except OSError as error:
         raise DamagedError(f'{path}: cannot be read: {error.strerror}') from error
@@ -201,7 +204,7 @@ def read_arrays(
     Raises:
       DamagedError: an array is missing, or is not the one that was written.
     """
-    path = folder(directory)
+    path = place(directory)
     arrays = {name: np.empty(entry['shape'], np.dtype(entry['dtype'])) for name, entry in entries.items()}
     stored = nested({name: array for name, array in arrays.items() if array.size})
     if stored:
@@ -209,7 +212,11 @@ def read_arrays(
         wanted = ocp.args.PyTreeRestore(stored, restore_args=kinds, partial_restore=True)
         parts = ocp.args.Composite(arrays=wanted)
         try:
-            arrays |= named(_by_orbax(lambda checkpointer: checkpointer.restore(path, args=parts))['arrays'])
+            with _here(path) as here:
+                found = _by_orbax(lambda checkpointer: checkpointer.restore(here, args=parts))
+            arrays |= named(found['arrays'])
+        except StoreError as error:  # it may be whole all the same
+            raise CheckpointError(f'{path}: cannot be read: {error.strerror}') from error
         except OSError as error:
             raise DamagedError(f'{path}: cannot be read: {error}') from error
     wrong = [name for name, found in describe_all(arrays).items() if found != entries[name]]
@@ -219,13 +226,43 @@ def read_arrays(
     return arrays
 
 
-def remove(path: epath.Path) -> None:
-    """Removes a folder if it is there; what cannot be removed stays."""
-    if not is_remote(path):
+@contextlib.contextmanager
+def _here(path: Path | StorePath) -> Iterator[Path]:
+    """The folder, or for as long as the block takes a copy of it on this machine."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        names = path.files()
+        _check_space(Path(temporary), sum(names.values()))
+        path.download(Path(temporary), names)
+        yield Path(temporary)
+
+
+def remove(path: Path | StorePath) -> None:
+    """Removes a folder if it is there; what cannot be removed stays, and is then no folder of arrays."""
+    if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
-    elif path.exists():
-        (path / 'commit_success.txt').unlink(missing_ok=True)  # so that a part of it is not taken for it
-        path.rmtree(missing_ok=True)
+        return
+    with contextlib.suppress(OSError):
+        (path / MARKER).unlink(missing_ok=True)
+        path.remove_files(path.files())
+
+
+def move(path: Path | StorePath, target: Path | StorePath) -> None:
+    """Renames a folder. In a store it is copied first: one of the two is always there, whole.
+
+    Raises:
+      OSError: it cannot be.
+    """
+    if isinstance(path, Path):
+        path.rename(target)
+        return
+    assert isinstance(target, StorePath)
+    names = path.files()
+    path.copy_files([name for name in names if name != MARKER], target)
+    path.copy_files([name for name in names if name == MARKER], target)
+    remove(path)
 
 
 class quiet:
@@ -287,10 +324,8 @@ def _handler() -> ocp.CompositeCheckpointHandler:
     )
 
 
-def _check_space(path: epath.Path, needed: int) -> None:
+def _check_space(path: Path, needed: int) -> None:
     """Asked beforehand: a disk that fills up later fails later, with a part of the folder written."""
-    if is_remote(path):
-        return
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')

@@ -107,7 +107,7 @@ def remove_left(target: Path, suffix: str) -> None:
     prefix = _prefix(target)
     for left in target.parent.glob(f'{glob.escape(prefix)}*{suffix}'):
         pid = left.name.removeprefix(prefix).partition('.')[0]
-        if pid.isdigit() and not _is_running(int(pid)):
+        if pid.isdigit() and not is_running(int(pid)):
             remove(left)
 
 
@@ -124,7 +124,8 @@ def remove(path: Path) -> None:
             path.unlink()
 
 
-def _is_running(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether there is a process of this number on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

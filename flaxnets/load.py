@@ -13,6 +13,7 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.preprocess import MAX_PIXELS, Transform
 from flaxnets.preprocess import transform as make_transform
 from flaxnets.resnet import ResNet, build
+from flaxnets.store import names_store
 
 
 def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
@@ -104,7 +105,8 @@ def load(
     Args:
       source: a directory that `python -m convert` wrote; a published name, which is downloaded and
         converted once; or anything else that `python -m convert` opens: a `.pth` or `.safetensors` file,
-        a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL.
+        a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL. All but names may lie in a bucket
+        (`gs://BUCKET/weights`).
       num_classes: None keeps the classifier of the weights; another number than theirs starts a new one.
       in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
       model: name of the architecture, where the tensors leave a choice; refused if they contradict it.
@@ -159,6 +161,8 @@ def _opened(
     source: str | os.PathLike[str], model: str | None
 ) -> tuple[Config, Callable[[], weights.Variables]]:
     """What weights are, and how to read them."""
+    if names_store(source):
+        return _opened_in_store(source, model)
     path = Path(source)
     if weights.is_directory(path):
         return _of_directory(path, model)
@@ -179,6 +183,26 @@ def _opened(
             return _of_directory(path, model)
     checkpoint = open_checkpoint(path, model)
     return checkpoint.config, lambda: checkpoint.variables
+
+
+def _opened_in_store(
+    source: str | os.PathLike[str], model: str | None
+) -> tuple[Config, Callable[[], weights.Variables]]:
+    """What is described beside the arrays is read alone, until the arrays are wanted."""
+    if weights.is_directory(source):
+        conf = weights.read_config(source)
+    elif runs.is_checkpoint(source):
+        conf = runs.read_config(source)
+    else:
+        with runs.fetched(source) as here:
+            conf, _ = _opened(here, model)
+    _check_name(source, model, conf)
+
+    def read() -> weights.Variables:
+        with runs.fetched(source) as here:
+            return _opened(here, model)[1]()
+
+    return conf, read
 
 
 def _of_directory(path: Path, model: str | None) -> tuple[Config, Callable[[], weights.Variables]]:

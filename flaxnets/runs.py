@@ -5,13 +5,18 @@ WORKDIR/checkpoints/STEP/   what `train.checkpoint` writes, in the form of `flax
 
 from __future__ import annotations
 
+import contextlib
 import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flaxnets import arrays
 from flaxnets.config import Config, config_from_json
-from flaxnets.errors import CheckpointError
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.store import StorePath, place
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def find(path: str | os.PathLike[str], which: str = 'last') -> str:
     Raises:
       CheckpointError: there is no such checkpoint; those that there are are named.
     """
-    folder = arrays.folder(path)
+    folder = place(path)
     if arrays.is_committed(folder) and (folder / 'manifest').exists():
         return os.fspath(folder)
     inner = folder / 'checkpoints'
@@ -107,6 +112,39 @@ def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True)
         return Checkpoint(step, config, tree['ema'], True)
     _, tree = arrays.read(folder, ['params', 'batch_stats'])
     return Checkpoint(step, config, tree, False)
+
+
+@contextlib.contextmanager
+def fetched(source: str | os.PathLike[str]) -> Iterator[Path]:
+    """Weights that lie in a store such as `gs://`, on this machine for as long as the block takes.
+
+    Args:
+      source: a file, a folder whose files lie directly in it, or what `find` takes.
+
+    Returns:
+      A path of the same name, with what is of use there. What is mapped from it stays.
+
+    Raises:
+      CheckpointError: there is nothing of that kind. Errors of the block name the source.
+    """
+    path = StorePath(source)
+    with tempfile.TemporaryDirectory() as temporary:
+        here = Path(temporary) / path.name
+        names = [name for name, entry in path.entries() if entry['type'] == 'file']
+        if path.is_file():
+            path.parent.download(here.parent, [path.name])
+        elif is_checkpoint(path):
+            checkpoint = StorePath(find(path))
+            checkpoint.download(here / 'checkpoints' / checkpoint.name, checkpoint.files())
+        elif names:
+            path.download(here, names)
+        else:
+            raise CheckpointError(f'{path}: no such file or directory')
+        try:
+            yield here
+        except FlaxnetsError as error:
+            error.args = (str(error).replace(str(here), str(path)), *error.args[1:])
+            raise
 
 
 def _list(steps: list[int]) -> str:

@@ -32,6 +32,7 @@ from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.files import remove, remove_left, sync_directory, work_path
 from flaxnets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.safetensors_file import check_tensors, read_safetensors, write_into
+from flaxnets.store import StoreError, StorePath, is_remote, place, staged
 from flaxnets.version import VERSION
 
 FORMAT = 'flaxnets'
@@ -71,11 +72,12 @@ def save(
     *,
     verification: Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> Path | StorePath:
     """Writes a directory of weights.
 
     Args:
-      directory: does not exist yet, or is an earlier directory of weights and `overwrite` is True.
+      directory: does not exist yet, or is an earlier directory of weights and `overwrite` is True; `gs://`
+        too, where its files are replaced one by one.
       variables: {'params': ..., 'batch_stats': ...} with NumPy or JAX arrays.
       config: describes them.
       source: where they came from.
@@ -86,6 +88,11 @@ def save(
       CheckpointError: the directory exists (and what to do about it).
     """
     check_target(directory, overwrite)
+    if is_remote(directory):
+        there = StorePath(directory)
+        with staged(there.parent) as here:
+            save(here / there.name, variables, config, source, verification=verification)
+        return there
     directory = Path(directory).absolute()
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +134,7 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
     Raises:
       CheckpointError: the directory exists and is not to be, or must not be, overwritten.
     """
-    directory = Path(directory)
+    directory = place(directory)
     if not directory.exists():
         return
     if not overwrite:
@@ -153,7 +160,7 @@ def _replace(directory: Path, work: Path) -> None:
 def is_directory(path: str | os.PathLike[str]) -> bool:
     """Whether `path` is a directory of weights that flaxnets wrote; whether it is sound is not asked."""
     try:
-        return _read_json(Path(path) / 'config.json').get('format') == FORMAT
+        return _read_json(place(path) / 'config.json').get('format') == FORMAT
     except (CheckpointError, AttributeError):
         return False
 
@@ -176,7 +183,7 @@ def read_config(directory: str | os.PathLike[str]) -> Config:
     Raises:
       CheckpointError: not a directory of weights, or written by a later flaxnets.
     """
-    path = Path(directory) / 'config.json'
+    path = place(directory) / 'config.json'
     header = _read_json(path)
     if not isinstance(header, dict) or header.get('format') != FORMAT:
         raise CheckpointError(f'{path}: not a directory of weights written by flaxnets')
@@ -325,12 +332,14 @@ def write_json(path: Path, data: Any) -> None:
         os.fsync(file.fileno())
 
 
-def _read_json(path: Path) -> Any:
+def _read_json(path: Path | StorePath) -> Any:
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        return json.loads(path.read_bytes().decode())
     except FileNotFoundError:
         raise CheckpointError(
             f'{path}: no such file; not a directory of weights written by flaxnets'
         ) from None
+    except StoreError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f'{path}: cannot be read: {error}') from error

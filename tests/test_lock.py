@@ -68,12 +68,6 @@ def test_a_holder_that_has_not_written_its_name(tmp_path: Path) -> None:
             Lock(str(tmp_path))
 
 
-def test_a_store_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    with Lock('gs://bucket/run'), Lock('gs://bucket/run'):
-        assert os.listdir(tmp_path) == []
-
-
 def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(number: int) -> None:
         def flock(*_: object) -> None:

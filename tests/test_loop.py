@@ -270,32 +270,18 @@ def test_a_profile_survives_a_stop_within_it(tmp_path: Path) -> None:
     assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 2
 
 
-def test_a_workdir_that_is_no_folder_of_this_machine(
-    finished: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """As in a bucket: nothing is appended or renamed there, and weights and pictures come as copies."""
-    for module in (loop, log):
-        monkeypatch.setattr(module, 'is_remote', lambda path: True)
-    outcome = quiet(SHORT, tmp_path)
-    assert outcome.weights == f'{tmp_path}/weights'
-    assert digests(tmp_path) == digests(finished[0])
-    names = {'checkpoints', 'confusion.png', 'curves.png', 'log.jsonl', 'weights', '.lock'}
-    assert {path.name for path in tmp_path.iterdir()} == names
-    assert [r['kind'] for r in read(str(tmp_path))].count('eval') == 2
-
-
 def test_a_full_disk_ends_no_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """For a while nothing at all can be written, the log included."""
 
-    class Full(log._Records):
+    class Full(log._File):
         def flush(self) -> None:
             if b'"step": 4' in self._waiting and b'"step": 12' not in self._waiting:
                 raise OSError(28, 'No space left on device')
             super().flush()
 
-    monkeypatch.setattr(log, '_Records', Full)
+    monkeypatch.setattr(log, '_File', Full)
     assert quiet(dataclasses.replace(SHORT, max_steps=16, log_steps=4), tmp_path).weights
     assert capsys.readouterr().err.count('log.jsonl cannot be written: No space left on device') == 1
     assert [r['step'] for r in read(str(tmp_path)) if r['kind'] == 'train'] == [4, 8, 12, 16]

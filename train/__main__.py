@@ -102,11 +102,7 @@ def _train(arguments: Sequence[str]) -> int:
     if outcome.evaluation and outcome.weights:
         result = outcome.evaluation
         print(f'{result.images} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %')
-        from flaxnets.arrays import is_remote
-
-        remote = is_remote(outcome.weights)
-        opener = 'to be copied for' if remote else 'open them with'
-        print(f'weights in {outcome.weights}; {opener} flaxnets.load({outcome.weights!r})')
+        print(f'weights in {outcome.weights}; open them with flaxnets.load({outcome.weights!r})')
     return 0
 
 

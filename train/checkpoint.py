@@ -17,16 +17,17 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
-from etils import epath
 from jax.experimental import multihost_utils
 
 from flaxnets import arrays
 from flaxnets.errors import CheckpointError
+from flaxnets.store import StorePath, place
 from train.parallel import together
 
 DAMAGED = '.damaged'
@@ -84,7 +85,7 @@ class Checkpoints:
     def __init__(self, directory: str, keep_last: int, keep_best: int, primary: bool = True) -> None:
         if keep_last < 1 or keep_best < 0:
             raise ValueError(f'at least one checkpoint must stay: {keep_last=}, {keep_best=}')
-        self._directory = arrays.folder(directory)
+        self._directory = place(directory)
         self._keep_last, self._keep_best, self._primary = keep_last, keep_best, primary
         self._scores: dict[int, float | None] = {}
         self._outcomes: list[Outcome] = []
@@ -92,7 +93,14 @@ class Checkpoints:
         self._quiet = arrays.quiet()  # for as long as this is open: some of it comes late
         self._quiet.__enter__()
 
-    def save(self, step: int, state: Any, meta: dict[str, Any], score: float | None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: dict[str, Any],
+        score: float | None,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
         """Begins to write a checkpoint and returns; `poll` says how it ended.
 
         Waits for an earlier save that is not finished. A step that exists is replaced once the new one is
@@ -103,6 +111,7 @@ class Checkpoints:
           state: a tree of NumPy arrays, the same in every process.
           meta: a JSON object: settings, data position.
           score: of an evaluation of this state, higher is better; None without one.
+          before: called by the thread that writes, before it does: what must be kept by then.
 
         Raises:
           CheckpointError: an array or the score is not finite: such a state is never saved.
@@ -115,7 +124,7 @@ class Checkpoints:
             return
         started = time.monotonic()
         self.wait()
-        self._thread = threading.Thread(target=self._save, args=(step, state, facts, started))
+        self._thread = threading.Thread(target=self._save, args=(step, state, facts, started, before))
         self._thread.start()
 
     def poll(self) -> list[Outcome]:
@@ -213,9 +222,9 @@ class Checkpoints:
                 return self._open(newest, target, check, tuple(skipped))
             except arrays.DamagedError as error:
                 skipped.append((newest, f'{error}{self._set_aside(newest)}'))
-        aside = sorted(self._directory.glob(f'*{DAMAGED}*')) if self._directory.exists() else []
+        aside = sorted(path.name for path in self._directory.glob(f'*{DAMAGED}*'))
         if skipped or aside:
-            reasons = [f'{number}: {reason}' for number, reason in skipped] or [path.name for path in aside]
+            reasons = [f'{number}: {reason}' for number, reason in skipped] or aside
             raise CheckpointError(
                 f'{self._directory}: no checkpoint is sound; the damaged ones are set aside. Remove them or '
                 f'choose another workdir to start from the beginning. {"; ".join(reasons)}'
@@ -243,14 +252,22 @@ class Checkpoints:
         names = itertools.chain([''], (f'.{n}' for n in itertools.count(1)))
         free = (self._directory / f'{step}{DAMAGED}{name}' for name in names)
         try:
-            self._path(step).rename(next(path for path in free if not path.exists()))
+            arrays.move(self._path(step), next(path for path in free if not path.exists()))
         except OSError as error:
             return f' (and it cannot be set aside: {error})'
         return ''
 
-    def _save(self, step: int, state: dict[str, np.ndarray], facts: dict[str, Any], started: float) -> None:
+    def _save(
+        self,
+        step: int,
+        state: dict[str, np.ndarray],
+        facts: dict[str, Any],
+        started: float,
+        before: Callable[[], None],
+    ) -> None:
         error = None
         try:
+            before()
             self._commit(step, state, facts)
         except Exception as failure:  # a thread's errors are seen by nobody else
             error = failure
@@ -261,12 +278,12 @@ class Checkpoints:
         path, old = self._path(step), self._directory / f'{step}{REPLACED}'
         replaces = path.exists()
         if replaces:
-            path.rename(old)
+            arrays.move(path, old)
         try:
             arrays.write(path, state, facts)
         except CheckpointError:
             if replaces:
-                old.rename(path)
+                arrays.move(old, path)
             raise
         self._scores[step] = facts['score']
         _flush(path)
@@ -277,22 +294,24 @@ class Checkpoints:
         """Removes what killed or failed saves left, and brings back the step that one was to replace."""
         if not self._directory.exists():
             return
-        for path in list(self._directory.iterdir()):
+        paths: list[Path | StorePath] = [*self._directory.iterdir()]
+        for path in paths:
             started = path.name.isdecimal() and not arrays.is_committed(path)  # in a store without renames
             if started or arrays.UNFINISHED in path.name or path.suffix == DELETED:
                 arrays.remove(path)
-        for old in list(self._directory.glob(f'*{REPLACED}')):
+        replaced: list[Path | StorePath] = [*self._directory.glob(f'*{REPLACED}')]
+        for old in replaced:
             if arrays.is_committed(path := self._directory / old.stem):
                 arrays.remove(old)
             else:
-                old.rename(path)
+                arrays.move(old, path)
 
     def _prune(self, written: int) -> None:
         steps = [step for step in self.steps() if self._is_readable(step)]
         keep = {written, *steps[: self._keep_last], *self._best(steps, self._keep_best)}
         for step in set(steps) - keep:
             path, doomed = self._path(step), self._directory / f'{step}{DELETED}'
-            if not arrays.is_remote(path):  # half of a step must not look like one
+            if isinstance(path, Path):  # half of a step must not look like one
                 with contextlib.suppress(OSError):
                     path = path.rename(doomed)
             arrays.remove(path)
@@ -310,7 +329,7 @@ class Checkpoints:
                 self._scores[step] = arrays.read_manifest(self._path(step)).facts.get('score')
         return step in self._scores
 
-    def _path(self, step: int) -> epath.Path:
+    def _path(self, step: int) -> Path | StorePath:
         return self._directory / str(step)
 
 
@@ -333,7 +352,7 @@ def _is_finite(array: np.ndarray) -> bool:
         return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
-def _compare(path: epath.Path, have: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
+def _compare(path: Path | StorePath, have: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
     """Raises: CheckpointError: a checkpoint's arrays are not the wanted ones, with the differences."""
     problems = [f'has no {name}' for name in wanted if name not in have]
     problems += [f'has {name}, which is not wanted' for name in have if name not in wanted]
@@ -347,9 +366,9 @@ def _compare(path: epath.Path, have: dict[str, dict[str, Any]], wanted: dict[str
         raise CheckpointError(f'{path} is of another run: it {"; ".join(problems[:10])}{more}')
 
 
-def _flush(path: epath.Path) -> None:
+def _flush(path: Path | StorePath) -> None:
     """Has the system write a step through to the disk before older ones go; for a loss of power."""
-    if arrays.is_remote(path):
+    if isinstance(path, StorePath):
         return
     for folder, _, files in os.walk(path):
         for name in ('.', *files):

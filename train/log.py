@@ -12,17 +12,18 @@ import io
 import json
 import math
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import jax
-from etils import epath
 from tqdm import tqdm
 
-from flaxnets.arrays import is_remote
 from flaxnets.errors import FlaxnetsError
+from flaxnets.store import StorePath, is_remote, place
 from train import tensorboard
 
 FILE = 'log.jsonl'
@@ -30,7 +31,7 @@ FILE = 'log.jsonl'
 BAR = '{percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt}, {remaining} left{postfix}'
 _OF_STEPS = ('train', 'non_finite', 'bad_image')
 _OF_EVALUATIONS = ('eval', 'eval_non_finite')
-REWRITE_SECONDS = 60.0  # between two writings of the whole file where nothing can be appended (gs://)
+REWRITE_SECONDS = 60.0  # between two writings of the whole log where nothing can be appended (gs://)
 
 
 class Log:
@@ -68,7 +69,8 @@ class Log:
         if not primary:
             return
         try:
-            self._records = _Records(workdir, first_step, evaluated)
+            kind = _Object if is_remote(workdir) else _File
+            self._records = kind(workdir, first_step, evaluated)
         except OSError as error:
             raise FlaxnetsError(f'{workdir}/{FILE} cannot be written: {error.strerror or error}') from error
         if tensorboard.is_available() and not is_remote(workdir):
@@ -118,7 +120,7 @@ class Log:
             yield bar.update
 
     def flush(self) -> None:
-        """Writes what is left."""
+        """Writes what is left. Any thread may ask for it, as it must before a checkpoint is committed."""
         if self._records is not None:
             with self._warning(FILE):
                 self._records.flush()
@@ -170,46 +172,96 @@ class Log:
         self.close()
 
 
-class _Records:
-    """log.jsonl, appended to; in a store without appending, rewritten now and then."""
-
-    def __init__(self, workdir: str, first_step: int, evaluated: bool) -> None:
-        self._path = epath.Path(workdir) / FILE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [record for record in read(workdir) if not _is_past(record, first_step, evaluated)]
-        self._lines = [_line(record) for record in kept]
-        self._rewrite()
-        self._file: io.FileIO | None = None
-        if not is_remote(workdir):
-            self._file = io.FileIO(self._path, 'a')
-        self._waiting = b''  # to be appended once there is room
-        self._written = time.monotonic()
+class _Records(Protocol):
+    """log.jsonl, of which what came before is kept."""
 
     def add(self, record: dict[str, Any]) -> None:
-        """Raises: OSError: not written yet; what comes later is written behind it."""
-        if self._file is not None:
-            self._waiting += _line(record).encode()
-            self.flush()
-            return
-        self._lines.append(_line(record))
-        if time.monotonic() - self._written > REWRITE_SECONDS:
-            self._written = time.monotonic()
-            self._rewrite()
+        """Raises: OSError: not written yet; it is written with what comes later."""
 
     def flush(self) -> None:
-        if self._file is None:
-            self._rewrite()
-        while self._waiting and self._file is not None:
-            self._waiting = self._waiting[self._file.write(self._waiting) :]
+        """Raises: OSError: likewise."""
+
+    def close(self) -> None: ...
+
+
+class _File:
+    """Records that are appended to a file, each at once."""
+
+    def __init__(self, workdir: str, first_step: int, evaluated: bool) -> None:
+        path = Path(workdir) / FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f'.{FILE}.part')
+        beside.write_text(''.join(_kept(workdir, first_step, evaluated)))
+        beside.replace(path)
+        self._file = io.FileIO(path, 'a')
+        self._waiting = b''  # to be appended once there is room
+        self._lock = threading.Lock()
+
+    def add(self, record: dict[str, Any]) -> None:
+        with self._lock:
+            self._waiting += _line(record).encode()
+        self.flush()
+
+    def flush(self) -> None:
+        with self._lock:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
 
     def close(self) -> None:
-        with self._file or contextlib.nullcontext():
+        with self._file:
             self.flush()
 
-    def _rewrite(self) -> None:
-        beside = self._path.with_name(f'.{FILE}.part')
-        beside.write_text(''.join(self._lines))
-        beside.replace(self._path)
+
+class _Object:
+    """Records in a store, where nothing can be appended: all of them are written again now and then.
+
+    A thread does it, so that no step waits for a network that is down.
+    """
+
+    def __init__(self, workdir: str, first_step: int, evaluated: bool) -> None:
+        self._path = StorePath(workdir) / FILE
+        self._lines = _kept(workdir, first_step, evaluated)
+        self._lock = threading.Lock()  # held while they are written
+        self._written = -1  # how many
+        self._thread: threading.Thread | None = None
+        self._error: OSError | None = None  # of the thread
+        self._tried = 0.0  # when they were last
+        self.flush()
+
+    def add(self, record: dict[str, Any]) -> None:
+        self._lines.append(_line(record))
+        error, self._error = self._error, None
+        busy = self._thread is not None and self._thread.is_alive()
+        if not busy and time.monotonic() - self._tried > REWRITE_SECONDS:
+            self._tried = time.monotonic()
+            self._thread = threading.Thread(target=self._try)
+            self._thread.start()
+        if error is not None:
+            raise error
+
+    def _try(self) -> None:
+        try:
+            self.flush()
+        except OSError as error:
+            self._error = error
+
+    def flush(self) -> None:
+        with self._lock:
+            self._tried = time.monotonic()
+            lines = self._lines[:]
+            if len(lines) != self._written:
+                self._path.write_text(''.join(lines))
+                self._written = len(lines)
+
+    def close(self) -> None:
+        self.flush()
+        if self._thread is not None:
+            self._thread.join()
+
+
+def _kept(workdir: str, first_step: int, evaluated: bool) -> list[str]:
+    """The lines of a run's log that are true of one which goes on after a step."""
+    return [_line(record) for record in read(workdir) if not _is_past(record, first_step, evaluated)]
 
 
 def _is_past(record: dict[str, Any], step: int, evaluated: bool) -> bool:
@@ -231,10 +283,11 @@ def read(workdir: str) -> list[dict[str, Any]]:
     Raises:
       FlaxnetsError: a line that is not the last is no record.
     """
-    path = epath.Path(workdir) / FILE
-    if not path.exists():
+    path = place(workdir) / FILE
+    try:
+        lines = path.read_bytes().decode().split('\n')
+    except FileNotFoundError:
         return []
-    lines = path.read_text().split('\n')
     records = []
     for number, line in enumerate(lines, 1):
         try:

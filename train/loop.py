@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -15,9 +14,9 @@ import jax
 import numpy as np
 
 from flaxnets import weights
-from flaxnets.arrays import copy_tree, is_remote
 from flaxnets.config import to_json
 from flaxnets.errors import FlaxnetsError
+from flaxnets.store import staged
 from train import parallel, pictures
 from train.augment import eval_transform, train_transform
 from train.checkpoint import Checkpoints
@@ -81,7 +80,7 @@ def train(
     """
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
-        job, checkpoints = parallel.together(
+        job, checkpoints, lock = parallel.together(
             lambda: _open(stack, settings, workdir, primary),
             alike=lambda opened: _what_all_share(opened[0]),
         )
@@ -107,21 +106,20 @@ def train(
         for step, reason in start.damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         stop = stack.enter_context(Stop())
-        run = _Run(job, workdir, log, checkpoints, stop, primary, profile)
+        run = _Run(job, workdir, log, checkpoints, stop, lock, profile)
         return run.go(start)
 
 
 def _open(
     stack: contextlib.ExitStack, settings: Settings, workdir: str, primary: bool
-) -> tuple[Job, Checkpoints]:
+) -> tuple[Job, Checkpoints, Lock | None]:
     validate(settings)  # before anything is written
-    if primary:
-        stack.enter_context(Lock(workdir))
+    lock = stack.enter_context(Lock(workdir)) if primary else None
     checkpoints = stack.enter_context(
         Checkpoints(f'{workdir}/checkpoints', settings.keep_last, settings.keep_best, primary)
     )
     meta = checkpoints.meta()
-    return make_job(settings, from_json(meta['settings']) if meta else None), checkpoints
+    return make_job(settings, from_json(meta['settings']) if meta else None), checkpoints, lock
 
 
 def _what_all_share(job: Job) -> Any:
@@ -195,17 +193,18 @@ class _Run:
         log: Log,
         checkpoints: Checkpoints,
         stop: Stop,
-        primary: bool,
+        lock: Lock | None,
         profile: tuple[int, int] | None,
     ) -> None:
         self.job, self.workdir, self.log, self.checkpoints = job, workdir, log, checkpoints
-        self.stop, self.primary, self.profile = stop, primary, profile
+        self.stop, self.lock, self.primary, self.profile = stop, lock, lock is not None, profile
         self.evaluation: Evaluation | None = None
         self.evaluated = 0  # the step that it is of
         self.bad_images = self.bad_before = 0  # of all hosts, in the whole run and in earlier calls
         self.bad_elsewhere = 0  # of other hosts in this call, when last they were asked
         self.evaluator = Evaluator(job.inference, job.preprocess)
         self.saved: int | None = None
+        self.trace = contextlib.ExitStack()
         self.profiling = False
         self.meta = {
             'settings': settings_json(job.settings),
@@ -238,8 +237,7 @@ class _Run:
                 with self._training_batches(first) as batches:
                     state, done = self._train(state, first, batches)
             finally:
-                if self.profiling:
-                    jax.profiler.stop_trace()
+                self.trace.close()
             if done < job.total_steps:
                 return self._stopped(state, done)
         return self._finish(state, job.total_steps)
@@ -368,13 +366,14 @@ class _Run:
                 raise _Interrupted
 
     def _save(self, state: TrainState, done: int) -> None:
-        if self.saved == done or not self.primary:
+        if self.saved == done or self.lock is None:
             return
+        self.lock.check()
         self.saved = done
         found = self.evaluation if self.evaluated == done else None
         score = found.top1 if found and not found.non_finite else None
         meta = {**self.meta, 'evaluated': found is not None, 'bad_images': self.bad_images}
-        self.checkpoints.save(done, parallel.to_host(state), meta, score)
+        self.checkpoints.save(done, parallel.to_host(state), meta, score, before=self.log.flush)
 
     def _report_saves(self) -> None:
         for outcome in self.checkpoints.poll():
@@ -410,21 +409,14 @@ class _Run:
 
     def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> str:
         """Puts weights and pictures into the workdir; returns where the weights are."""
-        with contextlib.ExitStack() as stack:
-            here = self.workdir
-            if is_remote(here):  # a store without files to write to
-                here = stack.enter_context(tempfile.TemporaryDirectory())
-            notes = (f'trained by flaxnets for {done} steps on {self.job.settings.data}',)
-            variables = parallel.to_host(state.variables)
-            weights.save(
-                f'{here}/weights', variables, self.job.config, weights.Source(notes=notes), overwrite=True
-            )
-            self.log.flush()
+        path = f'{self.workdir}/weights'
+        source = weights.Source(notes=(f'trained by flaxnets for {done} steps on {self.job.settings.data}',))
+        weights.save(path, parallel.to_host(state.variables), self.job.config, source, overwrite=True)
+        self.log.flush()
+        with staged(self.workdir) as here:
             pictures.curves(read(self.workdir), f'{here}/curves.png')
             pictures.confusion(evaluation.confusion, self.job.training.classes, f'{here}/confusion.png')
-            if here != self.workdir:
-                copy_tree(here, self.workdir)
-        return f'{self.workdir}/weights'
+        return path
 
     # What the chapters need.
 
@@ -450,9 +442,10 @@ class _Run:
         """Records the steps of `profile`, or what a resumed run still does of them."""
         wanted = self.primary and self.profile is not None and self.profile[0] <= step <= self.profile[1]
         if wanted and not self.profiling:
-            jax.profiler.start_trace(f'{self.workdir}/profile')
+            folder = self.trace.enter_context(staged(f'{self.workdir}/profile'))
+            self.trace.enter_context(jax.profiler.trace(folder))
         if self.profiling and not wanted:
-            jax.profiler.stop_trace()
+            self.trace.close()
         self.profiling = wanted
 
 
