@@ -17,6 +17,7 @@ from PIL import Image, ImageEnhance
 from flaxnets.config import Preprocess
 from flaxnets.preprocess import FILTERS, Transform
 from train.autoaugment import Policy, make_policy
+from train.planes import PILLOWS, plane_pixels
 from train.settings import Settings, Size, complete, sides
 
 TRIES = 10  # of a random crop, before the centre is taken
@@ -49,8 +50,8 @@ def train_transform(settings: Settings) -> TrainTransform:
     """The augmentation of a recipe, as far as the host does it.
 
     Returns:
-      A callable of a picture ('RGB', or 'L' where `in_chans` is 1) and a generator, which gives uint8
-      [*image_size, in_chans].
+      A callable of a picture ('RGB', 'L' where `in_chans` is 1, `Planes` where it is neither 3 nor 1) and a
+      generator, which gives uint8 [*image_size, in_chans].
     """
     s = complete(settings)
     resample = FILTERS[s.interpolation]
@@ -64,9 +65,11 @@ def train_transform(settings: Settings) -> TrainTransform:
     return TrainTransform(policy, crops[s.crop], s.jitter, s.hue)
 
 
-def eval_transform(preprocess: Preprocess, in_chans: int) -> Callable[[Image.Image], npt.NDArray[np.uint8]]:
+def eval_transform(preprocess: Preprocess, in_chans: int) -> Callable[[Any], npt.NDArray[np.uint8]]:
     """A picture to uint8 [size, size, in_chans]: what `flaxnets.transform` does before it normalises."""
-    return Transform(preprocess, in_chans).pixels
+    if in_chans in PILLOWS:
+        return Transform(preprocess, in_chans).pixels
+    return plane_pixels(preprocess, in_chans)
 
 
 @dataclass(frozen=True)

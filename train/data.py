@@ -17,15 +17,14 @@ from typing import Any
 import grain
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from flaxnets.preprocess import decode
+from train.planes import decoded
 from train.sources import Record, Source
 
 Batch = dict[str, npt.NDArray[Any]]
-TrainTransform = Callable[[Image.Image, np.random.Generator], npt.NDArray[np.uint8]]
-EvalTransform = Callable[[Image.Image], npt.NDArray[np.uint8]]
+TrainTransform = Callable[[Any, np.random.Generator], npt.NDArray[np.uint8]]
+EvalTransform = Callable[[Any], npt.NDArray[np.uint8]]
 
 BATCHES_AHEAD = 2
 # The share of bad images is taken of so many at least, so that one early one does not end a run.
@@ -97,7 +96,7 @@ def train_batches(
       batch_size: of all hosts together.
       seed: of order and augmentation.
       start_step: the batch to begin with.
-      in_chans: 3 or 1.
+      in_chans: of the images that `transform` takes: Pillow's for 3 and 1, `train.planes.Planes` for others.
       host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
       threads: that decode and augment; 0 takes one for each core.
       max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
@@ -163,7 +162,7 @@ class _Loader:
         for _ in range(len(self._source)):
             try:
                 record = self._source[index]
-                image = decode(record.image, self._in_chans, record.name)
+                image = decoded(record.image, self._in_chans, record.name)
                 # Philox: any position's numbers, without those before it.
                 pixels = self._transform(
                     image, np.random.Generator(np.random.Philox(key=[self._seed, position]))
@@ -237,7 +236,7 @@ def eval_batches(
         batch, row = divmod(place, local)
         position = batch * batch_size + host * local + row
         record: Record = source[min(position, count - 1)]
-        pixels = transform(decode(record.image, in_chans, record.name))
+        pixels = transform(decoded(record.image, in_chans, record.name))
         return {'image': pixels, 'label': np.int32(record.label), 'mask': np.bool_(position < count)}
 
     threads = threads or os.cpu_count() or 1

@@ -21,6 +21,7 @@ from flaxnets.zoo import NETS, resolve
 from train import parallel
 from train.notes import Note, about_images, without_effect
 from train.optimizer import make_optimizer
+from train.planes import check_channels
 from train.schedule import count_steps
 from train.settings import PLAIN, Settings, complete, continued, preprocess, validate
 from train.sources import Source, open_source, some
@@ -103,11 +104,13 @@ def make_job(settings: Settings, earlier: Settings | None = None) -> Job:
     given = dataclasses.replace(settings, num_classes=training.num_classes)
     expected = None if earlier else expected_images(given)
     settings = continued(given, earlier) if earlier else complete(given, expected or PLAIN)
+    lost = {check_channels(source, settings.in_chans) for source in (training, evaluation)} - {None}
     epoch_steps, total_steps = count_steps(settings, len(training))
     model = make_model(settings, jax.device_count())
     optimizer = make_optimizer(settings, epoch_steps, abstract_variables(model)['params'])
     inference = make_model(dataclasses.replace(settings, remat=False), jax.device_count())
-    said = [*about_images(given, settings, expected), *without_effect(settings, epoch_steps, total_steps)]
+    said = [Note('note', text) for text in sorted(filter(None, lost))]
+    said += [*about_images(given, settings, expected), *without_effect(settings, epoch_steps, total_steps)]
     return Job(
         settings, training, evaluation, epoch_steps, total_steps, model, inference, optimizer, tuple(said)
     )

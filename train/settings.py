@@ -366,7 +366,7 @@ def complete(settings: Settings, expected: Preprocess = PLAIN) -> Settings:
         'eval_interpolation': expected.interpolation,
         'mean': _of_channels(expected.mean, settings.in_chans),
         'std': _of_channels(expected.std, settings.in_chans),
-        'channel_order': expected.channel_order,
+        'channel_order': expected.channel_order if settings.in_chans == 3 else 'rgb',
     }
     return dataclasses.replace(settings, **{f: v for f, v in values.items() if not getattr(settings, f)})
 
