@@ -19,7 +19,7 @@ import flaxnets
 from convert.conversion import open_checkpoint, write
 from flaxnets import runs as checkpoints_of
 from flaxnets.arrays import read_manifest
-from flaxnets.errors import FlaxnetsError
+from flaxnets.errors import FlaxnetsError, ImageError
 from train import log, loop, recipes
 from train.__main__ import main
 from train.checkpoint import Checkpoints
@@ -179,7 +179,9 @@ def test_another_run_is_not_gone_on_with(
 
 def test_a_finished_run_is_evaluated_again_and_not_trained(finished: tuple[Path, Outcome]) -> None:
     workdir, outcome = finished
+    log_before = (workdir / 'log.jsonl').read_text()
     again = quiet(SHORT, workdir)
+    assert (workdir / 'log.jsonl').read_text() == log_before
     assert again.step == 44
     assert again.evaluation is not None and outcome.evaluation is not None
     np.testing.assert_array_equal(again.evaluation.predictions, outcome.evaluation.predictions)
@@ -226,9 +228,50 @@ def test_or_are_skipped_counted_and_said(
     assert outcome.step == 12 and outcome.weights
     assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
     assert 'step 9: ' in capsys.readouterr().err
+    quiet(dataclasses.replace(settings, max_steps=16), tmp_path)  # a resumed run counts on
     records = [r for r in read(str(tmp_path)) if r['kind'] == 'train']
-    assert [r['skipped'] for r in records] == [0, 0, 1]
+    assert [r['skipped'] for r in records] == [0, 0, 1, 1]
     assert all(np.isfinite(r['loss']) for r in records)
+
+
+def test_bad_images_are_counted_once_however_often_a_run_is_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = loop.make_job
+
+    class Some:
+        """A source, of which every fiftieth image cannot be read."""
+
+        def __init__(self, source: Any) -> None:
+            self.source = source
+
+        def __len__(self) -> int:
+            return len(self.source)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.source, name)
+
+        def __getitem__(self, index: int, /) -> Any:
+            if index % 50 == 0:
+                raise ImageError(f'image {index} is damaged')
+            return self.source[index]
+
+    def job(*arguments: Any) -> Any:
+        made = plain(*arguments)
+        return dataclasses.replace(made, training=Some(made.training))
+
+    monkeypatch.setattr(loop, 'make_job', job)
+    settings = dataclasses.replace(SHORT, log_steps=4, workers=3)
+    quiet(dataclasses.replace(settings, max_steps=16), tmp_path / 'whole')
+    for last in (6, 11, 16):
+        quiet(dataclasses.replace(settings, max_steps=last), tmp_path / 'parts')
+    whole, parts = (read(str(tmp_path / name)) for name in ('whole', 'parts'))
+    counts = [{r['step']: r['bad_images'] for r in log if r['kind'] == 'train'} for log in (whole, parts)]
+    assert counts[0][16] > 10
+    assert all(counts[1][step] == count for step, count in counts[0].items())
+    named = [sorted(r['message'] for r in log if r['kind'] == 'bad_image') for log in (whole, parts)]
+    assert named[0] == named[1] and len(named[0]) == counts[0][16]
+    assert digests(tmp_path / 'whole') == digests(tmp_path / 'parts')
 
 
 def test_an_evaluation_that_is_not_finite_is_no_best_one(
@@ -241,10 +284,35 @@ def test_an_evaluation_that_is_not_finite_is_no_best_one(
             return super().__call__({**variables, 'params': params}, *rest)
 
     monkeypatch.setattr(loop, 'Evaluator', Overflows)
-    outcome = quiet(dataclasses.replace(SHORT, max_steps=4), tmp_path)
+    outcome = quiet(dataclasses.replace(SHORT, max_steps=22), tmp_path)
     assert outcome.evaluation is not None and outcome.evaluation.non_finite == 360
-    assert read_manifest(tmp_path / 'checkpoints' / '4').facts['score'] is None
+    assert read_manifest(tmp_path / 'checkpoints' / '22').facts['score'] is None
     assert '360 images had logits that are not finite' in capsys.readouterr().err
+    log_before = (tmp_path / 'log.jsonl').read_text()
+    quiet(dataclasses.replace(SHORT, max_steps=22), tmp_path)
+    assert (tmp_path / 'log.jsonl').read_text() == log_before
+    quiet(dataclasses.replace(SHORT, max_steps=24), tmp_path)
+    assert [r['step'] for r in read(str(tmp_path)) if r['kind'] == 'eval'] == [22, 24]
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(crop='typo'), "crop='typo' is not one of"),
+        (dict(eval_epochs=0), 'eval_epochs=0'),
+        (dict(keep_last=0), 'keep_last=0'),
+    ],
+)
+def test_bad_settings_are_refused_from_python_too(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    import train as package
+
+    assert package.train is train and package.Settings is Settings
+    for start in (lambda s: package.train(s, str(tmp_path / 'run')), make_job):
+        with pytest.raises(FlaxnetsError, match=message):
+            start(dataclasses.replace(SHORT, **change))
+    assert not (tmp_path / 'run').exists()
 
 
 def test_the_log_tells_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:

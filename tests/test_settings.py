@@ -57,6 +57,9 @@ def test_every_field_is_documented_once() -> None:
         ('crop_area', (0.5, 1.2), 'crop_area=(0.5, 1.2) must be'),
         ('crop_ratio', (2.0, 1.0), 'crop_ratio=(2.0, 1.0) must be'),
         ('crop_ratio', (1.0,), 'crop_ratio=(1.0,) must be two numbers'),
+        ('image_size', (224, 0), 'image_size=(224, 0) must be at least 1'),
+        ('eval_size', -1, 'eval_size=-1 must be at least 1'),
+        ('std', (0.0,), 'std=(0.0,) must be above 0'),
     ],
 )
 def test_bad_values_are_named(field: str, value: Any, complaint: str) -> None:
@@ -76,6 +79,10 @@ def test_bad_values_are_named(field: str, value: Any, complaint: str) -> None:
         (dict(momentum=0.0), 'nesterov=True needs a momentum above 0'),
         (dict(crop_padding=0), "crop='pad' needs a crop_padding"),
         (dict(frozen_stages=2), 'give weights to start from'),
+        (dict(freeze_bn=True), 'freeze_bn=True would keep statistics'),
+        (dict(mixup=0.2, mix_images=1), 'mix_images=1 mixes each image with itself'),
+        (dict(mean=(0.5, 0.5)), 'mean=(0.5, 0.5) must be one number, or one for each'),
+        (dict(in_chans=2, jitter=0.4), 'in_chans=2 needs jitter=0.0'),
     ],
 )
 def test_bad_combinations_are_named(changes: dict[str, Any], complaint: str) -> None:
@@ -109,6 +116,11 @@ def test_values_at_the_bounds_are_good() -> None:
         ('remat=Yes', 'remat', True),
         ('data=folder:a=b', 'data', 'folder:a=b'),
         ('policy=', 'policy', ''),
+        ('eval_size=256', 'eval_size', 256),
+        ('eval_size=224,320', 'eval_size', (224, 320)),
+        ('mean=0.5', 'mean', (0.5,)),
+        ('std=1/2,0.25,1', 'std', (0.5, 0.25, 1.0)),
+        ('mean=', 'mean', ()),
     ],
 )
 def test_a_change_is_read_as_its_field_is(change: str, field: str, value: Any) -> None:
@@ -138,6 +150,9 @@ def test_a_change_is_read_as_its_field_is(change: str, field: str, value: Any) -
         ('remat=maybe', "remat='maybe' must be true or false"),
         ('crop_area=1', "crop_area='1' must be two numbers, as in 0.25,1"),
         ('crop_area=0.1,0.2,0.3', 'must be two numbers'),
+        ('image_size=1,2,3', "image_size='1,2,3' must be a whole number, or two"),
+        ('image_size=', "image_size='' must be a whole number, or two"),
+        ('std=a', "std='a' must be one number, or one for each channel"),
     ],
 )
 def test_a_change_that_is_none(change: str, complaint: str) -> None:
