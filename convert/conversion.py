@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from convert import arithmetic
 from convert.fetch import fetch
 from convert.hub import HubConfig, is_hub_folder, read_hub_folder
 from convert.identify import contradiction, identify
+from convert.image_settings import for_channels
 from convert.layouts import Canonical, caveat, from_canonical, to_canonical
 from convert.pth import read_pth
 from convert.pth_write import write_pth
@@ -25,7 +27,7 @@ from convert.verify import Verification, verify
 from convert.words import count
 from convert.wrappers import AmbiguousError
 from flaxnets import runs, weights, zoo
-from flaxnets.config import Config, Preprocess, Weights
+from flaxnets.config import Config, Preprocess, Weights, config_from_json, to_json
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.files import map_file, written_whole
 from flaxnets.home import home
@@ -232,16 +234,19 @@ def _understood(
     """The checkpoint in a file: which net it is, and what is known of it."""
     _check_download(path, digest)
     published = published or _published(digest)
-    name = _which(path, found.state, model, published, hub, found.named, found.layout)
+    certified = _certified(path, digest)
+    named = certified.name if certified else found.named
+    name = _which(path, found.state, model, published, hub, named, found.layout)
     classes = found.classes or (hub.classes if hub else None)
-    preprocess, notes = _preprocess(name, model, found, published, hub)
+    in_chans = _length(found.state, _first_weight(name), axis=1, default=3)
+    preprocess, notes = _preprocess(name, model, found, published, hub, in_chans)
     num_classes = _length(found.state, 'fc.weight', axis=0, default=1000 if 'fc.bias' in found.state else 0)
     config = Config(
         name,
         zoo.NETS[name],
         preprocess,
         num_classes=num_classes,
-        in_chans=_length(found.state, _first_weight(name), axis=1, default=3),
+        in_chans=in_chans,
         weights=published,
         classes=classes if classes and len(classes) == num_classes else None,
         class_order=None if classes or published else found.class_order,
@@ -251,6 +256,13 @@ def _understood(
             f'{path.parent}: config.json says {hub.num_classes} classes and {hub.in_chans} input channels, '
             f'{path.name} has {num_classes} and {config.in_chans}'
         )
+    if certified and (certified.name, certified.num_classes, certified.in_chans) == (
+        name,
+        num_classes,
+        in_chans,
+    ):
+        config = certified
+        notes = (f'images: {config.preprocess} (by {_certificate_of(path).name})',)
     state, counters, note = _counters(found.state)
     notes = (*found.notes, *note, *((*hub.differences, *hub.notes) if hub else ()), *notes)
     source = weights.Source(path.name, digest, found.layout, notes, counters)
@@ -258,16 +270,47 @@ def _understood(
 
 
 def _preprocess(
-    name: str, model: str | None, found: Canonical, published: Weights | None, hub: HubConfig | None
+    name: str,
+    model: str | None,
+    canonical: Canonical,
+    published: Weights | None,
+    hub: HubConfig | None,
+    in_chans: int,
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """How the weights expect their images, and a note on it if it is not published with them."""
-    if known := published or hub:
-        return known.preprocess, ()
-    usual = zoo.config(model or name)
-    preprocess = replace(usual.preprocess, **found.images)
-    whose = usual.weights.name if usual.weights else name
-    origin = f"as the file's training, else as {whose}" if found.images else f'assumed, as of {whose}'
-    return preprocess, (f'images: {preprocess} ({origin})',)
+    """How the weights expect their images, and what to say of it where it is not published with them."""
+    if published:
+        return published.preprocess, ()
+    notes: tuple[str, ...] = ()
+    if hub:
+        found = hub.preprocess
+    else:
+        said = canonical.images
+        usual = _usual(name, model, said.weights)
+        origin = f'assumed, as of {usual.weights.name if usual.weights else name}'
+        if said.fields:
+            origin = f"as the file's training, else {origin.removeprefix('assumed, ')}"
+        found = said.applied_to(usual.preprocess)
+        notes = (f'images: {found} ({origin})', *(f'images: {note}' for note in said.notes))
+    found = for_channels(found, in_chans)
+    if found.unsupported:
+        reasons = '; '.join(found.unsupported)
+        notes = (*notes, f'images: cannot be prepared as these weights expect them: {reasons}')
+    return found, notes
+
+
+def _usual(name: str, model: str | None, tagged: str | None) -> Config:
+    """The published weights whose images are meant where a file says nothing: those that it began with."""
+    own_tag = model if model and '.' in model else None
+    for choice in (own_tag, tagged, model):
+        if choice is None:
+            continue
+        try:
+            usual = zoo.config(choice)
+        except FlaxnetsError:  # another tag than those here
+            continue
+        if usual.name == name:
+            return usual
+    return zoo.config(name)
 
 
 def _reader(path: Path) -> Callable[[Path], object]:
@@ -424,7 +467,18 @@ def write(
     tensors = from_canonical(checkpoint.state, layout, checkpoint.config.arch)
     with written_whole(_certificate_of(out)) as beside:  # named after its file has its name
         described = write_pth(out, tensors) if kind == 'pth' else write_safetensors(out, tensors, METADATA)
-        beside.write(weights.as_json(weights.certificate(source, described, proof)))
+        said = weights.certificate(source, described, proof)
+        said |= {'sha256': _sha256(Path(out)), 'config': to_json(checkpoint.config)}
+        beside.write(weights.as_json(said))
+
+
+def _certified(path: Path, digest: str) -> Config | None:
+    """What the certificate beside a file that `write` wrote says of it; None if there is none of this file."""
+    try:
+        said = json.loads(_certificate_of(path).read_bytes())
+        return config_from_json(said['config']) if said['sha256'] == digest else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of others, or before it said this
+        return None
 
 
 def _certificate_of(out: str | os.PathLike[str]) -> str:

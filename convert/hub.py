@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from convert.class_names import class_names
+from convert.image_settings import timm_fields
 from convert.options import changing, described
-from flaxnets.config import Preprocess
+from flaxnets.config import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from flaxnets.errors import CheckpointError, FlaxnetsError
 
 CONFIG_FILE = 'config.json'
@@ -28,13 +29,13 @@ WEIGHTS_FILES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 
 MAX_CONFIG_BYTES = 16_000_000  # 20,000 classes with descriptions take two million
 
 # What timm takes where its configuration says nothing (`timm.data.resolve_data_config`).
-_TIMM_DEFAULTS = {
-    'input_size': [3, 224, 224],
+_TIMM_DEFAULTS: dict[str, Any] = {
+    'size': 224,
     'interpolation': 'bicubic',
     'crop_pct': 0.875,
     'crop_mode': 'center',
-    'mean': list(Preprocess().mean),
-    'std': list(Preprocess().std),
+    'mean': IMAGENET_MEAN,
+    'std': IMAGENET_STD,
 }
 
 
@@ -50,7 +51,7 @@ class HubConfig:
       classes: the class names in order, or None.
       differences: options with which timm builds the net that make it compute something else than the
         architecture of that name, in words.
-      notes: what it says of its classes and cannot be used, in words.
+      notes: what it says of its images and classes and cannot be used, or only nearly, in words.
     """
 
     architecture: str
@@ -78,8 +79,7 @@ def read_hub_folder(path: str | os.PathLike[str]) -> tuple[Path, HubConfig]:
       path: a folder with `config.json` and one of `WEIGHTS_FILES`, of which the first there is taken.
 
     Raises:
-      CheckpointError: no such files; a `config.json` that is not timm's, or that asks for a
-        preprocessing that `flaxnets.config.Preprocess` cannot express (all such values named).
+      CheckpointError: no such files; a `config.json` that is not timm's.
     """
     folder = Path(path)
     config = read_hub_config(folder / CONFIG_FILE)
@@ -110,14 +110,13 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
     both = {**pretrained, **data}
     architecture = architecture.partition('.')[0]  # without timm's tag of the weights
     arguments = dict(_table(data, 'model_args'))
-    image: dict[str, Any] = {key: pretrained.get(key) or default for key, default in _TIMM_DEFAULTS.items()}
-    preprocess = _preprocess(image)
-    in_chans = arguments.pop('in_chans', None) or image['input_size'][0]
+    preprocess, notes = _preprocess(pretrained)
+    in_chans = arguments.pop('in_chans', None) or _channels(pretrained.get('input_size'))
     num_classes = both.get('num_classes', 1000)
     for name, number, least in (('num_classes', num_classes, 0), ('in_chans', in_chans, 1)):
         if type(number) is not int or number < least:
             raise ValueError(f'{name}={number!r} must be a whole number from {least} on')
-    classes, notes = class_names(data).of(num_classes)
+    classes, more = class_names(data).of(num_classes)
     arguments.setdefault('global_pool', both.get('global_pool', 'avg'))
     return HubConfig(
         architecture,
@@ -126,8 +125,12 @@ def _parse(data: Mapping[str, Any], architecture: str) -> HubConfig:
         preprocess,
         classes,
         described(changing(arguments), CONFIG_FILE),
-        notes,
+        (*notes, *more),
     )
+
+
+def _channels(shape: object) -> Any:
+    return shape[0] if isinstance(shape, list) and shape else 3
 
 
 def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -137,39 +140,11 @@ def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     return value
 
 
-def _preprocess(image: Mapping[str, Any]) -> Preprocess:
-    size = image['input_size']
-    problems = []
-    if not isinstance(size, list | tuple) or len(size) != 3 or any(type(n) is not int for n in size):
-        problems.append(f'input_size={size!r} is not [channels, height, width]')
-    elif size[1] != size[2]:
-        problems.append(f'input_size={size!r} is not square')
-    if image['crop_mode'] != 'center':
-        problems.append(f'crop_mode={image["crop_mode"]!r} is not center')
-    if image['interpolation'] not in ('bilinear', 'bicubic'):
-        problems.append(f'interpolation={image["interpolation"]!r} is neither bilinear nor bicubic')
-    mean, std = (three_numbers(image[key]) for key in ('mean', 'std'))
-    if mean is None or std is None:
-        problems.append(f'mean={image["mean"]!r} and std={image["std"]!r} are not three numbers each')
-    if not _is_number(image['crop_pct']):
-        problems.append(f'crop_pct={image["crop_pct"]!r} is not a number')
-    if problems or mean is None or std is None:
-        raise ValueError(f'asks for images that flaxnets cannot prepare: {"; ".join(problems)}')
-    return Preprocess(size[1], float(image['crop_pct']), 'center', image['interpolation'], mean, std)
-
-
-def three_numbers(values: object) -> tuple[float, float, float] | None:
-    """One number per channel; for other than three channels timm writes one and the same for each."""
-    if not isinstance(values, list | tuple) or not values or not all(map(_is_number, values)):
-        return None
-    if len(values) != 3 and len(set(values)) == 1:
-        values = [values[0]] * 3
-    return (float(values[0]), float(values[1]), float(values[2])) if len(values) == 3 else None
-
-
-def _is_number(value: object) -> bool:
-    small = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9
-    return small  # and so no NaN, no infinity, nothing that a float could not hold
+def _preprocess(options: Mapping[str, Any]) -> tuple[Preprocess, tuple[str, ...]]:
+    """How images are prepared, and notes on it; what cannot be is listed in `Preprocess.unsupported`."""
+    fields, unsupported, notes = timm_fields(options)
+    found = Preprocess(**_TIMM_DEFAULTS | fields, unsupported=unsupported)
+    return found, tuple(f'images: {note}' for note in notes)
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:

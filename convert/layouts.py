@@ -14,12 +14,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from convert.anchors import ANCHOR, WRAPPERS, Place, bare
 from convert.heads import Head, find_head
+from convert.image_settings import ImageSettings
 from convert.words import count, plain, some
 from convert.wrappers import Tensors, unwrap
 from flaxnets.config import Arch
@@ -98,7 +98,7 @@ class Canonical:
       classes: the classifier's classes in order, where the file names them.
       class_order: as `flaxnets.config.Config.class_order`.
       named: what a training file calls its net (`arch`), unchecked.
-      images: fields of `flaxnets.config.Preprocess` that a training file gives.
+      images: how a training file says that its images were prepared.
     """
 
     state: dict[str, np.ndarray]
@@ -107,7 +107,7 @@ class Canonical:
     classes: tuple[str, ...] | None = None
     class_order: str | None = None
     named: str | None = None
-    images: Mapping[str, Any] = field(default_factory=dict)
+    images: ImageSettings = field(default_factory=ImageSettings)
 
 
 def to_canonical(

@@ -19,7 +19,7 @@ import numpy as np
 
 from convert.anchors import Place, bare, places
 from convert.class_names import Said, class_names
-from convert.image_settings import image_settings
+from convert.image_settings import ImageSettings, image_settings
 from convert.modules import ModuleState
 from convert.options import other_options
 from convert.pth import Inert
@@ -60,7 +60,7 @@ class Unwrapped:
       classes: what the file says of its classes, unchecked.
       named: what the file calls its net, unchecked; None if nothing.
       differences: what makes its net compute something else than those here, by its own configuration.
-      images: fields of `flaxnets.config.Preprocess`, as its training evaluated.
+      images: how its training prepared them for evaluation.
       place: where in `tensors` the net is; None if it is none that is known.
       bare: of a pickled model, its layers without tensors by name, and their classes.
       projection: True if the net is one of the two of self-supervised training, whose heads project.
@@ -71,7 +71,7 @@ class Unwrapped:
     classes: Said = field(default_factory=Said)
     named: str | None = None
     differences: tuple[str, ...] = ()
-    images: Mapping[str, Any] = field(default_factory=dict)
+    images: ImageSettings = field(default_factory=ImageSettings)
     place: Place | None = None
     bare: Mapping[str, str] = field(default_factory=dict)
     projection: bool = False
@@ -159,7 +159,7 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
         classes=class_names(around),
         named=named,
         differences=(*_differences(meta), *other_options(around), *_of_layers(net)),
-        images=image_settings(arguments),
+        images=image_settings(around),
         place=net.place,
         bare=net.state.bare if isinstance(net.state, ModuleState) else {},
         projection=other is not None and other.role == 'momentum',

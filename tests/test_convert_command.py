@@ -397,7 +397,7 @@ OWN = (224, 0.875, 'bilinear', 0.485, 0.229)
         ),
         (dict(img_size=None, input_size=[3, 96, 96], mean=None, std=[0, 0, 0]), (96, *OWN[1:])),
         (dict(val_resize_size=256, val_crop_size=192), (192, 0.75, *OWN[2:])),
-        (dict(img_size='a', crop_pct=7, interpolation='random', mean='x'), OWN),
+        (dict(img_size='a', crop_pct=7, interpolation='random', mean='x'), (224, 7.0, *OWN[2:])),
         (dict(img_size=torch.ones(2), interpolation=torch.ones(2), gp=torch.ones(2)), OWN),
         (dict(mean=[float('nan')] * 3, std=[1.0, float('inf'), 1.0], input_size=[3, torch.ones(2), 1]), OWN),
     ],
@@ -411,7 +411,7 @@ def test_images_are_prepared_as_the_training_evaluated_them(
     checkpoint = open_checkpoint(tmp_path / 'net.pth')
     p = checkpoint.config.preprocess
     assert (p.size, p.crop_pct, p.interpolation, p.mean[0], p.std[0]) == expected
-    (note,) = (note for note in checkpoint.source.notes if note.startswith('images: '))
+    note = next(note for note in checkpoint.source.notes if note.startswith('images: '))
     known = expected != OWN
     assert f'{p.size} px' in note and ("as the file's training" in note) == known
     assert 'resnest14d.gluon_in1k' in note

@@ -1,0 +1,285 @@
+"""What files say of their images, against timm's own reading of it and pixels worked by hand."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+from PIL import Image
+from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
+from timm.data import resolve_data_config
+from torchvision import transforms
+
+from convert.conversion import _usual
+from convert.image_settings import for_channels, image_settings, share_of, timm_fields
+from flaxnets import zoo
+from flaxnets.config import Preprocess
+from flaxnets.errors import FlaxnetsError
+from flaxnets.preprocess import transform
+
+PHOTO = Image.fromarray(load_sample_images().images[0]).resize((300, 214))
+NAMES = (
+    'resnext50_32x4d.tv_in1k',
+    'resnext50_32x4d.tv2_in1k',
+    'resnext50_32x4d',
+    'resnest50d',
+    'resnest200e',
+)
+
+
+def prepared(beside: dict[Any, Any], name: str = 'resnest50d') -> Preprocess:
+    """As the conversion of a file of that net finds it."""
+    said = image_settings(beside)
+    return for_channels(said.applied_to(_usual(name, None, said.weights).preprocess), 3)
+
+
+def test_options_of_timm_mean_what_timm_takes_them_for() -> None:
+    draw = random.Random(0)
+    options: dict[str, tuple[Any, ...]] = {
+        'img_size': (None, None, 96, 320),
+        'input_size': (None, None, None, [3, 24, 48], (3, 160, 160)),
+        'crop_pct': (None, None, 0.9, 1.0, 1.1, 0.0),
+        'crop_mode': (None, None, 'squash', 'border', 'center'),
+        'interpolation': ('', None, 'lanczos', 'bilinear', 'box', 'nearest', 'hamming', 'bicubic'),
+        'mean': (None, None, [0.5, 0.5, 0.5], [0.5], (0.1, 0.2, 0.3)),
+        'std': (None, None, [0.5, 0.5, 0.5], [0.25], (0.1, 0.2, 0.3)),
+    }
+    for _ in range(300):
+        name = draw.choice(NAMES)
+        args = argparse.Namespace(model=name, **{key: draw.choice(values) for key, values in options.items()})
+        want = resolve_data_config(vars(args), pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        got = prepared({'arch': name, 'args': vars(args)}, name.partition('.')[0])
+        found = {
+            'input_size': (3, got.height, got.width),
+            'interpolation': got.interpolation,
+            'mean': got.channel_values(3)[0],
+            'std': got.channel_values(3)[1],
+            'crop_pct': got.crop_pct,
+            'crop_mode': got.crop_mode,
+        }
+        assert found == {**want, 'input_size': tuple(want['input_size'])}, vars(args)
+        assert not got.unsupported
+
+
+def test_what_cannot_be_prepared_is_listed_and_refused() -> None:
+    args = {'interpolation': 'random', 'crop_mode': 'five', 'mean': [0.1, math.nan, 0.2], 'img_size': -1}
+    found = prepared({'args': args})
+    named = {problem.partition('=')[0] for problem in found.unsupported}
+    assert named == set(args)
+    with pytest.raises(FlaxnetsError, match='random'):
+        transform(found)
+
+
+@pytest.mark.parametrize(
+    ('mean', 'channels', 'expected'),
+    [
+        ((0.5,), 4, (0.5,) * 4),
+        ((0.5, 0.5, 0.5), 4, (0.5,) * 4),
+        ((0.1, 0.2, 0.3, 0.4), 4, (0.1, 0.2, 0.3, 0.4)),
+        ((0.1, 0.2, 0.3), 4, None),
+    ],
+)
+def test_values_for_other_numbers_of_channels(mean: Any, channels: int, expected: Any) -> None:
+    found = for_channels(Preprocess(mean=mean, std=(1.0,)), channels)
+    if expected is None:
+        assert '4 channels' in found.unsupported[0]
+    else:
+        assert found.channel_values(channels)[0] == expected and not found.unsupported
+
+
+def test_values_from_0_to_255_become_those_from_0_to_1() -> None:
+    fields, _, notes = timm_fields({'mean': (123.675, 116.28, 103.53), 'std': [58.395, 57.12, 57.375]})
+    np.testing.assert_allclose(fields['mean'], Preprocess().mean, atol=1e-12)
+    np.testing.assert_allclose(fields['std'], Preprocess().std, atol=1e-12)
+    assert '255' in notes[0]
+
+
+def test_every_size_that_torchvision_resizes_to_is_met() -> None:
+    for resize in range(1, 500):
+        for crop in range(1, resize + 1):
+            assert math.floor(crop / share_of(crop, resize)) == resize
+
+
+@pytest.mark.parametrize(
+    ('args', 'resize', 'crop', 'interpolation'),
+    [
+        (
+            {'val_resize_size': 232, 'val_crop_size': 224, 'interpolation': 'bilinear', 'backend': 'PIL'},
+            232,
+            224,
+            'bilinear',
+        ),
+        ({'val_resize_size': 180, 'val_crop_size': 200, 'interpolation': 'bicubic'}, 180, 200, 'bicubic'),
+        ({'cache_dataset': False, 'test_only': False, 'model': 'resnext50_32x4d'}, 256, 224, 'bilinear'),
+    ],
+)
+def test_torchvisions_reference_training(args: Any, resize: int, crop: int, interpolation: str) -> None:
+    mode = transforms.InterpolationMode(interpolation)
+    theirs = transforms.Compose([transforms.Resize(resize, mode), transforms.CenterCrop(crop)])
+    found = transform(prepared({'model': {}, 'args': args}, 'resnext50_32x4d'))
+    np.testing.assert_array_equal(found.pixels(PHOTO), np.asarray(theirs(PHOTO)))
+
+
+def test_notes_of_torchvision() -> None:
+    assert not image_settings({'args': {'val_crop_size': 224, 'backend': 'pil'}}).notes
+    assert 'tensor' in image_settings({'args': {'val_crop_size': 224, 'backend': 'tensor'}}).notes[0]
+
+
+def test_pytorchs_imagenet_example() -> None:
+    assert prepared({'arch': 'resnext50_32x4d', 'best_acc1': 1.0}, 'resnext50_32x4d') == Preprocess()
+
+
+# mmpretrain 1.x, mmcls 0.x, and what `lazy` configurations look like, as their libraries write them.
+MM_1 = """
+data_preprocessor = dict(
+    mean=[123.675, 116.28, 103.53], num_classes=1000, std=[58.395, 57.12, 57.375], to_rgb=True)
+model = dict(backbone=dict(depth=50, type='ResNeXt'), type='ImageClassifier')
+test_dataloader = dict(
+    batch_size=32,
+    dataset=dict(pipeline=[
+        dict(type='LoadImageFromFile'),
+        dict(backend='pillow', edge='short', scale=256, type='ResizeEdge'),
+        dict(crop_size=224, type='CenterCrop'),
+        dict(type='PackInputs'),
+    ], type='ImageNet'))
+"""
+MM_0 = """
+img_norm_cfg = dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], to_rgb=False)
+crop = 224
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', size=(256, -1), backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=crop),
+    dict(type='Normalize', **img_norm_cfg),
+    dict(type='ImageToTensor', keys=['img']),
+    dict(type='Collect', keys=['img'])
+]
+"""
+MM_LAZY = """
+from mmpretrain.datasets import ResizeEdge
+model = dict(data_preprocessor=dict(bgr_to_rgb=False))
+test_pipeline = [dict(type=LoadImageFromFile), dict(scale=(200, 120), type=mmcv.transforms.Resize,
+    interpolation='lanczos', backend='pillow'), dict(type='mmpretrain.datasets.PackInputs')]
+"""
+
+
+def resized(short: int, crop: int, resample: Image.Resampling) -> np.ndarray:
+    height, width = short, int(PHOTO.width * short / PHOTO.height)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    return np.asarray(
+        PHOTO.resize((width, height), resample).crop((left, top, left + crop, top + crop)), float
+    )
+
+
+@pytest.mark.parametrize('where', ['cfg', 'config'])
+def test_openmmlabs_configurations(where: str) -> None:
+    def found(text: str) -> np.ndarray:
+        return transform(prepared({'meta': {where: text}}))(PHOTO)
+
+    pixels = resized(256, 224, Image.Resampling.BILINEAR)
+    expected = (pixels - [123.675, 116.28, 103.53]) / [58.395, 57.12, 57.375]
+    np.testing.assert_allclose(found(MM_1), expected, atol=1e-5)
+    pixels = resized(256, 224, Image.Resampling.BICUBIC)[..., ::-1]
+    expected = (pixels - [103.53, 116.28, 123.675]) / [57.375, 57.12, 58.395]
+    np.testing.assert_allclose(found(MM_0), expected, atol=1e-5)
+    pixels = np.asarray(PHOTO.resize((200, 120), Image.Resampling.LANCZOS), float)[..., ::-1]
+    np.testing.assert_allclose(found(MM_LAZY), pixels, atol=1e-3)
+
+
+def test_what_openmmlab_does_otherwise_is_said() -> None:
+    def found(text: str) -> Any:
+        return image_settings({'meta': {'cfg': text}})
+
+    opencv = found(MM_1.replace("backend='pillow', ", ''))
+    assert 'OpenCV' in opencv.notes[0] and opencv.fields['size'] == 224 and not opencv.unsupported
+    assert not found(MM_1).notes
+    ten = found(MM_1.replace('CenterCrop', 'TenCrop'))
+    assert 'TenCrop' in ten.unsupported[0] and 'size' not in ten.fields
+    small = found(MM_1.replace('scale=256', 'scale=200'))
+    assert '200' in small.unsupported[0]
+    unknown = found(MM_0.replace('[103.53, 116.28, 123.675]', 'load()'))
+    assert unknown.unsupported and 'mean' not in unknown.fields
+    detector = found(
+        "test_pipeline = [dict(type='MultiScaleFlipAug', transforms=[dict(type='Normalize', "
+        'mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)])]'
+    )
+    assert detector.fields['channel_order'] == 'bgr' and detector.fields['std'] == (1 / 255,) * 3
+    assert 'no fixed size' in detector.notes[0] and not detector.unsupported
+
+
+def test_odd_content_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
+    draw = random.Random(0)
+    texts = (
+        '',
+        'model = dict(',
+        "__import__('os').system('echo called')",
+        '(' * 10_000,
+        'x = dict(**x)',
+        'é\0',
+    )
+    leaves = (
+        None,
+        1,
+        -1,
+        0.5,
+        math.nan,
+        10**400,
+        True,
+        b'x',
+        *texts,
+        np.zeros((2, 2)),
+        np.float32(3),
+        object(),
+    )
+    names = [
+        'args',
+        'meta',
+        'cfg',
+        'config',
+        'mean',
+        'std',
+        'input_size',
+        'img_size',
+        'crop_pct',
+        'model',
+        'arch',
+        'interpolation',
+        'crop_mode',
+        'val_crop_size',
+        'val_resize_size',
+        'backend',
+        'test_pipeline',
+        'type',
+        'pipeline',
+        'data',
+        'test',
+        'scale',
+        'size',
+        'crop_size',
+        'img_norm_cfg',
+        'transforms',
+        'data_preprocessor',
+        'to_rgb',
+        'edge',
+        'keep_ratio',
+    ]
+
+    def anything(depth: int) -> Any:
+        kind = draw.randrange(4) if depth else 0
+        if kind == 1:
+            return [anything(depth - 1) for _ in range(draw.randrange(4))]
+        if kind >= 2:
+            keys = draw.choices([*names, None, 1, (1, 2)], k=8)
+            steps = draw.choice(('Resize', 'ResizeEdge', 'CenterCrop', 'Normalize', 'Load'))
+            return {key: anything(depth - 1) for key in keys} | {'type': steps}
+        return draw.choice(leaves)
+
+    for _ in range(1000):
+        said = image_settings({name: anything(3) for name in draw.choices(names, k=6)})
+        for_channels(said.applied_to(zoo.config('resnest50d').preprocess), 3)
+    assert 'called' not in capsys.readouterr().out
