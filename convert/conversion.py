@@ -37,6 +37,7 @@ from flaxnets.safetensors_file import read_safetensors, write_safetensors
 from flaxnets.store import StorePath, is_remote, names_store, place, staged
 
 FORMATS = ('pth', 'safetensors')
+MAX_CERTIFICATE_BYTES = 16_000_000
 METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
 SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.ckpt': 'pth', '.bin': 'pth', '.safetensors': 'safetensors'}
 _TORCH_TAR = '.pth.tar'  # what PyTorch's own examples call a file of torch.save, which is no tar archive
@@ -473,9 +474,12 @@ def write(
 
 
 def _certified(path: Path, digest: str) -> Config | None:
-    """What the certificate beside a file that `write` wrote says of it; None if there is none of this file."""
+    """What the certificate beside a file says of it, if it is this file's and `write` wrote both."""
+    beside = _certificate_of(path)
     try:
-        said = json.loads(_certificate_of(path).read_bytes())
+        if not beside.is_file() or beside.stat().st_size > MAX_CERTIFICATE_BYTES:
+            return None
+        said = json.loads(beside.read_bytes())
         return config_from_json(said['config']) if said['sha256'] == digest else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of others, or before it said this
         return None

@@ -418,6 +418,7 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
     first = dataclasses.replace(base, data=f'arrays:{tmp_path}/first.npz', epochs=6)
     quiet(first, tmp_path / 'first')
     write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')
+    (tmp_path / 'first.pth.json').unlink()  # as people hand on a file: without what it says of the classes
     second = dataclasses.replace(base, data=f'arrays:{tmp_path}/second.npz', epochs=2, lr=0.02)
     scratch = quiet(second, tmp_path / 'scratch')
     # A `.pth` does not know its classes, and keeps its classifier; a directory does, and gets a new one.

@@ -1,0 +1,154 @@
+"""How weights expect their images, from any file to the device, to training and back into files.
+
+The oracle is Pillow and NumPy by way of `flaxnets.transform`, which other tests hold against timm's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+import torch
+from nets import random_variables
+
+import flaxnets
+from convert.conversion import as_dtype, averaged, open_checkpoint, without_head, write
+from convert.tree import to_state
+from flaxnets import weights, zoo
+from flaxnets.config import Config, Preprocess
+from flaxnets.errors import FlaxnetsError
+from train import evaluation_job, recipes
+from train.job import make_job
+from train.loop import train
+
+NET = 'resnext_tiny'
+IMAGES = Preprocess((24, 40), 1.1, 'squash', 'lanczos', (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), 'bgr')
+CLASSES = ('ant', 'bee', 'wasp')
+CONFIG = Config(NET, zoo.NETS[NET], IMAGES, num_classes=3, classes=CLASSES)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of weights whose images are as unlike ImageNet's as they can be."""
+    model = flaxnets.create(NET, 3)
+    return weights.save(tmp_path_factory.mktemp('net') / 'net', random_variables(model), CONFIG)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    rng = np.random.default_rng(0)
+    arrays: dict[str, Any] = {'classes': np.array(CLASSES)}
+    for part, count in (('train', 16), ('test', 11)):
+        arrays[f'x_{part}'] = rng.integers(0, 256, (count, 31, 50, 3), dtype=np.uint8)
+        arrays[f'y_{part}'] = np.arange(count) % 3
+    path = tmp_path_factory.mktemp('data') / 'data.npz'
+    np.savez(path, **arrays)
+    return f'arrays:{path}'
+
+
+def test_evaluation_is_a_loop_over_the_transform(folder: Path, data: str) -> None:
+    options = argparse.Namespace(
+        model=str(folder), data=data, split='', batch=2, threads=2, dtype='float32', quiet=True, out=None,
+        real_labels=None, classes=None, class_order=None, among='all',
+    )  # fmt: skip
+    result = evaluation_job.run(options).result
+    model, variables = flaxnets.load(folder)
+    with np.load(data.removeprefix('arrays:')) as arrays:
+        batch = flaxnets.transform(folder).batch(arrays['x_test'])
+        labels = arrays['y_test']
+    assert batch.shape == (11, 24, 40, 3)
+    logits = np.asarray(jax.jit(model.apply)(variables, batch), np.float64)
+    np.testing.assert_array_equal(result.predictions, logits.argmax(1))
+    own = logits[np.arange(11), labels] - np.log(np.exp(logits).sum(1))
+    np.testing.assert_allclose(result.losses, -own, atol=1e-4)
+
+
+def test_fine_tuning_keeps_what_the_weights_expect(folder: Path, data: str, tmp_path: Path) -> None:
+    start = tmp_path / 'start'
+    shutil.copytree(folder, start)
+    settings = dataclasses.replace(
+        recipes.get('finetune'), model=NET, weights=str(start), data=data, epochs=1, batch_size=8,
+        warmup_epochs=0, crop='resize', max_steps=1, keep_best=0,
+    )  # fmt: skip
+    job = make_job(settings)
+    assert job.preprocess == IMAGES
+    train(settings, str(tmp_path / 'run'), quiet=True)
+    shutil.rmtree(start)  # a run that goes on does not need what it started from
+    train(dataclasses.replace(settings, max_steps=0), str(tmp_path / 'run'), quiet=True)
+    for source in ('run', 'run/weights'):
+        assert flaxnets.config(tmp_path / source).preprocess == IMAGES
+        assert flaxnets.transform(tmp_path / source).preprocess == IMAGES
+    assert open_checkpoint(tmp_path / 'run').config.preprocess == IMAGES
+    with pytest.raises(FlaxnetsError, match='eval_size'):
+        train(dataclasses.replace(settings, eval_size=64), str(tmp_path / 'run'), quiet=True)
+
+
+@pytest.mark.parametrize('name', ['net.pth', 'net.safetensors'])
+def test_files_that_we_write_keep_it(name: str, folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    write(open_checkpoint(folder), path)
+    found = flaxnets.config(path)
+    assert (found.preprocess, found.classes, found.name) == (IMAGES, CLASSES, NET)
+    np.testing.assert_array_equal(
+        flaxnets.transform(path)(np.full((9, 9, 3), 7, np.uint8)),
+        flaxnets.transform(folder)(np.full((9, 9, 3), 7, np.uint8)),
+    )
+    again = open_checkpoint(path)
+    for made in (averaged([again, again]), without_head(again), as_dtype(again, 'float16')):
+        write(made, tmp_path / f'made-{name}', overwrite=True)
+        assert flaxnets.config(tmp_path / f'made-{name}').preprocess == IMAGES
+    certificate = json.loads((tmp_path / f'{name}.json').read_text())
+    (tmp_path / f'{name}.json').write_text(json.dumps({**certificate, 'sha256': '0' * 64}))
+    assert flaxnets.config(path, model=NET).preprocess != IMAGES  # the certificate of another file
+    (tmp_path / f'{name}.json').write_text('[')
+    assert flaxnets.config(path, model=NET).classes is None
+
+
+def test_whatever_load_opens_has_a_config_and_a_transform(folder: Path, tmp_path: Path) -> None:
+    model, variables = flaxnets.load(folder)
+    state = {name: torch.from_numpy(np.array(t)) for name, t in to_state(variables, model).items()}
+    args = argparse.Namespace(model=NET, input_size=[3, 24, 40], mean=[0.5], std=[0.25], interpolation='box')
+    torch.save({'arch': NET, 'args': args, 'state_dict': state}, tmp_path / 'x.pth')
+    hub = tmp_path / 'hub'
+    hub.mkdir()
+    torch.save(state, hub / 'pytorch_model.bin')
+    described = {'input_size': [3, 24, 40], 'mean': [0.5] * 3, 'std': [0.25] * 3, 'interpolation': 'box'}
+    hub_config = {'architecture': NET, 'num_classes': 3, 'pretrained_cfg': described}
+    (hub / 'config.json').write_text(json.dumps(hub_config))
+    photo = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
+    arrays = [flaxnets.transform(path)(photo) for path in (tmp_path / 'x.pth', hub)]
+    assert arrays[0].shape == (24, 40, 3)
+    assert flaxnets.config(hub).preprocess.interpolation == 'box'
+    with pytest.raises(FlaxnetsError, match='res2net_tiny'):
+        flaxnets.config(tmp_path / 'x.pth', model='res2net_tiny')
+    with pytest.raises(FlaxnetsError, match='resnest_tiny'):
+        flaxnets.config(folder, model='resnest_tiny')
+
+
+def test_a_folder_of_a_nets_name_does_not_hide_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'resnest50d').mkdir()
+    assert flaxnets.config('resnest50d') == zoo.config('resnest50d')
+    assert flaxnets.transform('resnest50d').preprocess == zoo.config('resnest50d').preprocess
+
+
+def test_weights_whose_images_cannot_be_prepared_convert_and_are_refused_where_an_image_is(
+    folder: Path, tmp_path: Path
+) -> None:
+    model, variables = flaxnets.load(folder)
+    state = {name: torch.from_numpy(np.array(t)) for name, t in to_state(variables, model).items()}
+    torch.save({'arch': NET, 'args': {'interpolation': 'random'}, 'state_dict': state}, tmp_path / 'x.pth')
+    checkpoint = open_checkpoint(tmp_path / 'x.pth')
+    assert any('cannot be prepared' in note for note in checkpoint.source.notes)
+    write(checkpoint, tmp_path / 'out')
+    assert 'random' in flaxnets.config(tmp_path / 'out').preprocess.unsupported[0]
+    flaxnets.load(tmp_path / 'out')
+    with pytest.raises(FlaxnetsError, match='random'):
+        flaxnets.transform(tmp_path / 'out')
