@@ -263,7 +263,7 @@ def _understood(
         in_chans,
     ):
         config = certified
-        notes = (f'images: {config.preprocess} (by {_certificate_of(path).name})',)
+        notes = (f'images: {config.preprocess} (by {path.name}.json)',)
     state, counters, note = _counters(found.state)
     notes = (*found.notes, *note, *((*hub.differences, *hub.notes) if hub else ()), *notes)
     source = weights.Source(path.name, digest, found.layout, notes, counters)
@@ -475,7 +475,7 @@ def write(
 
 def _certified(path: Path, digest: str) -> Config | None:
     """What the certificate beside a file says of it, if it is this file's and `write` wrote both."""
-    beside = _certificate_of(path)
+    beside = Path(_certificate_of(path))
     try:
         if not beside.is_file() or beside.stat().st_size > MAX_CERTIFICATE_BYTES:
             return None
