@@ -156,7 +156,7 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
     return Unwrapped(
         tensors,
         notes=(*notes, *more),
-        classes=class_names(around),
+        classes=class_names({**around, **_own_words(net)}),
         named=named,
         differences=(*_differences(meta), *other_options(around), *_of_layers(net)),
         images=image_settings(around),
@@ -431,6 +431,13 @@ def _around(loaded: object, net: _Net) -> dict[Any, Any]:
         if isinstance(level, Mapping):
             around |= level
     return around
+
+
+def _own_words(net: _Net) -> dict[Any, Any]:
+    """What a state dict holds beside tensors, and what was set on a pickled model (`net.class_to_idx`)."""
+    if isinstance(net.state, ModuleState):
+        return net.state.attributes
+    return {key: value for key, value in net.state.items() if not isinstance(value, np.ndarray)}
 
 
 def _at(loaded: object, path: tuple[Any, ...]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nets import timm_net
 from states import as_mmpretrain, small
 from timm.data import ImageNetInfo
 from torchvision.datasets import ImageFolder
@@ -44,13 +45,15 @@ PLACES: dict[str, dict[str, Any]] = {
     'Lightning': {'hyper_parameters': {'lr': 1, 'label2id': BY_NAME}, 'pytorch-lightning_version': '2.5'},
     'data module': {'datamodule_hyper_parameters': {'data': {'class_to_index': BY_NAME}}},
     'camel case': {'config': {'classNames': list(FIVE)}},
+    'among the tensors': {'state_dict': {**STATE, 'class_to_idx': BY_NAME}},
+    'two levels up': {'state_dict': {'net': {'model': STATE, 'epoch': 1}, 'classes': FIVE}},
     'and others': {'labels': [0, 1, 2, 3], 'target_names': 7, 'class_to_idx': BY_NAME, 'vocab': ['a', 'b']},
 }
 
 
 @pytest.mark.parametrize('around', PLACES.values(), ids=PLACES)
 def test_places(around: dict[str, Any]) -> None:
-    found = to_canonical({**around, 'state_dict': dict(STATE)})
+    found = to_canonical({'state_dict': dict(STATE), **around})
     assert found.classes == FIVE and found.class_order is None
     assert not any('class names' in note for note in found.notes)
 
@@ -170,6 +173,14 @@ def test_names_are_kept_and_can_be_given(tmp_path: Path) -> None:
     assert averaged([named, timm]).config.classes == FIVE
     with pytest.raises(CheckpointError, match='different classes'):
         averaged([named, with_classes(timm, tuple('vwxyz'))])
+
+
+def test_names_on_a_pickled_model(tmp_path: Path) -> None:
+    net = timm_net('resnext_tiny', num_classes=5)
+    net.class_to_idx = BY_NAME
+    for saved in (net, {'model': net, 'epoch': 3}, torch.nn.DataParallel(net)):
+        torch.save(saved, tmp_path / 'net.pth')
+        assert open_checkpoint(tmp_path / 'net.pth', 'resnext_tiny').config.classes == FIVE
 
 
 def test_mmpretrains_names() -> None:
