@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from flaxnets.errors import FlaxnetsError
-from train.sources import open_source
+from train.sources import Source, open_source
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
@@ -42,10 +42,31 @@ class Tiny(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]
             yield i, {'image': file, 'label': i % 2, 'file_name': f'{i}.jpg'}
 
 
+class Single(Tiny):
+    """One part to learn from, under other names, and one whose labels were never published."""
+
+    name = 'single'
+
+    def _info(self) -> Any:
+        features = {
+            'picture': tfds.features.Image(shape=(None, None, 3), encoding_format='jpeg'),
+            'kind': tfds.features.ClassLabel(names=['even', 'odd']),
+        }
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, manager: Any) -> Any:
+        return {'train': self._examples(20, True), 'test': self._examples(3, False)}
+
+    def _examples(self, count: int, labelled: bool) -> Iterator[Any]:
+        for i, example in self._generate_examples(count):
+            yield i, {'picture': example['image'], 'kind': i % 2 if labelled else -1}
+
+
 @pytest.fixture(scope='module')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('tfds')
-    Tiny(data_dir=folder, file_format='array_record').download_and_prepare()
+    for kind in (Tiny, Single):
+        kind(data_dir=folder, file_format='array_record').download_and_prepare()
     return folder
 
 
@@ -65,6 +86,38 @@ def test_records_are_read_as_they_are_stored(prepared: Path) -> None:
     assert 'tensorflow' not in sys.modules
 
 
+def grey(source: Source) -> list[int]:
+    """The value of each image's first pixel, which is its number."""
+    return [Image.open(io.BytesIO(source[i].image)).getpixel((0, 0))[0] for i in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    'split', ['train[:80%]', 'train[80%:]', 'train[-5:]', 'train[3:7]', 'train[25%:75%]', 'all']
+)
+def test_parts_of_parts_are_tensorflow_datasets_own(prepared: Path, split: str) -> None:
+    name = 'tiny' if split == 'all' else 'single'
+    builder = tfds.builder(name, data_dir=prepared)
+    oracle = builder.as_data_source(split=split)
+    source = open_source(f'tfds:{name}?data_dir={prepared}', split, True)
+    key = 'image' if split == 'all' else 'picture'
+    assert grey(source) == [int(record[key][0, 0, 0]) for record in oracle]
+
+
+def test_one_part_makes_two(prepared: Path) -> None:
+    spec = f'tfds:single?data_dir={prepared}'
+    train, val = open_source(spec, 'train[:80%]', True), open_source(spec, 'train[80%:]', False)
+    assert (len(train), len(val)) == (16, 4) and train.fingerprint != val.fingerprint
+    assert sorted(grey(train) + grey(val)) == list(range(20))
+    assert all(train[i].label == grey(train)[i] % 2 for i in range(16))
+    both = open_source(f'tfds:tiny?data_dir={prepared}', 'train+validation', True)
+    assert len(both) == 10
+
+
+def test_a_part_without_labels_is_refused(prepared: Path) -> None:
+    with pytest.raises(FlaxnetsError, match='single record 0 is -1, and not in 0..1'):
+        open_source(f'tfds:single?data_dir={prepared}', 'test', False)
+
+
 def test_what_is_not_there(prepared: Path) -> None:
     with pytest.raises(FlaxnetsError, match='no part other; its parts are train, validation'):
         open_source(f'tfds:tiny?data_dir={prepared}', 'other', True)
@@ -72,6 +125,12 @@ def test_what_is_not_there(prepared: Path) -> None:
         open_source('tfds:tiny?split=x', '', True)
     with pytest.raises(FlaxnetsError, match='tfds:nosuchset: '):
         open_source('tfds:nosuchset', '', True)
+    with pytest.raises(FlaxnetsError, match=r'no part other; its parts'):
+        open_source(f'tfds:tiny?data_dir={prepared}', 'train[:50%]+other', True)
+    with pytest.raises(FlaxnetsError, match=r"the part 'train\[oops\]'"):
+        open_source(f'tfds:tiny?data_dir={prepared}', 'train[oops]', True)
+    with pytest.raises(FlaxnetsError, match=r'train\[:0%\] has no images'):
+        open_source(f'tfds:tiny?data_dir={prepared}', 'train[:0%]', True)
     empty = prepared / 'empty'
     with pytest.raises(FlaxnetsError, match=r'tfds build mnist --file_format=array_record --data_dir='):
         open_source(f'tfds:mnist?data_dir={empty}', '', True)

@@ -77,28 +77,32 @@ def open_folder(path: str, part: Part) -> Labelled:
 
 def _root(path: str, part: Part) -> str:
     """The folder of the classes of a part."""
-    folders = _folders(path)
-    parts = [name for name in folders if name.lower() in USUAL and _has_classes(os.path.join(path, name))]
-    if part.whole and not part.chosen and (part.percent or not parts):
-        if parts:
-            raise FlaxnetsError(
-                f'{path} has the parts {some(parts)}: name the one to take percents of, as in '
-                f"'{parts[0]}[:80%]'"
-            )
-        return path
     if part.chosen and store.is_folder(os.path.join(path, part.names[0])):
         return os.path.join(path, part.names[0])
-    for names, below in ((folders, ''), (_folders_of_data(path), 'data')):
-        named = [name for wanted in part.names for name in _called(wanted, names)]
-        for name in named:
-            if _has_classes(os.path.join(path, below, name)):
-                return os.path.join(path, below, name)
-        if named and (part.chosen or not part.whole):
-            raise FlaxnetsError(f'{os.path.join(path, below, named[0])}: it holds no folder of a class')
-    wanted = ' or '.join(part.names[:2])
+    # Hugging Face's data sets may keep their parts in data/.
+    candidates = [
+        os.path.join(base, name) for base in (path, os.path.join(path, 'data')) for name in _folders(base)
+    ]
+    parts = [p for p in candidates if os.path.basename(p).lower() in USUAL and _has_classes(p)]
+    if part.whole and not part.chosen:
+        if not parts:
+            return path
+        if part.percent:
+            names = [os.path.relpath(p, path) for p in parts]
+            raise FlaxnetsError(
+                f'{path} has the parts {some(names)}: name the one to take percents of, as in '
+                f"'{names[0]}[:80%]'"
+            )
+    named = [p for wanted in part.names for p in _called(wanted, candidates)]
+    found = next((p for p in named if _has_classes(p)), None)
+    if found is not None:
+        return found
+    if named and parts:
+        raise FlaxnetsError(f'{named[0]}: it holds no folder of a class')
+    folders = _folders(path)
     holds = f'it holds {some(folders, 5)}' if folders else 'it has no folders'
     raise FlaxnetsError(
-        f'{path}: no folder {wanted} in it ({holds}); expected is '
+        f'{path}: no folder {" or ".join(part.names[:2])} in it ({holds}); expected is '
         f'{os.path.join(path, part.names[0])}/CLASS/image.jpg. If its folders are classes, take parts of '
         "each: train_split='[:80%]', eval_split='[80%:]'"
     )
@@ -109,19 +113,16 @@ def _has_classes(path: str) -> bool:
     return bool(metadata.find(path) or _folders(path))
 
 
-def _called(wanted: str, names: Sequence[str]) -> list[str]:
-    """The names that are `wanted` in any case, the very name first."""
-    return sorted((name for name in names if name.lower() == wanted.lower()), key=lambda name: name != wanted)
-
-
-def _folders_of_data(path: str) -> list[str]:
-    """Where Hugging Face's data sets may keep their parts."""
-    inner = os.path.join(path, 'data')
-    return _folders(inner) if store.is_folder(inner) else []
+def _called(wanted: str, paths: Sequence[str]) -> list[str]:
+    """The paths whose last name is `wanted` in any case, the very name first."""
+    found = [path for path in paths if os.path.basename(path).lower() == wanted.lower()]
+    return sorted(found, key=lambda path: os.path.basename(path) != wanted)
 
 
 def _folders(path: str) -> list[str]:
-    return [e.name for e in store.scan(path) if e.kind == 'folder' and not is_hidden(e.name)]
+    """The folders in a folder that are not hidden; none if it is no folder."""
+    entries = store.scan(path) if store.is_folder(path) else []
+    return [entry.name for entry in entries if entry.kind == 'folder' and not is_hidden(entry.name)]
 
 
 def _classes(root: str, left_out: LeftOut) -> tuple[tuple[str, ...], list[File]]:

@@ -95,6 +95,8 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
             f'tfds:{name}: no part {some(unknown) or " or ".join(usual[:2])}; its parts are '
             f'{", ".join(there)}{hint}'
         )
+    if there and not _size(name, builder.info, part):
+        raise FlaxnetsError(f'tfds:{name}: {part} has no images')
     try:
         records = builder.as_data_source(split=part, decoders={image: tfds.decode.SkipDecoding()})
         count = len(records)
@@ -104,12 +106,18 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
             f'tfds:{name}: {part} cannot be read here ({_first_line(error)}). Prepare it, where TensorFlow '
             f'is installed, with: tfds build {name} --file_format=array_record{place}'
         ) from error
-    if not count:
-        raise FlaxnetsError(f'tfds:{name}: {part} has no images')
     identity = f'{builder.info.full_name} {part} {count}'
     source = TfdsSource(f'tfds:{name}', builder.info.features[label].names, records, identity, (image, label))
     source[0]  # a part without labels should not be found out when the run has begun
     return source
+
+
+def _size(name: str, info: Any, part: str) -> int:
+    """How many images TensorFlow Datasets sees in a part."""
+    try:
+        return int(info.splits[part].num_examples)
+    except Exception as error:
+        raise FlaxnetsError(f'tfds:{name}: the part {part!r}: {_first_line(error)}') from error
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
