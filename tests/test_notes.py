@@ -13,9 +13,10 @@ from nets import random_variables
 import flaxnets
 from flaxnets import weights, zoo
 from flaxnets.config import Config, Preprocess
+from flaxnets.errors import FlaxnetsError
 from train import recipes
 from train.describe import describe
-from train.job import make_job
+from train.job import make_job, make_model
 from train.notes import without_effect
 from train.settings import Settings, apply, complete, continued, preprocess
 
@@ -96,6 +97,15 @@ def test_a_field_that_does_nothing_is_named(changes: dict[str, Any], words: str)
     total = settings.max_steps or 10 * settings.epochs
     (note,) = without_effect(settings, 10, total)
     assert words in note.message
+
+
+def test_images_that_are_mixed_are_those_of_a_device() -> None:
+    settings = Settings('resnest50d', mixup=0.2, mix_images=128, batch_size=256)
+    assert not list(without_effect(settings, 10, 1000, 2))
+    (note,) = without_effect(settings, 10, 1000, 4)
+    assert 'a device has 64 images' in note.message
+    with pytest.raises(FlaxnetsError, match='mixup=0.2 .* each of 256 devices one'):
+        make_model(dataclasses.replace(settings, mix_images=0), 256)
 
 
 @pytest.mark.parametrize('name', recipes.RECIPES)

@@ -41,7 +41,7 @@ def describe(settings: Settings, examples: int, devices: int) -> str:
     lines += ['', *_run(settings, examples, devices), '', *_rates(settings, examples), '', *_net(settings)]
     notes = [
         *about_images(given, settings, expected),
-        *without_effect(settings, *count_steps(settings, examples)),
+        *without_effect(settings, *count_steps(settings, examples), devices),
     ]
     lines += ['', *(f'{note.kind}: {note.message}' for note in notes)] if notes else []
     return '\n'.join(lines)

@@ -110,7 +110,10 @@ def make_job(settings: Settings, earlier: Settings | None = None) -> Job:
     optimizer = make_optimizer(settings, epoch_steps, abstract_variables(model)['params'])
     inference = make_model(dataclasses.replace(settings, remat=False), jax.device_count())
     said = [Note('note', text) for text in sorted(filter(None, lost))]
-    said += [*about_images(given, settings, expected), *without_effect(settings, epoch_steps, total_steps)]
+    said += [
+        *about_images(given, settings, expected),
+        *without_effect(settings, epoch_steps, total_steps, jax.device_count()),
+    ]
     return Job(
         settings, training, evaluation, epoch_steps, total_steps, model, inference, optimizer, tuple(said)
     )
@@ -137,6 +140,11 @@ def make_model(settings: Settings, devices: int) -> ResNet:
     if 0 < s.mix_images < local and local % s.mix_images:
         raise FlaxnetsError(
             f'mix_images={s.mix_images} does not divide the {local} images of a device; choose another'
+        )
+    if (s.mixup or s.cutmix) and local < 2:
+        raise FlaxnetsError(
+            f'mixup={s.mixup:g}, cutmix={s.cutmix:g} mix images of a device, and batch_size={s.batch_size} '
+            f'gives each of {devices} devices one; take a larger batch_size or none of them'
         )
     model = flaxnets.create(
         s.model,

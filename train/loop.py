@@ -105,6 +105,11 @@ def train(
             log.event('weights', note, step=first)
         for step, reason in start.damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
+        if profile and first < job.total_steps and not (first < profile[1] and profile[0] <= job.total_steps):
+            steps = f'steps {first + 1} to {job.total_steps}'
+            log.event(
+                'note', f'no profile of steps {profile[0]} to {profile[1]}: it is {steps} that are done'
+            )
         stop = stack.enter_context(Stop())
         run = _Run(job, workdir, log, checkpoints, stop, lock, profile)
         return run.go(start)

@@ -77,8 +77,8 @@ def about_images(given: Settings, settings: Settings, expected: Preprocess | Non
         yield Note('warning', f'weights={given.weights} expect what images here do not get: {what}')
 
 
-def without_effect(s: Settings, epoch_steps: int, total_steps: int) -> Iterator[Note]:
-    """Fields that do nothing in a run of so many steps."""
+def without_effect(s: Settings, epoch_steps: int, total_steps: int, devices: int = 1) -> Iterator[Note]:
+    """Fields that do nothing in a run of so many steps on so many devices, or less than they say."""
     for names, used, need in _NEEDS:
         idle = [name for name in names.split() if getattr(s, name) != _DEFAULTS[name]]
         if idle and not used(s):
@@ -92,6 +92,9 @@ def without_effect(s: Settings, epoch_steps: int, total_steps: int) -> Iterator[
         yield Note('note', f'step_epochs={s.step_epochs}: the run ends before the learning rate falls')
     if (s.mixup or s.cutmix) and s.mix_off_epochs == s.epochs:
         yield Note('note', f'mix_off_epochs={s.mix_off_epochs}: no epoch is left for mixup or cutmix')
+    local = s.batch_size // devices
+    if (s.mixup or s.cutmix) and s.mix_images > local:
+        yield Note('note', f'mix_images={s.mix_images}: a device has {local} images, which share a ratio')
     if s.save_steps > total_steps:
         yield Note('note', f'save_steps={s.save_steps} is more than the {total_steps} steps of the run')
 
