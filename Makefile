@@ -9,7 +9,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench bench-short bench-gpu clean
 
 demo: $(CORE)
 	$(RUN) examples/demo.py
@@ -23,10 +23,18 @@ check: $(DEV)
 	$(RUN) -m mypy
 
 bench: $(DEV)
-	$(RUN) benchmarks/nets.py
+	$(RUN) -m benchmarks.nets
 	$(RUN) benchmarks/convert.py
 	$(RUN) benchmarks/feed.py
 	$(RUN) benchmarks/loop.py
+
+# Five nets beside timm in under ten minutes.
+bench-short: $(DEV)
+	$(RUN) -m benchmarks.nets --short
+
+# Needs a GPU, and JAX and torch that use it.
+bench-gpu:
+	$(RUN) -m benchmarks.gpu
 
 clean:
 	rm -rf $(VENV) demo-output

@@ -1,169 +1,215 @@
-"""Whole nets, forward and one training step: flaxnets, the same with XLA's own convolutions, and timm.
+"""The judge of speed on CPUs: whole nets, forward and a training step, beside timm and serving engines.
 
-    python benchmarks/nets.py [NET ...] [--batch 8] [--size 224]
+    python -m benchmarks.nets [--short] [--nets NET ...] [--only forward step memory ...] [--rounds 7]
 
-Prints milliseconds (the best of some rounds, in which the contestants take turns, so that a busy machine
-slows all of them) and ratios. `native` is flaxnets with `feature_group_count` convolutions throughout, which
-is what a plain Flax net has; timm runs on PyTorch, in channels_last memory format, and is left out where
-PyTorch is not installed or the device is not a CPU.
+Every measurement is a process of its own, in which the contestants take turns on the same cores, so that a
+busy machine slows all of them; ratios are of neighbours in one process. Peak memory is measured in
+processes that import one framework alone. Findings are kept as they come, under --out: `cpu.jsonl`, then
+`cpu.json`, the table `cpu.md` and the picture `cpu.png`; `--resume` goes on where a run was stopped.
+NOTES.md beside this file says how to read them.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
-from jax import lax
+from benchmarks import machine, report
 
-import flaxnets
-from flaxnets.config import Preprocess
-from train.settings import Settings
-from train.state import create_state
-from train.step import make_train_step
+ROOT = Path(__file__).parent.parent
+# In order of importance. The largest pictures go in at batch 2: what counts is the ratio.
+NETS: dict[str, tuple[int, int]] = {  # pixels, images
+    'resnext50_32x4d': (224, 8),
+    'resnest50d': (224, 8),
+    'res2net50_14w_8s': (224, 8),
+    'resnext101_32x4d': (224, 8),
+    'res2net50_26w_8s': (224, 8),
+    'resnest14d': (224, 8),
+    'res2next50': (224, 8),
+    'resnest26d': (224, 8),
+    'resnest50d_1s4x24d': (224, 8),
+    'resnest50d_4s2x40d': (224, 8),
+    'res2net101_26w_4s': (224, 8),
+    'resnext101_64x4d': (224, 8),
+    'resnest101e': (256, 2),
+    'resnest200e': (320, 2),
+    'resnest269e': (416, 2),
+}
+# One of each kind of block, of each stem, and of split attention with one split and with several.
+SHORT = ('resnext50_32x4d', 'res2net50_14w_8s', 'res2next50', 'resnest14d', 'resnest50d_1s4x24d')
+SHORT_MINUTES = 9.5
+PARTS = ('forward', 'step', 'memory', 'forward1', 'compiled', 'bfloat16', 'serving', 'plain')
 
-Run = Callable[[], Any]
+EAGER = ['flaxnets', 'timm contiguous', 'timm channels_last']
+CONTESTANTS = {
+    'eager': EAGER,
+    'compiled': ['flaxnets', 'timm channels_last', 'timm compiled'],
+    'bfloat16': ['flaxnets', 'flaxnets bfloat16', 'timm bfloat16'],
+    'serving': ['flaxnets', 'flaxnets folded', 'onnxruntime', 'openvino'],
+    'plain': ['flaxnets', 'plain Flax'],
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One process: a job, and who takes part in it."""
+
+    part: str
+    net: str
+    what: str
+    batch: int
+    group: str  # of CONTESTANTS, or the one whose memory is measured
+    kind: str = 'time'
+
+    @property
+    def key(self) -> str:
+        return f'{self.net}|{self.what}|{self.batch}|{self.kind}|{self.group}'
 
 
 def main() -> None:
+    options = parse()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    log = out / 'cpu.jsonl'
+    if not options.resume:
+        log.unlink(missing_ok=True)
+    done = {line['key'] for line in report.lines(log) if 'key' in line}
+    start = time.monotonic()
+    header = {'machine': machine.description(), 'threads': options.threads, 'short': options.short}
+    append(log, {'started': time.strftime('%Y-%m-%d'), **header})
+    with tempfile.TemporaryDirectory() as cache:
+        try:
+            for measurement in plan(options):
+                left = 60 * options.minutes - (time.monotonic() - start)
+                if measurement.key in done:
+                    continue
+                if left < 20:
+                    append(log, {'key': measurement.key, 'left_out': 'no time left'})
+                    continue
+                print(f'{time.monotonic() - start:6.0f} s  {measurement.key}', flush=True)
+                append(log, measure(measurement, options, min(left, options.limit), cache))
+                report.tables(log)
+        except KeyboardInterrupt:
+            print('stopped; what was found is kept', file=sys.stderr)
+    report.tables(log)
+    report.picture(log)
+    print(f'\n{(out / "cpu.md").read_text()}\nwritten under {options.out}')
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('nets', nargs='*', default=['resnext50_32x4d'], metavar='NET')
-    parser.add_argument('--batch', type=int, default=8)
-    parser.add_argument('--size', type=int, default=224, help='of the images, in pixels')
-    parser.add_argument('--dtype', default='float32', help='of the computation')
-    parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--only', choices=('forward', 'step'), help='one of the two jobs')
-    parser.add_argument('--no-native', action='store_true', help="leave out XLA's own grouped convolutions")
+    parser.add_argument('--short', action='store_true', help=f'five nets in under {SHORT_MINUTES} minutes')
+    parser.add_argument('--nets', nargs='+', default=[], metavar='NET')
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=[], metavar='PART', help=', '.join(PARTS))
+    parser.add_argument('--rounds', type=int, default=0, help='7, short: 5')
+    parser.add_argument('--seconds', type=float, default=0.4, help='that a turn takes at least')
+    parser.add_argument('--batch', type=int, default=0, help='in place of the 8 or 2 of each net')
+    parser.add_argument('--size', type=int, default=0, help="of the images, in place of each net's")
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--minutes', type=float, default=0, help='after which nothing more is begun')
+    parser.add_argument('--limit', type=float, default=900, help='seconds of one process')
+    parser.add_argument('--out', default='build/bench')
+    parser.add_argument('--resume', action='store_true', help='leaves out what --out has already')
     options = parser.parse_args()
-    device = jax.devices()[0]
-    print(f'{device.device_kind}, {device.platform}, jax {jax.__version__}, {options.dtype}')
-    for name in options.nets:
-        for what, make in (('forward', flax_forward), ('training step', flax_step)):
-            if options.only and not what.endswith(options.only):
-                continue
-            print(f'\n{name}, {what}, batch {options.batch}, {options.size} px', flush=True)
-            contestants = {'flaxnets': compiled(partial(make, name, options))}
-            if not options.no_native:
-                with mock.patch('flaxnets.layers.conv2d', native_conv2d):
-                    contestants['native'] = compiled(partial(make, name, options))
-            reference = None if device.platform != 'cpu' else timm_run(name, what, options)
-            if reference:
-                contestants['timm'] = reference
-            report(contestants, options)
+    options.rounds = options.rounds or (5 if options.short else 7)
+    options.minutes = options.minutes or (SHORT_MINUTES if options.short else 1e6)
+    unknown = set(options.nets) - set(NETS)
+    if unknown and not options.size:
+        parser.error(f'{", ".join(sorted(unknown))}: give --size with nets other than {", ".join(NETS)}')
+    return options
 
 
-def images_of(options: argparse.Namespace) -> np.ndarray[Any, Any]:
-    shape = (options.batch, options.size, options.size, 3)
-    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def plan(options: argparse.Namespace) -> list[Measurement]:
+    """What is measured, in order of importance: a run that ends early has the first of it."""
+    nets = options.nets or (SHORT if options.short else NETS)
+    found = []
+    for part in PARTS:
+        if options.only and part not in options.only:
+            continue
+        for net in nets:
+            batch = options.batch or NETS.get(net, (0, 8))[1]
+            found += measurements(part, net, batch, options.short)
+    return found
 
 
-def flax_forward(name: str, options: argparse.Namespace) -> Run:
-    model = flaxnets.create(name, dtype=options.dtype)
-    variables = random_variables(model)
-    images = jnp.asarray(images_of(options))
-    run = jax.jit(model.apply).lower(variables, images).compile()
-    return lambda: jax.block_until_ready(run(variables, images))
+def measurements(part: str, net: str, batch: int, short: bool) -> list[Measurement]:
+    jobs = [('forward', batch), ('step', batch)]
+    if part in ('forward', 'step'):
+        # Memory first: it is there that flaxnets compiles anew, and its seconds are counted.
+        memory = Measurement(part, net, part, batch, 'flaxnets', 'memory')
+        return [memory, Measurement(part, net, part, batch, 'eager')]
+    if part == 'memory':
+        modes = ['timm channels_last'] if short else ['timm channels_last', 'timm contiguous']
+        return [Measurement(part, net, what, n, mode, 'memory') for what, n in jobs for mode in modes]
+    if part == 'forward1':
+        return [Measurement(part, net, 'forward', 1, 'eager')]
+    if part == 'serving':
+        jobs = [('forward', batch), ('forward', 1)]
+    elif not short:
+        jobs.insert(1, ('forward', 1))
+    elif part == 'compiled':
+        jobs = jobs[:1]
+    return [Measurement(part, net, what, n, part) for what, n in jobs]
 
 
-def flax_step(name: str, options: argparse.Namespace) -> Run:
-    model = flaxnets.create(name, dtype=options.dtype)
-    optimizer = optax.sgd(0.1, 0.9, nesterov=True)
-    state = create_state(random_variables(model), optimizer)
-    batch = {'image': jnp.asarray(images_of(options)), 'label': jnp.zeros(options.batch, jnp.int32)}
-    step = make_train_step(model, optimizer, Settings(model=name), Preprocess(), epoch_steps=1)
-    run = jax.jit(step).lower(state, batch).compile()
-    return lambda: jax.block_until_ready(run(state, batch))
+def measure(
+    measurement: Measurement, options: argparse.Namespace, limit: float, cache: str
+) -> dict[str, Any]:
+    """A process's findings. What this run compiled is kept in `cache`, nothing from before."""
+    size = options.size or NETS[measurement.net][0]
+    timed = measurement.kind == 'time'
+    spec = {
+        **{key: getattr(measurement, key) for key in ('net', 'what', 'batch', 'kind')},
+        'size': size,
+        'threads': options.threads,
+        'rounds': options.rounds,
+        'seconds': options.seconds,
+        'contestants': CONTESTANTS[measurement.group] if timed else [measurement.group],
+    }
+    environment = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')])),
+        'JAX_COMPILATION_CACHE_DIR': f'{cache}/jax',
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
+        'TORCHINDUCTOR_CACHE_DIR': f'{cache}/torch-{measurement.key.replace("|", "-")}',
+        'OMP_NUM_THREADS': str(options.threads),
+    }
+    findings = Path(cache) / 'findings.jsonl'
+    findings.unlink(missing_ok=True)
+    ended, start = 'well', time.monotonic()
+    busy, own = machine.busy_seconds(), machine.childrens_seconds()
+    command = [sys.executable, '-m', 'benchmarks.measure', json.dumps(spec), str(findings)]
+    with (Path(options.out) / 'errors.log').open('a') as errors:
+        try:
+            subprocess.run(command, env=environment, timeout=limit, check=True, stderr=errors, cwd=ROOT)
+        except subprocess.TimeoutExpired:
+            ended = f'stopped after {limit:.0f} s'
+        except subprocess.CalledProcessError as error:
+            ended = f'exit code {error.returncode}'
+    others = machine.busy_seconds() - busy - (machine.childrens_seconds() - own)
+    return {
+        'key': measurement.key,
+        'part': measurement.part,
+        **spec,
+        'group': measurement.group,
+        'others_cores': round(others / (time.monotonic() - start), 2),
+        'ended': ended,
+        'findings': list(report.lines(findings)),
+    }
 
 
-def random_variables(model: Any) -> Any:
-    images = jnp.zeros((1, 64, 64, model.in_chans))
-    return jax.jit(model.init)(jax.random.key(0), images)
-
-
-def native_conv2d(
-    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        [(padding, padding)] * 2,
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups,
-    )
-
-
-def timm_run(name: str, what: str, options: argparse.Namespace) -> Run | None:
-    """The same work in timm, or None where it is not installed or has no such net."""
-    try:
-        sys.path.insert(0, str(Path(__file__).parent.parent / 'tests'))
-        import torchvision_ops
-
-        torchvision_ops.define_missing()
-        import timm
-        import torch
-    except ImportError:
-        return None
-    if not timm.is_model(name):
-        return None
-    net: Any = timm.create_model(name)
-    net = net.to(memory_format=torch.channels_last)
-    images = torch.from_numpy(images_of(options).transpose(0, 3, 1, 2)).contiguous(
-        memory_format=torch.channels_last
-    )
-    if what == 'forward':
-        net.eval()
-
-        def run() -> Any:
-            with torch.inference_mode():
-                return net(images)
-    else:
-        optimizer = torch.optim.SGD(net.train().parameters(), 0.1, 0.9, nesterov=True)
-        labels = torch.zeros(options.batch, dtype=torch.long)
-
-        def run() -> Any:
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(images), labels).backward()
-            optimizer.step()
-
-    return run
-
-
-def compiled(make: Callable[[], Run]) -> Run:
-    start = time.perf_counter()
-    run = make()
-    print(f'  compiled in {time.perf_counter() - start:.1f} s', flush=True)
-    return run
-
-
-def report(contestants: dict[str, Run], options: argparse.Namespace) -> None:
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for round_ in range(options.rounds + 1):
-        for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            elapsed = time.perf_counter() - start
-            if round_:  # the first one warms up
-                times[name].append(elapsed)
-            # A contestant that takes half a minute is measured once: the ratio is plain enough.
-            if elapsed > 10 and not times[name]:
-                times[name].append(elapsed)
-        if round_ == 0:
-            contestants = {name: run for name, run in contestants.items() if not times[name]}
-    best = {name: min(measured) for name, measured in times.items()}
-    for name, seconds in best.items():
-        rate, ratio = options.batch / seconds, seconds / best['flaxnets']
-        print(f'  {name:10} {1e3 * seconds:9.1f} ms {rate:8.1f} images/s   {ratio:6.2f} x flaxnets')
+def append(log: Path, line: dict[str, Any]) -> None:
+    with log.open('a') as file:
+        file.write(json.dumps(line) + '\n')
 
 
 if __name__ == '__main__':

@@ -1,0 +1,118 @@
+"""Other forms of the convolution, put in place of the package's own without touching it.
+
+A benchmark asks what a net would take with another form of its convolutions. `in_place_of` exchanges a
+function wherever the package has imported it; the forms here are written anew, so that they stay what they
+are when the package's own change. All maps are [N, H, W, C], kernels [kh, kw, C / groups, O].
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+from jax import Array, lax
+
+from flaxnets.convolution import conv2d, max_pool_3x3
+
+Conv2d = Callable[..., Array]
+
+
+def plain(
+    x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
+) -> Array:
+    """What `flax.linen.Conv` does: XLA's convolution, `feature_group_count` groups."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        rhs_dilation=(dilation, dilation),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
+
+
+def plain_max_pool(x: Array) -> Array:
+    """What `flax.linen.max_pool` does, 3x3 with stride 2."""
+    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+
+
+def products(x: Array, kernel: Array, **geometry: int) -> Array:
+    """1x1 convolutions as matrix products, the others plain."""
+    stride, groups = geometry.get('stride', 1), geometry.get('groups', 1)
+    if kernel.shape[:2] != (1, 1) or groups > 1 or geometry.get('padding', 0):
+        return plain(x, kernel, **geometry)
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+def split(x: Array, kernel: Array, **geometry: int) -> Array:
+    """Few wide groups, as ResNeSt has, as separate dense convolutions; the others plain."""
+    groups = geometry.get('groups', 1)
+    if not 1 < groups <= 8 or kernel.shape[:2] == (1, 1):
+        return plain(x, kernel, **geometry)
+    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    dense = {**geometry, 'groups': 1}
+    return jnp.concatenate([plain(maps, part, **dense) for maps, part in pairs], -1)
+
+
+def packed(width: int) -> Conv2d:
+    """Narrow groups joined until they have `width` input channels, their kernels block-diagonal."""
+
+    def convolve(x: Array, kernel: Array, **geometry: int) -> Array:
+        groups = geometry.get('groups', 1)
+        together = max(1, min(groups, width // kernel.shape[2]))
+        while groups % together:
+            together -= 1
+        if groups == 1 or together == 1 or kernel.shape[:2] == (1, 1):
+            return plain(x, kernel, **geometry)
+        packs = groups // together
+        blocks = kernel.reshape(*kernel.shape[:3], packs, together, -1)
+        wide = jnp.einsum('hwipgo,gk->hwkipgo', blocks, jnp.eye(together, dtype=kernel.dtype))
+        wide = wide.reshape(*kernel.shape[:2], together * kernel.shape[2], -1)
+        return plain(x, wide, **{**geometry, 'groups': packs})
+
+    return convolve
+
+
+FORMS: dict[str, Conv2d] = {
+    'plain': plain,
+    'products': products,
+    'split': split,
+    'packed32': packed(32),
+    'packed64': packed(64),
+    'packed128': packed(128),
+}
+
+
+@contextmanager
+def form(name: str) -> Iterator[None]:
+    """Nets traced within have that form of convolution; '' is the package's own.
+
+    'plain' has the plain max pool too: it is what a net of Flax's own layers does.
+    """
+    with ExitStack() as stack:
+        if name:
+            stack.enter_context(in_place_of(conv2d, FORMS[name]))
+        if name == 'plain':
+            stack.enter_context(in_place_of(max_pool_3x3, plain_max_pool))
+        yield
+
+
+@contextmanager
+def in_place_of(function: Callable[..., Any], other: Callable[..., Any]) -> Iterator[None]:
+    """`other` wherever a module of the package has imported `function`."""
+    package = function.__module__.partition('.')[0]
+    modules = [m for name, m in list(sys.modules.items()) if name.partition('.')[0] == package]
+    places = [(m, name) for m in modules for name, value in list(vars(m).items()) if value is function]
+    if len(places) < 2:  # where it is defined, and where it is used
+        raise RuntimeError(f'nothing in {package} imports {function.__name__} any more')
+    with ExitStack() as stack:
+        for module, name in places:
+            stack.enter_context(mock.patch.object(module, name, other))
+        yield

@@ -1,0 +1,346 @@
+"""One process of `benchmarks/gpu.py`: parity of the blocks, the card's own limits, or a net's contestants.
+
+    python -m benchmarks.gpu_task SPEC FOLDER NUMBER
+
+What takes time on the processor (compiling) is done at once, beside other processes; then the file
+NUMBER.ready appears, and nothing is timed before NUMBER.go does: the card is then this process's alone.
+Findings go to NUMBER.jsonl as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flaxnets
+from benchmarks.contestants import MOMENTUM, RATE, import_timm, random_variables, timm_net, training
+from benchmarks.forms import form
+from benchmarks.measure import Findings, as_numbers
+from convert.tree import to_variables
+from convert.verify import torch_net
+from flaxnets import zoo
+from flaxnets.resnet import build
+
+Spec = dict[str, Any]
+
+
+@dataclass
+class Contestant:
+    """`call` starts the job once, `wait` returns when all that was started has ended."""
+
+    call: Callable[[], Any]
+    wait: Callable[[], Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def main(spec: Spec, folder: Path, number: str) -> None:
+    findings = Findings(str(folder / f'{number}.jsonl'))
+    card_free = Gate(folder / f'{number}.ready', folder / f'{number}.go')
+    {'parity': parity, 'limits': limits, 'net': net}[spec['kind']](spec, findings, card_free)
+
+
+@dataclass
+class Gate:
+    ready: Path
+    go: Path
+
+    def __call__(self) -> None:
+        """Says that all is compiled and waits for the card."""
+        self.ready.touch()
+        while not self.go.exists():
+            time.sleep(0.01)
+
+
+# Parity.
+
+
+def parity(spec: Spec, findings: Findings, _: Gate) -> None:
+    """Blocks of the nets' own widths against timm's: logits and gradients in float32 and bfloat16."""
+    for name in spec['nets']:
+        for dtype in ('float32', 'bfloat16'):
+            try:
+                findings.add(net=name, dtype=dtype, **compare(name, dtype, spec['batch'], spec['size']))
+            except Exception as error:
+                findings.add(net=name, dtype=dtype, equal=False, failed=_short(error))
+
+
+def compare(name: str, dtype: str, batch: int, size: int) -> dict[str, Any]:
+    """Differences from torch on the processor in float32, as shares of the norm.
+
+    In float32 they may be 1e-4, gradients 1e-3. In bfloat16 the measure is timm itself under autocast on the
+    same device, whose differences ours may exceed by half.
+    """
+    import_timm()
+    arch = dataclasses.replace(zoo.NETS[name], layers=(1, 2, 1, 1))
+    with mock.patch.dict(zoo.NETS, {'shortened': arch}):
+        reference = torch_net('shortened')[0]
+    randomise(reference)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, size, size, 3)).astype(np.float32)
+    weights = rng.normal(size=(batch, 1000)).astype(np.float32)
+    model = build(arch, num_classes=1000, dtype=dtype)
+    state = {k: v.numpy() for k, v in reference.state_dict().items()}
+    variables = to_variables(state, model)
+
+    def loss(params: Any, stats: Any) -> Any:
+        logits: Any = model.apply({'params': params, 'batch_stats': stats}, images)
+        return (logits.astype(jnp.float32) * weights).sum(), logits
+
+    precise = 'highest' if dtype == 'float32' else None  # without TF32
+    with jax.default_matmul_precision(precise) if precise else contextlib.nullcontext():
+        gradient = jax.jit(jax.grad(loss, has_aux=True))
+        grads, logits = gradient(variables['params'], variables['batch_stats'])
+    expected_logits, expected = torch_gradient(reference, images, weights, 'cpu', False)
+    tree = to_variables({**state, **expected}, model)['params']
+    ours = {'logits': distance(logits, expected_logits), 'gradients': tree_distance(grads, tree)}
+    if dtype == 'float32':
+        return {**ours, 'equal': ours['logits'] <= 1e-4 and ours['gradients'] <= 1e-3}
+    their_logits, theirs = torch_gradient(reference, images, weights, torch_device(), True)
+    their = {
+        'timm_logits': distance(their_logits, expected_logits),
+        'timm_gradients': tree_distance(theirs, expected),
+    }
+    equal = all(ours[k] <= 1.5 * their[f'timm_{k}'] + 0.005 for k in ours)
+    return {**ours, **their, 'equal': equal}
+
+
+def randomise(reference: Any) -> None:
+    """Statistics, scales and biases that are not 0 or 1, so that no path is hidden."""
+    torch = importlib.import_module('torch')
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in reference.eval().modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.weight.uniform_(0.5, 1.5, generator=generator)
+                module.bias.normal_(0, 0.1, generator=generator)
+                module.running_mean.normal_(0, 0.1, generator=generator)
+                module.running_var.uniform_(0.5, 1.5, generator=generator)
+
+
+def torch_gradient(
+    reference: Any, images: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], device: str, narrow: bool
+) -> tuple[Any, dict[str, Any]]:
+    torch = importlib.import_module('torch')
+    reference = reference.to(device)
+    reference.zero_grad()
+    with torch.autocast(device, torch.bfloat16, enabled=narrow):
+        logits = reference(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).to(device))
+    (logits.float() * torch.from_numpy(weights).to(device)).sum().backward()
+    grads = {name: p.grad.cpu().numpy().copy() for name, p in reference.named_parameters()}
+    return logits.detach().cpu(), grads
+
+
+def distance(found: Any, expected: Any) -> float:
+    found, expected = as_numbers(found), as_numbers(expected)
+    return float(f'{np.linalg.norm(found - expected) / np.linalg.norm(expected):.2e}')
+
+
+def tree_distance(found: Any, expected: Any) -> float:
+    """Over all parameters at once: a parameter whose gradient is nearly 0 has no say."""
+    pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    both = [(as_numbers(f).ravel(), as_numbers(e).ravel()) for f, e in pairs]
+    return distance(*(np.concatenate(side) for side in zip(*both, strict=True)))
+
+
+# The card's limits.
+
+
+def limits(spec: Spec, findings: Findings, card_free: Gate) -> None:
+    """Products a second in bfloat16 and bytes a second of a copy, as this card reaches them."""
+    side, length = spec['side'], spec['length']
+    a = jnp.ones((side, side), jnp.bfloat16) * 0.01
+    x = jnp.zeros(length, jnp.float32)
+    product = jax.jit(lambda a: a @ a).lower(a).compile()
+    copy = jax.jit(lambda x: x + 1).lower(x).compile()
+    contestants = {
+        'product': Contestant(lambda: product(a), lambda: jax.block_until_ready(product(a))),
+        'copy': Contestant(lambda: copy(x), lambda: jax.block_until_ready(copy(x))),
+    }
+    card_free()
+    seconds = {name: min(turn(c, 0.3) for _ in range(3)) for name, c in contestants.items()}
+    findings.add(flops=2 * side**3 / seconds['product'], bytes=2 * x.nbytes / seconds['copy'])
+
+
+# A net.
+
+
+def net(spec: Spec, findings: Findings, card_free: Gate) -> None:
+    ready: dict[tuple[str, str], Contestant] = {}
+    with ThreadPoolExecutor(2) as pool, form(spec['form']):
+        # XLA compiles beside torch.compile, which holds the interpreter.
+        making: list[tuple[str, str, Future[Contestant]]] = [
+            (what, 'flaxnets', pool.submit(flax_contestant, spec, what)) for what in spec['jobs']
+        ]
+        for what in spec['jobs']:
+            for mode in spec['timm']:
+                making.append((what, f'timm {mode}', _now(timm_contestant, spec, what, mode)))
+        for what, name, future in making:
+            try:
+                ready[what, name] = future.result()
+                findings.add(what=what, contestant=name, **ready[what, name].facts)
+            except Exception as error:
+                findings.add(what=what, contestant=name, left_out=_short(error))
+    card_free()
+    for what in spec['jobs']:
+        take_turns({name: c for (w, name), c in ready.items() if w == what}, what, spec, findings)
+    findings.add(memory=memory())
+
+
+def _now(function: Callable[..., Contestant], *args: Any) -> Future[Contestant]:
+    future: Future[Contestant] = Future()
+    try:
+        future.set_result(function(*args))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def take_turns(contestants: dict[str, Contestant], what: str, spec: Spec, findings: Findings) -> None:
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for name, contestant in list(contestants.items()):
+        try:
+            turn(contestant, 0.05)  # warm-up
+        except Exception as error:  # out of memory
+            findings.add(what=what, contestant=name, left_out=_short(error))
+            del contestants[name]
+    for i in range(spec['rounds']):
+        order = list(contestants)
+        order = order[i % len(order) :] + order[: i % len(order)] if order else []
+        for name in order:
+            times[name].append(turn(contestants[name], spec['seconds']))
+    for name in contestants:
+        rounds = [round(1e3 * t, 3) for t in times[name]]
+        findings.add(what=what, contestant=name, ms=statistics.median(rounds), rounds_ms=rounds)
+
+
+def turn(contestant: Contestant, seconds: float) -> float:
+    """Seconds a call takes where many are under way, as in training: the card never waits for the host."""
+    contestant.wait()
+    calls, start = 0, time.perf_counter()
+    while True:
+        for _ in range(4 if calls else 1):
+            contestant.call()
+            calls += 1
+        if time.perf_counter() - start >= seconds or calls >= 200:
+            break
+        if calls % 16 == 1:
+            contestant.wait()  # the queue stays short
+    contestant.wait()
+    return (time.perf_counter() - start) / calls
+
+
+def flax_contestant(spec: Spec, what: str) -> Contestant:
+    model = flaxnets.create(spec['net'], dtype=spec['dtype'])
+    variables = jax.device_put(random_variables(model))
+    shape = (spec['batch'], spec['size'], spec['size'], 3)
+    images = jax.random.normal(jax.random.key(0), shape)
+    last: list[Any] = [None]
+    if what == 'forward':
+        forward, facts = compiled(lambda v, x: model.apply(v, x), variables, images)
+
+        def call() -> None:
+            last[0] = forward(variables, images)
+    else:
+        train, start = training(spec['net'], model, variables)
+        state = [start]
+        batch = {'image': images, 'label': jnp.zeros(spec['batch'], jnp.int32)}
+        step, facts = compiled(train, start, batch, donate_argnums=0)
+
+        def call() -> None:
+            state[0], last[0] = step(state[0], batch)
+
+    return Contestant(call, lambda: jax.block_until_ready(last[0]), facts)
+
+
+def compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+    start = time.perf_counter()
+    lowered = jax.jit(function, **options).lower(*args)
+    traced = time.perf_counter()
+    call = lowered.compile()
+    facts: dict[str, Any] = {'trace_s': traced - start, 'compile_s': time.perf_counter() - traced}
+    before, after = lowered.cost_analysis() or {}, call.cost_analysis() or {}
+    # The products that the net asks for, and the bytes that the program moves: a library's convolution
+    # hides its products from the second account.
+    facts['gflop'] = before.get('flops', 0) / 1e9
+    facts['gbyte'] = after.get('bytes accessed', 0) / 1e9
+    if (memory := call.memory_analysis()) is not None:
+        facts['temporary_mb'] = memory.temp_size_in_bytes / 2**20
+    return call, {key: round(value, 2) for key, value in facts.items()}
+
+
+def timm_contestant(spec: Spec, what: str, mode: str) -> Contestant:
+    torch = importlib.import_module('torch')
+    device = torch_device()
+    torch.backends.cudnn.benchmark = True
+    layout = torch.contiguous_format if mode.endswith('contiguous') else torch.channels_last
+    model = timm_net(spec['net']).to(device, memory_format=layout).train(what == 'step')
+    images = torch.randn(spec['batch'], 3, spec['size'], spec['size'], device=device).to(memory_format=layout)
+    net = torch.compile(model, backend=spec['backend']) if mode.startswith('compiled') else model
+    narrow = torch.autocast(device, torch.bfloat16, enabled=spec['dtype'] == 'bfloat16')
+    labels = torch.zeros(spec['batch'], dtype=torch.long, device=device)
+    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, nesterov=True)
+
+    def forward() -> None:
+        with torch.inference_mode(), narrow:
+            net(images)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with narrow:
+            loss = torch.nn.functional.cross_entropy(net(images), labels)
+        loss.backward()
+        optimizer.step()
+
+    call = forward if what == 'forward' else step
+    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    if net is model:
+        return Contestant(call, wait)
+    start = time.perf_counter()
+    call()  # compiles
+    wait()
+    return Contestant(call, wait, {'first_s': round(time.perf_counter() - start, 2)})
+
+
+def torch_device() -> str:
+    torch = importlib.import_module('torch')
+    on_card = jax.default_backend() == 'gpu'
+    if on_card and not torch.cuda.is_available():
+        raise RuntimeError('JAX sees a GPU, torch does not')
+    return 'cuda' if on_card else 'cpu'
+
+
+def memory() -> dict[str, float]:
+    """Peak megabytes on the card, by each framework's own account."""
+    found = {}
+    stats = jax.devices()[0].memory_stats()
+    if stats:
+        found['jax_mb'] = round(stats['peak_bytes_in_use'] / 2**20)
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.cuda.is_available():
+        found['torch_mb'] = round(torch.cuda.max_memory_allocated() / 2**20)
+    return found
+
+
+def _short(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), '')
+    print(f'{type(error).__name__}: {error}', file=sys.stderr)
+    return f'{type(error).__name__}: {line[:80]}'
+
+
+if __name__ == '__main__':
+    main(json.loads(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
