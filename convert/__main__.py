@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     add('--layout', choices=LAYOUTS, help='names in a file that is written (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
     add('--classes', metavar='FILE', help='names of the outputs, to be kept: one a line, or JSON')
+    add('--images', nargs='+', metavar='FIELD=VALUE', help='how they are prepared: mean=0.5 std=0.5 size=224')
     add('--drop-head', action='store_true', help='leave the classifier out')
     add('--dtype', choices=DTYPES, help='store the parameters so')
     add('--fold-bn', action='store_true', help='fold BatchNorm into the convolutions, for inference')
@@ -137,6 +138,8 @@ def _convert(options: argparse.Namespace) -> int:
         checkpoint = _open(options.source, options)
     if options.classes:
         checkpoint = conversion.with_classes(checkpoint, read_classes(options.classes))
+    if options.images:
+        checkpoint = conversion.with_images(checkpoint, options.images)
     if options.dtype:
         checkpoint = conversion.as_dtype(checkpoint, options.dtype)
     original = checkpoint  # another dtype has rounded its numbers, and that is no fault of the conversion

@@ -393,6 +393,14 @@ def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
     return replace(checkpoint, config=config, source=checkpoint.noted('named the classes as given'))
 
 
+def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
+    """The checkpoint of a net whose images are prepared otherwise: `Preprocess.changed`."""
+    preprocess = checkpoint.config.preprocess.changed(changes)
+    notes = [note for note in checkpoint.source.notes if not note.startswith('images: ')]
+    source = replace(checkpoint.source, notes=(*notes, f'images: {preprocess} (as asked for)'))
+    return replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess), source=source)
+
+
 def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The checkpoint's parameters in another dtype."""
     state = arithmetic.cast(checkpoint.state, dtype)

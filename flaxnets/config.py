@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from flaxnets.errors import FlaxnetsError, shown
@@ -196,6 +198,39 @@ class Preprocess:
                 )
             both.append(values)
         return both[0], both[1]
+
+    def changed(self, changes: Iterable[str]) -> Preprocess:
+        """The same but for fields given as text: `preprocess.changed(['mean=0.5', 'size=24,48'])`.
+
+        Whoever says how images are prepared knows it, so that nothing is `unsupported` afterwards.
+
+        Args:
+          changes: `field=value` each; several numbers with commas between them.
+
+        Raises:
+          FlaxnetsError: no such field, or a value that it cannot have.
+        """
+        values: dict[str, Any] = {'unsupported': ()}
+        for change in changes:
+            field, _, text = change.partition('=')
+            try:
+                if field in ('crop_mode', 'interpolation', 'channel_order'):
+                    values[field] = text
+                elif field == 'size':
+                    sides = tuple(map(int, text.split(',')))
+                    values[field] = sides[0] if len(sides) == 1 else sides
+                elif field == 'crop_pct':
+                    values[field] = float(Fraction(text))
+                elif field in ('mean', 'std'):
+                    values[field] = tuple(float(Fraction(number)) for number in text.split(','))
+                else:
+                    known = 'size, crop_pct, crop_mode, interpolation, mean, std and channel_order'
+                    raise FlaxnetsError(f'{change!r}: images have no {field!r}; they have {known}')
+            except (ValueError, ZeroDivisionError, OverflowError) as error:
+                if isinstance(error, FlaxnetsError):
+                    raise
+                raise FlaxnetsError(f'{change!r}: {field} is made of numbers') from error
+        return dataclasses.replace(self, **values)
 
     def __str__(self) -> str:
         how = {

@@ -46,7 +46,7 @@ def folders(root: Path, names: list[str]) -> Path:
 
 def evaluate(model: Path, data: Path, **options: Any) -> Report:
     usual = dict(split='', out=None, batch=64, dtype='float32', threads=1, real_labels=None, quiet=True)
-    asked = dict(classes=None, class_order=None, among=None)
+    asked = dict(images=None, classes=None, class_order=None, among=None)
     return run(argparse.Namespace(model=str(model), data=f'folder:{data}', **{**usual, **asked, **options}))
 
 

@@ -89,6 +89,31 @@ def test_sizes() -> None:
     assert (flat.size, flat.height, flat.width) == ((24, 48), 24, 48)
 
 
+def test_changes_given_as_text() -> None:
+    found = Preprocess(unsupported=('ten crops',)).changed(
+        [
+            'size=24,48',
+            'crop_pct=7/8',
+            'mean=0.5',
+            'std=1/2,1/2,0.25',
+            'crop_mode=squash',
+            'channel_order=bgr',
+        ]
+    )
+    assert found == Preprocess((24, 48), 0.875, 'squash', 'bilinear', (0.5,), (0.5, 0.5, 0.25), 'bgr')
+    for change, message in (
+        ('sise=3', 'sise'),
+        ('mean', 'numbers'),
+        ('size=a', 'numbers'),
+        ('std=1/0', 'numbers'),
+        ('size=0', 'size=0'),
+        ('unsupported=x', 'unsupported'),
+        ('interpolation=random', 'random'),
+    ):
+        with pytest.raises(FlaxnetsError, match=message):
+            Preprocess().changed([change])
+
+
 def test_values_of_channels() -> None:
     grey = Preprocess(mean=(0.5,), std=(0.25,))
     assert grey.channel_values(4) == ((0.5,) * 4, (0.25,) * 4)

@@ -130,6 +130,12 @@ def test_notes_of_torchvision() -> None:
     assert 'tensor' in image_settings({'args': {'val_crop_size': 224, 'backend': 'tensor'}}).notes[0]
 
 
+@pytest.mark.parametrize('key', ['hyper_parameters', 'hparams', 'opt', 'config'])
+def test_options_by_other_names(key: str) -> None:
+    assert prepared({key: {'img_size': 96, 'mean': 0.5, 'std': [0.25]}}).mean == (0.5,)
+    assert not image_settings({'mean': 0.83, 'state_dict': {}}).fields  # of accuracies, perhaps
+
+
 def test_pytorchs_imagenet_example() -> None:
     assert prepared({'arch': 'resnext50_32x4d', 'best_acc1': 1.0}, 'resnext50_32x4d') == Preprocess()
 

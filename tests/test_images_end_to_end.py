@@ -19,12 +19,14 @@ import torch
 from nets import random_variables
 
 import flaxnets
+from convert.__main__ import main
 from convert.conversion import as_dtype, averaged, open_checkpoint, without_head, write
 from convert.tree import to_state
 from flaxnets import weights, zoo
 from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
 from train import evaluation_job, recipes
+from train.evaluate import Evaluation
 from train.job import make_job
 from train.loop import train
 
@@ -56,7 +58,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_evaluation_is_a_loop_over_the_transform(folder: Path, data: str) -> None:
     options = argparse.Namespace(
         model=str(folder), data=data, split='', batch=2, threads=2, dtype='float32', quiet=True, out=None,
-        real_labels=None, classes=None, class_order=None, among='all',
+        images=None, real_labels=None, classes=None, class_order=None, among='all',
     )  # fmt: skip
     result = evaluation_job.run(options).result
     model, variables = flaxnets.load(folder)
@@ -64,7 +66,21 @@ def test_evaluation_is_a_loop_over_the_transform(folder: Path, data: str) -> Non
         batch = flaxnets.transform(folder).batch(arrays['x_test'])
         labels = arrays['y_test']
     assert batch.shape == (11, 24, 40, 3)
-    logits = np.asarray(jax.jit(model.apply)(variables, batch), np.float64)
+    check(result, jax.jit(model.apply)(variables, batch), labels)
+    options.images = ['size=32', 'mean=0.1', 'crop_mode=border', 'channel_order=rgb']
+    other = Preprocess(32, 1.1, 'border', 'lanczos', (0.1,), (0.5, 0.6, 0.7))
+    report = evaluation_job.run(options)
+    assert report.as_json()['images']['mean'] == (0.1,)
+    with np.load(data.removeprefix('arrays:')) as arrays:
+        check(
+            report.result,
+            jax.jit(model.apply)(variables, flaxnets.transform(other).batch(arrays['x_test'])),
+            labels,
+        )
+
+
+def check(result: Evaluation, logits: Any, labels: np.ndarray) -> None:
+    logits = np.asarray(logits, np.float64)
     np.testing.assert_array_equal(result.predictions, logits.argmax(1))
     own = logits[np.arange(11), labels] - np.log(np.exp(logits).sum(1))
     np.testing.assert_allclose(result.losses, -own, atol=1e-4)
@@ -152,3 +168,13 @@ def test_weights_whose_images_cannot_be_prepared_convert_and_are_refused_where_a
     flaxnets.load(tmp_path / 'out')
     with pytest.raises(FlaxnetsError, match='random'):
         flaxnets.transform(tmp_path / 'out')
+
+
+def test_the_user_may_know_better(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ['--images', 'size=24,48', 'std=0.25', 'interpolation=box']
+    assert main([str(folder), '--out', str(tmp_path / 'out'), *asked]) == 0
+    expected = dataclasses.replace(IMAGES, size=(24, 48), std=(0.25,), interpolation='box')
+    assert flaxnets.config(tmp_path / 'out').preprocess == expected
+    assert 'as asked for' in capsys.readouterr().out
+    assert main([str(folder), '--out', str(tmp_path / 'other'), '--images', 'sise=24']) == 1
+    assert "'sise'" in capsys.readouterr().err

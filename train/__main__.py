@@ -212,6 +212,7 @@ def _eval(arguments: Sequence[str]) -> int:
     add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
     add('--class-order', choices=ORDERS, help='of weights without names: their training sorted classes so')
     add('--among', choices=('all', 'data'), help='outputs to judge among: all, or classes of the data')
+    add('--images', nargs='+', metavar='FIELD=VALUE', help='how they are prepared: mean=0.5 std=0.5 size=224')
     add('--out', help='folder for result.json, confusion.png and per_class.csv')
     add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='of the computation')

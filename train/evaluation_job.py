@@ -6,7 +6,7 @@ import argparse
 import csv
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from flaxnets import imagenet
 from flaxnets.classes import Matching, imagenet_places, match, read_classes
-from flaxnets.config import Config
+from flaxnets.config import Config, to_json
 from flaxnets.errors import FlaxnetsError
 from flaxnets.load import load_with_config
 from flaxnets.weights import write_json
@@ -79,6 +79,7 @@ class Report:
             'architecture': self.config.name,
             'data': self.source.name,
             'matched': self.matching.rule,
+            'images': to_json(self.config.preprocess),
             'among': self.judged.among,
             'among_classes': len(self.judged.outputs or self.matching.names),
             **self.result.values(),
@@ -98,6 +99,7 @@ class Report:
             f'loss   {result.loss:7.4f}',
             f'classes are matched {self.matching.rule}',
             f'judged among {self.judged.words}',
+            f'images: {self.config.preprocess}',
         ]
         if result.non_finite:
             lines.append(f'{result.non_finite} images have logits that are not finite, and count as wrong')
@@ -120,6 +122,8 @@ def run(options: argparse.Namespace) -> Report:
       FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
     """
     config, model, variables = load_with_config(options.model, dtype=options.dtype)
+    if options.images:
+        config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
         raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
     source = open_source(options.data, options.split, training=False, whole=True)
