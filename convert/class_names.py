@@ -23,11 +23,11 @@ from flaxnets.errors import shown
 from flaxnets.imagenet import places
 
 _CLASS = '(?:class|classes|cls|label|labels|category|categories|cat|target)(?:_?names?)?'
-_NUMBER = '(?:idx|index|indices|ids?|int|num|number)'
+_NUMBER = '(?:idx|ind|ix|index|indices|ids?|int|num|number)'
 # By what stands there: numbers of names, names of numbers, lists.
 _NAMES = (
-    re.compile(f'{_CLASS}_?(?:to|2)_?{_NUMBER}'),
-    re.compile(f'{_NUMBER}_?(?:to|2)_?{_CLASS}'),
+    re.compile(f'(?:{_CLASS}|names?)_?(?:to|2)_?{_NUMBER}'),
+    re.compile(f'{_NUMBER}_?(?:to|2)_?(?:{_CLASS}|names?)'),
     re.compile(f'{_CLASS}(?:_?list)?|vocab|names'),
 )
 _DEPTH = 4  # of dictionaries within each other

@@ -153,7 +153,7 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from flaxnets.classes import read_classes
+    from flaxnets.classes import PRESUMED, read_classes
     from flaxnets.predict import predict
 
     classes = read_classes(options.classes) if options.classes else None
@@ -161,8 +161,8 @@ def _predict(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(results, indent=1))
         return 0
-    if not classes and 'since' in results[0]['named_by']:
-        print(f'the classes are named by {results[0]["named_by"]}')
+    if results[0]['named_by'] == PRESUMED:
+        print(f'the classes are named by {PRESUMED}')
     for result in results:
         print(result['image'])
         for guess in result['top']:

@@ -25,6 +25,7 @@ from flaxnets.config import Config
 from flaxnets.errors import FlaxnetsError, shown
 
 ORDERS = ('text', 'natural', 'data')  # of classes whose outputs have no names
+PRESUMED = 'ImageNet, since there are 1000 outputs'  # who names the outputs of weights that say nothing
 MAX_FILE_BYTES = 16_000_000
 
 
@@ -110,7 +111,7 @@ def output_names(config: Config, classes: Sequence[str] | None = None) -> tuple[
     if names is not None:
         return _for_people(names), whose
     if config.num_classes == imagenet.CLASSES:
-        return imagenet.class_names(), 'ImageNet, since there are 1000 outputs'
+        return imagenet.class_names(), PRESUMED
     return tuple(f'class {i}' for i in range(config.num_classes)), 'their numbers'
 
 

@@ -35,6 +35,7 @@ PLACES: dict[str, dict[str, Any]] = {
     'numpy': {'class_to_idx': {name: np.int64(i) for name, i in BY_NAME.items()}},
     'by number': {'idx_to_class': BY_NUMBER},
     'by text': {'id2label': {str(i): name for i, name in BY_NUMBER.items()}},
+    'names by index': {'ind2name': BY_NUMBER},
     'list': {'classes': list(FIVE), 'num_classes': 5},
     'tuple': {'class_names': FIVE},
     'ultralytics': {'names': BY_NUMBER},
