@@ -167,6 +167,12 @@ def test_metadata_without_labels_leaves_folders_as_classes(tmp_path: Path) -> No
     assert pairs(source) == [('1.jpg', 'a')] and 'has no labels' in source.notes[0]
 
 
+def test_a_table_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    put(tmp_path, 'train/a/1.jpg')
+    put(tmp_path, 'train/metadata.parquet', data=b'PAR1')
+    assert 'metadata.parquet' in open_source(f'folder:{tmp_path}', '', True).notes[0]
+
+
 def test_what_is_left_out_of_a_folder_is_counted_and_named(tmp_path: Path) -> None:
     train = tmp_path / 'train'
     put(train, 'a/1.jpg', 'a/._1.jpg', 'a/@eaDir/x.jpg', '__MACOSX/x.jpg', 'loose.jpg', 'a/deep/2.jpg')
@@ -396,6 +402,24 @@ def test_arrays_of_keras_and_medmnist(tmp_path: Path) -> None:
         source = open_source(f'arrays:{tmp_path}/{name}.npz', split, True)
         assert [source[i].label for i in range(3)] == [1, 0, 1]
         np.testing.assert_array_equal(source[2].image, images[2])
+
+
+@pytest.mark.parametrize('damage', ['npy', 'cut', 'flipped'])
+def test_arrays_that_are_damaged(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / 'a.npz'
+    pixels = np.random.default_rng(0).integers(0, 9, (50, 8, 8), dtype=np.uint8)
+    np.savez_compressed(path, x_train=pixels, y_train=np.arange(50))
+    data = bytearray(path.read_bytes())
+    if damage == 'npy':
+        with path.open('wb') as file:
+            np.save(file, pixels)
+    elif damage == 'cut':
+        path.write_bytes(data[:300])
+    else:
+        data[200:260] = bytes(60)
+        path.write_bytes(data)
+    with pytest.raises(FlaxnetsError, match=r'a\.npz: cannot be read'):
+        open_source(f'arrays:{path}', '', True)
 
 
 @pytest.mark.parametrize(

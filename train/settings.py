@@ -65,7 +65,7 @@ class Settings:
 
     The data:
       data: where the images are; see `train.sources.open_source`.
-      train_split, eval_split: parts of it; '' takes the data's own.
+      train_split, eval_split: parts of it, as 'val' or 'train[:80%]'; '' takes the data's own.
       image_size: side of the training images in pixels, or height and width; 0 takes the weights' own size,
         224 where there are none.
       crop: 'random_resized' (torchvision's, MXNet's), 'resnest' (the ResNeSt authors' own, `ERandomCrop`),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def open_arrays(path: str, part: Part) -> Labelled:
             keys = _keys(path, stored.files, part)
             images, labels = (stored[key] for key in keys)
             names = list(map(str, stored['classes'].tolist())) if 'classes' in stored else None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, FlaxnetsError):
             raise
         raise FlaxnetsError(f'{path}: cannot be read as an .npz file of arrays: {error}') from error

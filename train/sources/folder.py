@@ -135,6 +135,8 @@ def _classes(root: str, left_out: LeftOut) -> tuple[tuple[str, ...], list[File]]
             names.append(entry.name)
         elif entry.kind == 'broken':
             left_out.add('links that lead nowhere', entry.name)
+        elif entry.name == 'metadata.parquet':
+            left_out.add('tables that cannot be read (metadata.csv and metadata.jsonl can)', entry.name)
         elif entry.kind == 'file' and _is_image(root, entry.name):
             left_out.add('images outside of every class', entry.name)
     files = []
