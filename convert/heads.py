@@ -62,7 +62,7 @@ _ROOTS = frozenset(
     ]
 )
 _HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
-_LEAF = re.compile(r'(?:(.*)\.)?(parametrizations\.weight\.(?:original[01]?|0\._[uv])|[^.]+)')
+_LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\.weight\.(?:original[01]?|0\._[uv])|[^.]+)')
 
 
 @dataclass

@@ -98,6 +98,11 @@ class _Net:
         return _label(self.path)
 
     @property
+    def steps(self) -> list[Any]:
+        """The keys that lead to it and the parts of its prefix."""
+        return [*self.path, *self.place.prefix.split('.')]
+
+    @property
     def called(self) -> str:
         prefix = plain(self.place.prefix) if self.place.prefix else ''
         return f'{self.key} {prefix}'.strip() or 'the file'
@@ -176,8 +181,10 @@ class _Walk:
         self.inert: dict[str, None] = {}
         self._seen: set[int] = set()
         self._look(loaded, (), None)
+        steps = [net.steps for net in self.nets]
+        common = frozenset.intersection(*map(frozenset, steps)) if len(steps) > 1 else frozenset()
         for net in self.nets:
-            net.role = _role(net, loaded)
+            net.role = _role(net, loaded, common)
         known = [*_AVERAGED, *_TRAINED]
         self.nets.sort(key=lambda net: known.index(net.key) if net.key in known else len(known))
 
@@ -201,8 +208,11 @@ class _Walk:
                 self._look(item, (*path, key), value)
 
 
-def _role(net: _Net, loaded: object) -> str:
-    """Which of two sets of weights this is, by what the innermost of its names say that say anything."""
+def _role(net: _Net, loaded: object, common: frozenset[object]) -> str:
+    """Which of two sets of weights this is, by the innermost of its names that says so.
+
+    Names that all nets of the file have in `common` tell none from another.
+    """
     around = _at(loaded, net.path[:-1])
     if net.path and isinstance(around, Mapping):
         last = net.path[-1]
@@ -210,8 +220,8 @@ def _role(net: _Net, loaded: object) -> str:
             return {'state_dict': 'averaged', 'ema_state_dict': 'trained'}.get(last, '')
         if last == 'state_dict' and _holds_tensors(around.get('current_model_state')):
             return 'averaged'  # Lightning's WeightAveraging exchanges the two when it saves
-    for step in reversed([*net.path, *net.place.prefix.split('.')]):
-        words = _words(step)
+    for step in reversed(net.steps):
+        words = frozenset() if step in common else _words(step)
         if words & _WORDS_TRAINED:
             return 'trained'
         if words & _WORDS_AVERAGED:
