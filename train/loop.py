@@ -282,6 +282,8 @@ class _Run:
                 while pending:  # what is logged or saved has been looked at
                     self._absorb(meter, *pending.popleft())
             self._count_bad(batches, ask=logs or evaluate or stop or last)
+            for problem in batches.new_bad():
+                self.log.event('bad_image', problem, step=done)
             if (logs or evaluate) and meter.steps:
                 values = _of_all_hosts(meter.values(done), batches)
                 self.log.train(done, {**values, 'bad_images': self.bad_images})
@@ -295,8 +297,6 @@ class _Run:
             if evaluate or save:
                 meter.restart()
             self._report_saves()
-            for problem in batches.new_bad():
-                self.log.event('bad_image', problem, step=done)
         return state, job.total_steps
 
     def _absorb(self, meter: _Meter, step: int, metrics: Any) -> None:

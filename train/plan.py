@@ -24,10 +24,10 @@ from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
 from flaxnets.resnet import abstract_variables
 from train import parallel
-from train.job import make_model
+from train.job import expected_images, make_model
 from train.optimizer import make_optimizer
 from train.schedule import count_steps
-from train.settings import Settings, complete, sides, validate
+from train.settings import PLAIN, Settings, complete, sides, validate
 from train.state import create_state
 from train.step import make_train_step
 
@@ -185,7 +185,8 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
     validate(settings)
     name = topology_name(slice_name)
     devices = _devices(name)
-    s = replace(settings, num_classes=settings.num_classes or 1000)
+    s = complete(settings, expected_images(settings) or PLAIN)
+    s = replace(s, num_classes=s.num_classes or 1000)
     epoch_steps, total = count_steps(s, examples)
     lowered = lower(s, devices, epoch_steps)
     cores = 1 + max(device.core_on_chip for device in devices)

@@ -402,8 +402,8 @@ def apply(settings: Settings, changes: Iterable[str]) -> Settings:
     """The settings with some fields changed: `apply(settings, ['lr=0.2', 'crop_area=0.25,1'])`.
 
     Numbers may be fractions (`crop_ratio=3/4,4/3`). Where weights to start from are the model's own
-    published ones, they stay so if the model alone is changed; and if the weights alone are changed, to a
-    name or a directory, the model follows.
+    published ones, they stay so if the model alone is changed; and if the weights alone are changed, the
+    model follows.
 
     Args:
       settings: to begin with.
