@@ -22,13 +22,14 @@ import flaxnets
 from convert.__main__ import main
 from convert.conversion import as_dtype, averaged, open_checkpoint, without_head, write
 from convert.tree import to_state
-from flaxnets import weights, zoo
+from flaxnets import arrays, runs, weights, zoo
 from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
 from train import evaluation_job, recipes
 from train.evaluate import Evaluation
 from train.job import make_job
 from train.loop import train
+from train.settings import from_json
 
 NET = 'resnext_tiny'
 IMAGES = Preprocess((24, 40), 1.1, 'squash', 'lanczos', (0.5, 0.4, 0.3), (0.5, 0.6, 0.7), 'bgr')
@@ -46,12 +47,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope='module')
 def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     rng = np.random.default_rng(0)
-    arrays: dict[str, Any] = {'classes': np.array(CLASSES)}
+    made: dict[str, Any] = {'classes': np.array(CLASSES)}
     for part, count in (('train', 16), ('test', 11)):
-        arrays[f'x_{part}'] = rng.integers(0, 256, (count, 31, 50, 3), dtype=np.uint8)
-        arrays[f'y_{part}'] = np.arange(count) % 3
+        made[f'x_{part}'] = rng.integers(0, 256, (count, 31, 50, 3), dtype=np.uint8)
+        made[f'y_{part}'] = np.arange(count) % 3
     path = tmp_path_factory.mktemp('data') / 'data.npz'
-    np.savez(path, **arrays)
+    np.savez(path, **made)
     return f'arrays:{path}'
 
 
@@ -60,23 +61,18 @@ def test_evaluation_is_a_loop_over_the_transform(folder: Path, data: str) -> Non
         model=str(folder), data=data, split='', batch=2, threads=2, dtype='float32', quiet=True, out=None,
         images=None, real_labels=None, classes=None, class_order=None, among='all',
     )  # fmt: skip
-    result = evaluation_job.run(options).result
     model, variables = flaxnets.load(folder)
-    with np.load(data.removeprefix('arrays:')) as arrays:
-        batch = flaxnets.transform(folder).batch(arrays['x_test'])
-        labels = arrays['y_test']
+    apply = jax.jit(model.apply)
+    with np.load(data.removeprefix('arrays:')) as found:
+        images, labels = found['x_test'], found['y_test']
+    batch = flaxnets.transform(folder).batch(images)
     assert batch.shape == (11, 24, 40, 3)
-    check(result, jax.jit(model.apply)(variables, batch), labels)
-    options.images = ['size=32', 'mean=0.1', 'crop_mode=border', 'channel_order=rgb']
-    other = Preprocess(32, 1.1, 'border', 'lanczos', (0.1,), (0.5, 0.6, 0.7))
+    check(evaluation_job.run(options).result, apply(variables, batch), labels)
+    options.images = ['mean=0.1', 'crop_mode=border', 'channel_order=rgb']
+    other = Preprocess((24, 40), 1.1, 'border', 'lanczos', (0.1,), (0.5, 0.6, 0.7))
     report = evaluation_job.run(options)
-    assert report.as_json()['images']['mean'] == (0.1,)
-    with np.load(data.removeprefix('arrays:')) as arrays:
-        check(
-            report.result,
-            jax.jit(model.apply)(variables, flaxnets.transform(other).batch(arrays['x_test'])),
-            labels,
-        )
+    assert report.as_json()['preprocess']['mean'] == (0.1,) and report.as_json()['images'] == 11
+    check(report.result, apply(variables, flaxnets.transform(other).batch(images)), labels)
 
 
 def check(result: Evaluation, logits: Any, labels: np.ndarray) -> None:
@@ -90,20 +86,20 @@ def test_fine_tuning_keeps_what_the_weights_expect(folder: Path, data: str, tmp_
     start = tmp_path / 'start'
     shutil.copytree(folder, start)
     settings = dataclasses.replace(
-        recipes.get('finetune'), model=NET, weights=str(start), data=data, epochs=1, batch_size=8,
-        warmup_epochs=0, crop='resize', max_steps=1, keep_best=0,
+        recipes.get('finetune'), model=NET, weights=str(start), data=data, epochs=1, batch_size=16,
+        warmup_epochs=0, crop='resize', keep_best=0,
     )  # fmt: skip
-    job = make_job(settings)
-    assert job.preprocess == IMAGES
+    assert make_job(settings).preprocess == IMAGES
     train(settings, str(tmp_path / 'run'), quiet=True)
     shutil.rmtree(start)  # a run that goes on does not need what it started from
-    train(dataclasses.replace(settings, max_steps=0), str(tmp_path / 'run'), quiet=True)
+    meta = arrays.read_manifest(runs.find(tmp_path / 'run')).facts['meta']
+    earlier = from_json(meta['settings'])
+    assert make_job(settings, earlier).preprocess == IMAGES
+    assert make_job(dataclasses.replace(settings, eval_size=64), earlier).preprocess.size == 64
     for source in ('run', 'run/weights'):
         assert flaxnets.config(tmp_path / source).preprocess == IMAGES
         assert flaxnets.transform(tmp_path / source).preprocess == IMAGES
     assert open_checkpoint(tmp_path / 'run').config.preprocess == IMAGES
-    with pytest.raises(FlaxnetsError, match='eval_size'):
-        train(dataclasses.replace(settings, eval_size=64), str(tmp_path / 'run'), quiet=True)
 
 
 @pytest.mark.parametrize('name', ['net.pth', 'net.safetensors'])
@@ -139,8 +135,8 @@ def test_whatever_load_opens_has_a_config_and_a_transform(folder: Path, tmp_path
     hub_config = {'architecture': NET, 'num_classes': 3, 'pretrained_cfg': described}
     (hub / 'config.json').write_text(json.dumps(hub_config))
     photo = np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-    arrays = [flaxnets.transform(path)(photo) for path in (tmp_path / 'x.pth', hub)]
-    assert arrays[0].shape == (24, 40, 3)
+    inputs = [flaxnets.transform(path)(photo) for path in (tmp_path / 'x.pth', hub)]
+    assert inputs[0].shape == (24, 40, 3)
     assert flaxnets.config(hub).preprocess.interpolation == 'box'
     with pytest.raises(FlaxnetsError, match='res2net_tiny'):
         flaxnets.config(tmp_path / 'x.pth', model='res2net_tiny')

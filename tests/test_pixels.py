@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from flaxnets.config import Preprocess
+from flaxnets.errors import FlaxnetsError
 from flaxnets.preprocess import Transform
 from train.pixels import COLOUR_EIGENVALUES, COLOUR_EIGENVECTORS, augment, normalise
 
@@ -23,14 +26,39 @@ def keys(count: int) -> jax.Array:
     return jax.random.split(jax.random.key(0), count)
 
 
+OTHERS = Preprocess(224, 1.0, mean=(0.1, 0.2, 0.9), std=(0.5, 0.6, 0.7), channel_order='bgr')
+
+
+@pytest.mark.parametrize('preprocess', [Preprocess(224, 1.0), OTHERS, Preprocess(224, 1.0, mean=(0.5,))])
 @pytest.mark.parametrize('channels', [1, 3])
-def test_normalises_as_the_transform_of_the_weights(channels: int) -> None:
+def test_normalises_as_the_transform_of_the_weights(channels: int, preprocess: Preprocess) -> None:
     pixels = images(3, 224, channels)
-    transform = Transform(Preprocess(), channels)
-    whole = [np.pad(image, ((16, 16), (16, 16), (0, 0))) for image in pixels]  # 256: its centre is cut
-    np.testing.assert_allclose(
-        normalise(jnp.asarray(pixels), Preprocess()), transform.batch(whole), atol=2e-6
-    )
+    expected = Transform(preprocess, channels).batch(list(pixels))
+    np.testing.assert_allclose(normalise(jnp.asarray(pixels), preprocess), expected, atol=2e-6)
+
+
+def test_any_number_of_channels() -> None:
+    pixels = images(2, 4, 5)
+    five = Preprocess(mean=(0.1, 0.2, 0.3, 0.4, 0.5), std=(0.5,))
+    expected = (pixels / 255 - np.array(five.mean)) / 0.5
+    np.testing.assert_allclose(normalise(jnp.asarray(pixels), five), expected, atol=2e-6)
+    with pytest.raises(FlaxnetsError, match='5 channels'):
+        normalise(jnp.asarray(pixels), Preprocess())
+
+
+def test_the_order_of_channels_changes_nothing_else() -> None:
+    pixels = images(6)
+    rgb = dataclasses.replace(OTHERS, mean=OTHERS.mean[::-1], std=OTHERS.std[::-1], channel_order='rgb')
+    options = {'flip': 0.5, 'lighting': 0.1}
+    other = np.asarray(augment(pixels, keys(6), OTHERS, **options))
+    np.testing.assert_allclose(other, augment(pixels, keys(6), rgb, **options)[..., ::-1], atol=1e-5)
+
+
+def test_no_rank_is_promoted() -> None:
+    with jax.numpy_rank_promotion('raise'):
+        jax.eval_shape(
+            lambda x, k: augment(x, k, OTHERS, flip=0.5, lighting=0.1, erasing=0.5), images(4), keys(4)
+        )
 
 
 def test_floats_are_taken_as_they_are() -> None:

@@ -79,7 +79,7 @@ class Report:
             'architecture': self.config.name,
             'data': self.source.name,
             'matched': self.matching.rule,
-            'images': to_json(self.config.preprocess),
+            'preprocess': to_json(self.config.preprocess),
             'among': self.judged.among,
             'among_classes': len(self.judged.outputs or self.matching.names),
             **self.result.values(),
