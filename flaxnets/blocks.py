@@ -12,7 +12,6 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import relu
 from jax import Array
 
 from flaxnets.config import Arch
@@ -25,6 +24,7 @@ from flaxnets.layers import (
     MakeNorm,
     avg_pool_3x3,
     avg_pool_shortcut,
+    relu,
 )
 
 EXPANSION = 4
@@ -262,6 +262,6 @@ class SplitAttention(nn.Module):
         if radix == 1:
             weights = jax.nn.sigmoid(logits)
         else:
-            logits = logits.reshape(n, cardinality, radix, features // cardinality)
-            weights = jax.nn.softmax(logits, axis=2).swapaxes(1, 2)
+            logits = logits.reshape(n, 1, 1, cardinality, radix, features // cardinality)
+            weights = jax.nn.softmax(logits, axis=4).swapaxes(3, 4)
         return (splits * weights.reshape(n, 1, 1, radix, features)).sum(3)

@@ -10,7 +10,7 @@ unit idle. `lax.platform_dependent` chooses within one program, exports included
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -58,7 +58,8 @@ def conv2d(
 def max_pool_3x3(x: Array) -> Array:
     """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
 
-    As in torch, the gradient of a maximum that is met several times goes to the first in row-major order.
+    As in torch, the gradient of a maximum that is met several times goes to the first in row-major order;
+    where a window has NaN the result is NaN.
     """
     return _by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
 
@@ -138,10 +139,25 @@ def _reduced_maxima(x: Array) -> Array:
 
 def _shifted_maxima(x: Array) -> Array:
     """The maximum of nine shifted maps: 2 ms against 9, and 10 against 94 for the gradient (112x112x64)."""
-    h, w = x.shape[1:3]
-    x = jnp.pad(x, ((0, 0), (1, h % 2), (1, w % 2), (0, 0)), constant_values=-jnp.inf)
-    shifted = [x[:, i : i + h : 2, j : j + w : 2] for i in range(3) for j in range(3)]
-    return reduce(lambda y, z: jnp.where(z > y, z, y), shifted)
+    n, h, w, channels = x.shape
+    rows, columns = (h + 1) // 2, (w + 1) // 2
+    padding = ((0, 0, 0), (1, 2 * rows - h, 0), (1, 2 * columns - w, 0), (0, 0, 0))
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+
+    def shifted(place: int) -> Array:
+        i, j = divmod(place, 3)
+        stop = (n, i + 2 * rows - 1, j + 2 * columns - 1, channels)
+        return lax.slice(x, (0, i, j, 0), stop, (1, 2, 2, 1))
+
+    shape = (1, rows, columns, 1)
+    top, left = (lax.broadcasted_iota(jnp.int32, shape, axis) == 0 for axis in (1, 2))
+    outside = {1: left, 3: top, 4: top & left}  # all that came before lies in the padding
+    y = shifted(0)
+    for place in range(1, 9):
+        z = shifted(place)
+        better = (z > y) | jnp.isnan(z)
+        y = jnp.where(better | outside[place] if place in outside else better, z, y)
+    return y
 
 
 def _groups_in_pack(inputs: int, groups: int, channels: int) -> int:

@@ -6,6 +6,7 @@ differently in training takes `train` as an argument of its call.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -25,6 +27,16 @@ MakeNorm = Callable[..., nn.Module]
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # torch's sense: the weight of the new batch in the running statistics
+
+
+@jax.custom_jvp
+@jax.jit
+def relu(x: Array) -> Array:
+    """`torch.nn.functional.relu`: its gradient is 0 at 0, and passes where x is NaN."""
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda g, y, x: lax.select(y <= 0, lax.full_like(g, 0), g))
 
 
 def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
@@ -85,7 +97,7 @@ class Conv(nn.Module):
         if self.use_bias:
             fan_in = k * k * shape[2]
             bias = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
-            y = y + bias.astype(self.dtype)
+            y = y + channels(bias.astype(self.dtype))
         return y
 
 
@@ -146,39 +158,48 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
-        x = x.astype(exact)
-
         def normalise(x: Array, mean: Array, var: Array) -> Array:
-            factor = scale.astype(exact) * lax.rsqrt(var + BN_EPSILON)
-            return (x * factor + (bias.astype(exact) - mean * factor)).astype(self.dtype)
-
-        def normalise_batch(x: Array) -> tuple[Array, Array, Array]:
-            mean, var, count = self._batch_statistics(x)
-            return normalise(x, mean, var), mean, var * (count / (count - 1))
+            factor = channels(scale, x.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
+            return ((x - mean) * factor + channels(bias, x.ndim).astype(exact)).astype(self.dtype)
 
         if not train or self.frozen or self.is_initializing():
-            return normalise(x, running_mean.value, running_var.value)
+            return normalise(x.astype(exact), channels(running_mean.value), channels(running_var.value))
         parts = self.span.parts
-        if parts == 1:
-            y, mean, unbiased = normalise_batch(x)
-        else:
-            if x.shape[0] % parts:
-                raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
-            y, means, variances = jax.vmap(normalise_batch)(x.reshape(parts, -1, *x.shape[1:]))
-            y, mean, unbiased = y.reshape(x.shape), means.mean(0), variances.mean(0)
+        if x.shape[0] % parts:
+            raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
+        split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
+        mean, var, count = self._batch_statistics(split, running_mean.value)
+        y = normalise(split.astype(exact), mean, var).reshape(x.shape)
+        mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
         running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
         running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
         return y
 
-    def _batch_statistics(self, x: Array) -> tuple[Array, Array, int]:
-        """Mean and biased variance over N, H, W (and devices), and the number of values behind them."""
-        span = self.span
-        count = x.size // x.shape[-1]
-        mean = x.mean((0, 1, 2))
-        square = lax.square(x).mean((0, 1, 2))
+    def _batch_statistics(self, x: Array, running_mean: Array) -> tuple[Array, Array, int]:
+        """Mean and biased variance over N, H, W (and devices), and the number of values behind them.
+
+        For any constant s, var(x) = mean((x - s)^2) - mean(x - s)^2, derivatives of all orders included.
+        With s = 0 the difference is lost in rounding where the mean is many times the deviation. The mean
+        of the row in the middle of all maps is no further from their mean than sqrt(H) deviations.
+
+        Args:
+          x: [(parts,) N, H, W, C].
+          running_mean: [C].
+
+        Returns:
+          Mean and variance, [(parts,) 1, 1, 1, C], and the count.
+        """
+        span, exact, axes = self.span, running_mean.dtype, (-4, -3, -2)
+        count = math.prod(x.shape[-4:-1])
+
+        def mean_of(*terms: Array) -> Any:
+            means = [term.mean(axes, keepdims=True) for term in terms]
+            if span.axis_name is None:
+                return means
+            return lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
+
         if span.axis_name is not None:
             count *= len(span.device_groups[0]) if span.device_groups else lax.psum(1, span.axis_name)
-            mean, square = lax.pmean((mean, square), span.axis_name, axis_index_groups=span.device_groups)
         if count == 1:
             where = '/'.join(self.path)
             raise FlaxnetsError(
@@ -186,7 +207,26 @@ class BatchNorm(nn.Module):
                 'attention pools a map to one pixel, so that a batch of 1 per device cannot train; use at '
                 'least 2 images per device, or axis_name to take the statistics over all devices'
             )
-        return mean, jnp.maximum(square - lax.square(mean), 0.0), count
+        middle = x.shape[-3] // 2
+        (shift,) = mean_of(x[..., middle : middle + 1, :, :].astype(exact))
+        if x.dtype.itemsize < exact.itemsize:
+            # A TPU takes the statistics while it convolves, a fifth of a step for the compiler, if the shift
+            # does not depend on the result. Half precision has no mean of more than some hundred deviations.
+            shift = jnp.where(_on_tpu(), channels(running_mean, x.ndim), shift)
+        shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
+        x = x.astype(exact) - shift
+        mean, square = mean_of(x, lax.square(x))
+        return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
+
+
+def channels(x: Array, ndim: int = 4) -> Array:
+    """[C] as [1, ..., C], so that it meets a map of as many dimensions without promotion."""
+    return x.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def _on_tpu() -> Array:
+    """Whether the program is lowered for a TPU, a constant in it."""
+    return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))
 
 
 class FoldedNorm(nn.Module):
@@ -208,6 +248,20 @@ def conv_and_norm(
     if folded:
         return conv, FoldedNorm
     return conv, partial(BatchNorm, span=span, frozen=frozen, dtype=dtype, param_dtype=param_dtype)
+
+
+class Dropout(nn.Module):
+    """`torch.nn.Dropout(rate)`. Flax's own refuses a batch that is sharded over an explicit mesh axis."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
+        return x * (mask.astype(x.dtype) / keep)
 
 
 class DropPath(nn.Module):
@@ -272,7 +326,7 @@ class DropBlock(nn.Module):
 
 def avg_pool_3x3(x: Array, stride: int) -> Array:
     """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
-    return nn.avg_pool(x, (3, 3), (stride, stride), ((1, 1), (1, 1)))
+    return _window_sum(x, 3, stride, ((1, 1), (1, 1))) / 9
 
 
 def avg_pool_shortcut(x: Array, stride: int) -> Array:
@@ -283,9 +337,17 @@ def avg_pool_shortcut(x: Array, stride: int) -> Array:
     `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
     """
     if stride == 1:
-        return nn.avg_pool(x, (2, 2), (1, 1), ((0, 1), (0, 1)))
+        return _window_sum(x, 2, 1, ((0, 1), (0, 1))) / 4
     _, h, w, _ = x.shape
-    return nn.avg_pool(x, (2, 2), (2, 2), ((0, h % 2), (0, w % 2)), count_include_pad=False)
+    padding = ((0, h % 2), (0, w % 2))
+    return _window_sum(x, 2, 2, padding) / _window_sum(jnp.ones((1, h, w, 1), x.dtype), 2, 2, padding)
+
+
+def _window_sum(x: Array, size: int, stride: int, padding: Any) -> Array:
+    """Sums of squares of `size` pixels; the padding, for height and width, is of zeros."""
+    zero = np.zeros((), x.dtype)
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, zero, lax.add, window, strides, ((0, 0), *padding, (0, 0)))
 
 
 GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
@@ -303,8 +365,15 @@ def global_pool(x: Array, kind: str) -> Array:
     if kind == 'avg':
         return x.mean((1, 2))
     if kind == 'max':
-        return x.max((1, 2))
-    average, maximum = x.mean((1, 2)), x.max((1, 2))
+        return _maximum(x)
+    average, maximum = x.mean((1, 2)), _maximum(x)
     if kind == 'avgmax':
         return 0.5 * (average + maximum)
     return jnp.concatenate([average, maximum], axis=-1)
+
+
+def _maximum(x: Array) -> Array:
+    """`torch.nn.AdaptiveMaxPool2d(1)`: of equal maxima the first in row-major order takes the gradient."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    place = x.argmax(1, keepdims=True)
+    return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)

@@ -10,7 +10,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.linen import relu
 from jax import Array, lax
 from jax.typing import DTypeLike
 
@@ -21,11 +20,13 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.layers import (
     GLOBAL_POOLS,
     Conv,
+    Dropout,
     MakeConv,
     MakeNorm,
     Span,
     conv_and_norm,
     global_pool,
+    relu,
     torch_uniform,
 )
 
@@ -105,7 +106,7 @@ class ResNet(nn.Module):
         )
         self.bn1 = norm()
         self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(i, conv, norm) for i in range(4))
-        self.drop = nn.Dropout(self.drop_rate)
+        self.drop = Dropout(self.drop_rate)
         if self.num_classes:
             self.fc = nn.Dense(
                 self.num_classes,
@@ -173,7 +174,7 @@ class ResNet(nn.Module):
     def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
         """What follows `forward_features`: pooled features if `pre_logits`, else logits."""
         x = global_pool(x, self.global_pool)
-        x = self.drop(x, deterministic=not train)
+        x = self.drop(x, train)
         return self.fc(x) if self.num_classes and not pre_logits else x
 
     def __call__(self, x: Array, train: bool = False) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from functools import partial
 from typing import Any
@@ -274,6 +275,99 @@ def test_batch_norm_keeps_torchs_running_statistics() -> None:
     np.testing.assert_allclose(y, expected.detach().numpy().transpose(0, 2, 3, 1), atol=1e-5)
     np.testing.assert_allclose(changed['batch_stats']['mean'], reference.running_mean, rtol=1e-5)
     np.testing.assert_allclose(changed['batch_stats']['var'], reference.running_var, rtol=1e-5)
+
+
+OFFSETS = {'all': 1000.0, 'by channel': 10.0 ** np.arange(-3, 4), 'by image': 1.0}
+
+
+@pytest.mark.parametrize('case', [*OFFSETS, 'bfloat16', 'float16', 'one row', 'constant'])
+def test_batch_norm_is_torchs_where_the_mean_is_large(case: str) -> None:
+    """Output, running statistics and gradients, over the batch, parts, devices and groups of devices."""
+    rng = np.random.default_rng(0)
+    noise, shape = rng.normal(size=(8, 5, 6, 7)), (8, 1, 1, 1)
+    offset = OFFSETS.get(case, 1000.0)
+    x = offset + 0.05 * noise
+    if case == 'by image':
+        x = 1000 + 100 * rng.normal(size=shape) + 0.05 * noise
+    if case == 'one row':  # that of the middle, from which the statistics start, tells nothing of the rest
+        x = 0.05 * noise
+        x[:, 2] += 1000
+    if case == 'constant':
+        x = np.full_like(noise, 1000.1)
+    dtype = case if 'float' in case else 'float32'
+    x = np.asarray(jnp.asarray(x, dtype))
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    scale, bias = rng.normal(size=(2, 7)).astype(np.float32)
+
+    def theirs(x: np.ndarray, dy: np.ndarray) -> list[np.ndarray]:
+        # In float64, as torch sums on CPUs: a mean in float32 would leave an error of 0.001 in all outputs.
+        layer = torch.nn.BatchNorm2d(7).double()
+        layer.load_state_dict(
+            {**layer.state_dict(), 'weight': torch.from_numpy(scale), 'bias': torch.from_numpy(bias)}
+        )
+        a = torch.from_numpy(x.astype(np.float64).transpose(0, 3, 1, 2)).requires_grad_()
+        y = layer(a)
+        y.backward(torch.from_numpy(dy.astype(np.float64).transpose(0, 3, 1, 2)))
+        maps = [t.detach().numpy().transpose(0, 2, 3, 1) for t in (y, a.grad)]
+        return [
+            *maps,
+            layer.weight.grad.numpy(),
+            layer.bias.grad.numpy(),
+            *map(np.asarray, (layer.running_mean, layer.running_var)),
+        ]
+
+    params = {'scale': scale, 'bias': bias}
+
+    def split(x: np.ndarray, n: int) -> np.ndarray:
+        return x.reshape(n, -1, *x.shape[1:])
+
+    def joined(results: Any, reduce: Any = np.sum) -> list[np.ndarray]:
+        """Of several devices or halves: maps side by side, gradients summed, statistics averaged."""
+        y, dx, dscale, dbias, mean, var = (np.asarray(r, np.float64) for r in results)
+        return [
+            *(t.reshape(x.shape) for t in (y, dx)),
+            dscale.sum(0),
+            dbias.sum(0),
+            mean.mean(0),
+            var.mean(0),
+        ]
+
+    halves = joined(
+        zip(*(theirs(*pair) for pair in zip(split(x, 2), split(dy, 2), strict=True)), strict=True)
+    )
+    four = split(x, 4), split(dy, 4)
+    for span, expected in (
+        (Span(), theirs(x, dy)),
+        (Span(parts=2), halves),
+        (Span('batch'), theirs(x, dy)),
+        (Span('batch', ((0, 1), (2, 3))), halves),
+    ):
+        run = batch_norm_and_gradients(span)
+        found = joined(run(*four, params)) if span.axis_name else run(x, dy, params)
+        for name, a, b in zip(('y', 'dx', 'dscale', 'dbias', 'mean', 'var'), found, expected, strict=True):
+            rounded = name == 'dx' and dtype != 'float32'
+            tolerance = 1e-2 if rounded else 1e-4 if name in ('dbias', 'mean', 'var') else 2e-3
+            error = np.abs(np.asarray(a, np.float64) - b).max()
+            assert error <= tolerance * np.abs(b).max(), (name, span, error)
+
+
+@functools.cache
+def batch_norm_and_gradients(span: Span) -> Any:
+    """(x, dy, params) -> what the layer gives in training, all gradients, the new statistics."""
+
+    def run(x: Any, dy: Any, params: Any) -> list[Any]:
+        stats = {'mean': jnp.zeros(7), 'var': jnp.ones(7)}
+
+        def layer(x: Any, params: Any) -> Any:
+            variables = {'params': params, 'batch_stats': stats}
+            return BatchNorm(span=span).apply(variables, x, True, mutable=['batch_stats'])
+
+        y, pullback, changed = jax.vjp(layer, x, params, has_aux=True)
+        dx, grads = pullback(dy)
+        found = changed['batch_stats']
+        return [y, dx, grads['scale'], grads['bias'], found['mean'], found['var']]
+
+    return jax.pmap(run, 'batch', in_axes=(0, 0, None)) if span.axis_name else jax.jit(run)
 
 
 def test_batch_norm_over_devices_is_batch_norm_over_the_whole_batch() -> None:
