@@ -39,7 +39,7 @@ def mix(
             cut = _box(box_key, jax.random.beta(cut_key, cutmix, cutmix), (images.shape[1], images.shape[2]))
             mask = jnp.where(use_cutmix, cut, mask)
             share = jnp.where(use_cutmix, cut.mean(), share)
-        mask = jnp.where(on, mask, 1.0).astype(images.dtype)[:, :, None]
+        mask = jnp.where(on, mask, 1.0).astype(images.dtype)[None, :, :, None]
         share = jnp.where(on, share, 1.0).astype(targets.dtype)
         mixed = mask * images + (1 - mask) * images[::-1]
         return mixed, share * targets + (1 - share) * targets[::-1]
@@ -58,6 +58,6 @@ def _box(key: Array, share: Array, size: tuple[int, int]) -> Array:
     for centre, length in zip(centres, size, strict=True):
         half = length * jnp.sqrt(1 - share) / 2
         middle = jnp.floor(centre * length)
-        position = jnp.arange(length)
+        position = jnp.arange(length, dtype=share.dtype)
         inside.append((position >= jnp.floor(middle - half)) & (position < jnp.floor(middle + half)))
-    return 1.0 - (inside[0][:, None] & inside[1])
+    return 1.0 - (inside[0][:, None] & inside[1][None]).astype(share.dtype)

@@ -99,5 +99,5 @@ def _erase(image: Array, key: Array, probability: float) -> Array:
 def _between(key: Array, length: Array, size: int) -> Array:
     """bool [size]: True in an interval of `length` that lies somewhere in it."""
     start = jnp.floor(jax.random.uniform(key) * (size - length + 1))
-    position = jnp.arange(size)
+    position = jnp.arange(size, dtype=length.dtype)
     return (position >= start) & (position < start + length)

@@ -115,7 +115,7 @@ def drop_block(settings: Settings, epoch_steps: int) -> Schedule:
     def rate(step: Any) -> Any:
         xp: Any = jnp if isinstance(step, jax.Array) else np
         epoch = xp.minimum(step // epoch_steps, s.epochs - 1)
-        result = s.drop_block_rate * (epoch + 1) / s.epochs
+        result = s.drop_block_rate * xp.asarray(epoch + 1, float) / s.epochs
         return float(result) if isinstance(step, int) else result
 
     return rate

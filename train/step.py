@@ -115,7 +115,8 @@ class _Task:
             return images, targets
         n, device = images.shape[0], self._device()
         image_key, group_key, _ = self._keys(step)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, device * n + jnp.arange(n))
+        places = device * n + jnp.arange(n) + jnp.zeros_like(labels)  # sharded as the batch is
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(image_key, places)
         images = augment(images, keys, self.preprocess, flip=s.flip, lighting=s.lighting, erasing=s.erasing)
         if s.mixup or s.cutmix:
             groups = max(1, n // s.mix_images) if s.mix_images else 1
@@ -172,13 +173,13 @@ class _Task:
 
     def metrics(self, loss: Array, logits: Array, targets: Array, finite: Array, norm: Array) -> Metrics:
         """Sums over the images of all devices; a step that is not finite counts nothing."""
-        correct = (logits.argmax(-1) == targets.argmax(-1)).sum()
-        count = jnp.asarray(logits.shape[0])
+        correct = (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32)
+        count = jnp.asarray(logits.shape[0], jnp.int32)
         if self.axis_name:
             correct, count = lax.psum((correct, count), self.axis_name)
-        count, steps = (jnp.where(finite, n, 0) for n in (count, 1))
+        count, steps = (jnp.where(finite, n, 0) for n in (count, jnp.ones((), jnp.int32)))
         return {
-            'loss': (jnp.where(finite, loss, 0) * count, count),
+            'loss': (jnp.where(finite, loss, 0) * count.astype(loss.dtype), count),
             'top1': (jnp.where(finite, correct, 0), count),
             'grad_norm': (jnp.where(finite, norm, 0), steps),
         }
