@@ -364,7 +364,8 @@ def make_shards(maker: Maker, root: Path) -> tuple[str, list[str], str, list[str
             if maker.chance(0.2):
                 add(archive, '__index__', b'{}')
             for sample in range(10):
-                key = f'{maker.random.choice(["", "./"]) if number else ""}s{number}{sample}'
+                places = ['', './', 'in/side/'] if field != 'txt' else ['', './']
+                key = f'{maker.random.choice(places)}s{number}{sample}'
                 label = names[sample % 3] if texts else str(maker.random.randint(0, 12))
                 text = (
                     json.dumps({'label': label if texts else int(label), 'width': 3})

@@ -313,6 +313,17 @@ def test_lists_of_shards_are_whole(tmp_path: Path) -> None:
         open_source(f'tar:{tmp_path}/{{0,0}}.tar', '', True)
 
 
+def test_one_tar_of_a_folder_is_one_of_several_classes(tmp_path: Path) -> None:
+    (tmp_path / 'val').mkdir()
+    write_tar(tmp_path / 'val' / 'cat.tar', FLAT)
+    for pattern in ('', '/{split}', '/{split}/*.tar', '/val'):
+        assert open_source(f'tar:{tmp_path}{pattern}', '', False).classes == ('cat',)
+    with pytest.raises(
+        FlaxnetsError, match='the class of 1.jpg is unknown'
+    ):  # asked for alone: of all classes
+        open_source(f'tar:{tmp_path}/val/cat.tar', '', False)
+
+
 def test_a_tar_of_a_whole_data_set_has_parts(tmp_path: Path) -> None:
     path = write_tar(tmp_path / 'a.tar', {'d/train/cat/1.jpg': jpeg(1), 'd/val/cat/2.jpg': jpeg(2)})
     assert pairs(open_source(f'tar:{path}', '', True)) == [('1.jpg', 'cat')]

@@ -18,8 +18,11 @@ _RANGE = re.compile(r'(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?')
 _LETTERS = re.compile(r'([a-z])\.\.([a-z])|([A-Z])\.\.([A-Z])')
 
 
-def find(pattern: str, part: Part) -> list[str]:
+def find(pattern: str, part: Part) -> tuple[list[str], bool]:
     """The tar files of a part, in the pattern's order, those of a wildcard in the order of their names.
+
+    Returns:
+      Their paths, and whether there might be several: not where one alone is asked for by its name.
 
     Raises:
       FlaxnetsError: none, or one that is asked for by name is not there.
@@ -28,7 +31,7 @@ def find(pattern: str, part: Part) -> list[str]:
     if splits and part.percent and not part.chosen:
         raise FlaxnetsError(f"{pattern} has parts: name the one to take percents of, as in 'train[:80%]'")
     if not splits and store.is_folder(pattern):
-        return _in_folder(pattern, part)
+        return _in_folder(pattern, part), True
     candidates = [pattern.replace('{split}', name) for name in part.names] if splits else [pattern]
     for candidate in candidates:
         names = [name for piece in candidate.split('::') for name in braced(piece)]
@@ -41,7 +44,7 @@ def find(pattern: str, part: Part) -> list[str]:
             if len(set(paths)) < len(paths):
                 twice = next(path for path in paths if paths.count(path) > 1)
                 raise FlaxnetsError(f'{pattern}: {twice} is in it twice')
-            return paths
+            return paths, len(paths) > 1 or paths != names
     raise FlaxnetsError(f'no file matches {" or ".join(candidates)}')
 
 

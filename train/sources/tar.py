@@ -71,7 +71,7 @@ class TarSource(Labelled):
 
 def open_tar(pattern: str, part: Part) -> Labelled:
     """The tars of a part; docs/training.md says how they tell the classes."""
-    paths = shards.find(pattern, part)
+    paths, several = shards.find(pattern, part)
     left_out = LeftOut()
     members = [member for path in paths for member in _members(path, left_out)]
     members = _of_part(pattern, members, part)
@@ -86,7 +86,6 @@ def open_tar(pattern: str, part: Part) -> Labelled:
     else:
         images = [member for member in members if member.image]
         # Tars can be the classes only where there may be several of them.
-        several = len(paths) > 1 or '*' in pattern or store.is_folder(pattern)
         classes, numbers = _by_place(pattern, images, several and len(images) == len(members))
         by_tar = sorted({image.tar for image in images if not image.folder})
         notes = [f'classes are the names of the tars: {some(by_tar)}'] if by_tar else []
