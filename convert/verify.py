@@ -7,7 +7,7 @@ either.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -74,7 +74,10 @@ def verify(state: State, variables: Any, config: Config, image: str | None = Non
       FlaxnetsError: neither timm nor torchvision is installed, or they have no such net; bad image.
     """
     picture = _pattern() if image is None else image
-    images = transform(Config(config.name, config.arch, config.preprocess))(picture)[None]
+    preprocess = replace(config.preprocess, unsupported=())  # any image will do, prepared in any way
+    if config.in_chans != 3:
+        preprocess = replace(preprocess, mean=(0.5,), std=(0.5,))
+    images = transform(preprocess)(picture)[None]
     if config.in_chans != 3:
         images = images[..., np.arange(config.in_chans) % 3]  # red, green, blue, red, ...
     theirs, reference = _torch_outputs(state, images, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from convert.arithmetic import fold_batch_norm
 from convert.tree import to_variables
 from convert.verify import TOLERANCE, verify
 from flaxnets import zoo
-from flaxnets.config import Config
+from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
 
 
@@ -41,7 +42,9 @@ def test_other_heads_channels_and_images(tmp_path: Path) -> None:
     photo = tmp_path / 'coffee.png'
     Image.fromarray(photographs.coffee()).save(photo)
     for options in (dict(num_classes=7, in_chans=1), dict(num_classes=0, in_chans=4)):
-        result = verify(*prepared('resnest14d', **options), image=str(photo))
+        state, variables, config = prepared('resnest14d', **options)
+        images = Preprocess(96, mean=(0.5,) * config.in_chans, std=(0.5,), unsupported=('ten crops',))
+        result = verify(state, variables, dataclasses.replace(config, preprocess=images), image=str(photo))
         assert result.first_outside is None and result.image == str(photo)
 
 
