@@ -68,7 +68,7 @@ class Report:
     def published(self) -> dict[str, Any]:
         """The accuracy that is published for these weights, on all of ImageNet's classes, if there is one."""
         row = self.config.weights
-        if row is None or not row.accuracy or not self.matching.whole:
+        if row is None or not row.accuracy or not self.matching.whole or self.judged.outputs:
             return {}
         first = row.accuracy[0]
         return {'top1': first.top1, 'top5': first.top5, 'size': first.size, 'source': first.source}
