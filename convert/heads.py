@@ -61,6 +61,7 @@ _ROOTS = frozenset(
         'model_head',
     ]
 )
+_COUNTER = '.num_batches_tracked'
 _HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
 _LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\.weight\.(?:original[01]?|0\._[uv])|[^.]+)')
 
@@ -171,14 +172,24 @@ def find_head(
     Raises:
       CheckpointError: there is a classifier, and it is no single linear layer; or there are several.
     """
-    found = {
-        root: chain
-        for root, chain in _chains(names, tensors, prefix).items()
-        if chain and _is_classifier(chain, features)
-    }
+    chains = _chains(names, tensors, prefix)
+    widths: dict[str, list[int]] = {}
+    if features is not None:
+        widths = {root: [features, 2 * features] for root in chains}
+    own = tensors.get(next((name for name, clean in names.items() if clean == f'{prefix}fc.weight'), ''))
+    if own is not None and own.ndim:
+        for root in widths:  # a layer that takes the classifier's outputs
+            widths[root] += [len(own)] if root != f'{prefix}fc' else []
+    found = {root: chain for root, chain in chains.items() if _is_classifier(chain, widths.get(root))}
     if not found:
         return Head()
-    used = [name for root in found for name in names if _root(names[name], prefix) == root]
+    norms = {layer.path for chain in found.values() for layer in chain if layer.kind == 'norm'}
+    used = [
+        name
+        for name, clean in names.items()
+        if _root(clean, prefix) in found
+        and (not clean.endswith(_COUNTER) or clean.removesuffix(_COUNTER) in norms)
+    ]
     problem = None
     if projection:
         return Head(used, {}, [f'left out {some(list(found))}, which self-supervised training projects with'])
@@ -220,7 +231,7 @@ def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str
     for name, clean in names.items():
         root = _root(clean, prefix)
         match = _LEAF.fullmatch(clean)
-        if root is None or match is None or match[2] == 'num_batches_tracked':
+        if root is None or match is None or match[2] == _COUNTER[1:]:
             continue
         path = match[1] or ''
         layer = roots.setdefault(root, {}).setdefault(path, Layer(path))
@@ -228,13 +239,13 @@ def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str
     return {root: list(layers.values()) for root, layers in roots.items()}
 
 
-def _is_classifier(chain: Sequence[Layer], features: int | None) -> bool:
+def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool:
     """Whether these layers turn pooled features into numbers, rather than maps into maps."""
     linear = [layer for layer in chain if layer.kind == 'linear']
     maps = any(t.ndim == 4 and t.shape[2:] != (1, 1) for layer in chain for t in layer.tensors.values())
     if maps or not linear:
         return False
-    return features is None or linear[0].takes in (features, 2 * features) or linear[0].is_plain()
+    return widths is None or linear[0].takes in widths
 
 
 def _follow(found: Mapping[str, Sequence[Layer]], features: int | None, prefix: str) -> bool:
@@ -243,14 +254,18 @@ def _follow(found: Mapping[str, Sequence[Layer]], features: int | None, prefix: 
         return False
     (first, own), (second, after) = found.items()
     own_linear, after_linear = ([x for x in layers if x.kind == 'linear'] for layers in (own, after))
-    place, number = prefix.rstrip('.').rpartition('.')[::2]
-    following = f'{place}.{int(number) + 1}'.lstrip('.') if number.isdigit() else None
     return (
-        second == following
+        second == _following(prefix)
         and first.startswith(prefix)
         and len(own) == len(after) == len(own_linear) == len(after_linear) == 1
         and after[0].path == second
     )
+
+
+def _following(prefix: str) -> str:
+    """Of a net in an `nn.Sequential`, the layer after it; '' if it is in none."""
+    place, number = prefix.rstrip('.').rpartition('.')[::2]
+    return f'{place}.{int(number) + 1}'.lstrip('.') if number.isdigit() else ''
 
 
 def _problem(chain: Sequence[Layer], features: int | None, bare: Mapping[str, str]) -> str | None:

@@ -422,7 +422,7 @@ def test_a_training_that_pooled_otherwise_is_refused(
 ) -> None:
     torch.save({'state_dict': state, 'args': argparse.Namespace(gp='catavgmax')}, tmp_path / 'net.pth')
     run(tmp_path / 'net.pth', '--out', tmp_path / 'net', code=1)
-    assert "pooled globally by 'catavgmax'" in capsys.readouterr().err
+    assert "global_pool='catavgmax'" in capsys.readouterr().err
 
 
 def test_no_file_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

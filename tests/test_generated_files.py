@@ -33,9 +33,9 @@ from flaxnets.errors import CheckpointError
 from flaxnets.resnet import abstract_variables
 
 SEED = 0
-FILES = 600
+FILES = 500
 FEATURES, CLASSES = 512, 10
-NETS = ('resnext_tiny', 'res2net_tiny', 'resnest_tiny')
+NETS = ('resnext_tiny', 'resnext_tiny', 'resnext_tiny', 'res2net_tiny', 'resnest_tiny')
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 State = dict[str, torch.Tensor]

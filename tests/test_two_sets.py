@@ -220,3 +220,22 @@ def test_objects_without_weights(tmp_path: Path) -> None:
     torch.save(functools.partial(torch.optim.Adam), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match='functools.partial'):
         open_checkpoint(tmp_path / 'a.pth')
+
+
+def test_a_layer_after_the_classifier() -> None:
+    """`nn.Sequential(net, nn.Linear(5, 3))` is one linear layer; with something between, no telling."""
+    state, after = small('resnext'), nn.Linear(5, 3)
+    for place, folds in (('1', True), ('2', False)):
+        saved = {**prefixed(state, '0.'), f'{place}.weight': after.weight.detach().numpy()}
+        saved[f'{place}.bias'] = after.bias.detach().numpy()
+        if not folds:
+            with pytest.raises(CheckpointError, match='several classifiers'):
+                to_canonical(saved)
+            continue
+        found = to_canonical(saved)
+        x = np.random.default_rng(0).random((4, 2048))
+        inner = torch.from_numpy(x @ state['fc.weight'].T.astype(np.float64) + state['fc.bias'])
+        expected = after.double()(inner).detach().numpy()
+        got = x @ found.state['fc.weight'].T.astype(np.float64) + found.state['fc.bias']
+        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-3)
+        after = after.float()
