@@ -153,7 +153,7 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
     if max(found.get('mean', (0,))) > 2 or min(found.get('std', (1,))) > 2:
         notes.append('took mean and std as of values from 0 to 255')
         for name in {'mean', 'std'} & set(found):
-            found[name] = tuple(value / 255 for value in found[name])
+            found[name] = _of_bytes(found[name])
     return found, tuple(problems), tuple(notes)
 
 
@@ -198,6 +198,11 @@ def _whole_numbers(values: object) -> tuple[int, ...] | None:
     if found is None or any(value < 1 or value != int(value) for value in found):
         return None
     return tuple(map(int, found))
+
+
+def _of_bytes(values: tuple[float, ...]) -> tuple[float, ...]:
+    """Numbers of 0..255 as those of 0..1; twelve digits, so that 57.12 is 0.224 again."""
+    return tuple(float(f'{value / 255:.12g}') for value in values)
 
 
 def _is_on(value: object) -> bool:
@@ -294,8 +299,8 @@ def _normalisation(
     mean, std = mean or (0.0,), std or (1.0,)
     return (
         {
-            'mean': tuple(value / 255 for value in mean),
-            'std': tuple(value / 255 for value in std),
+            'mean': _of_bytes(mean),
+            'std': _of_bytes(std),
             'channel_order': 'rgb' if _is_on(exchanges) else 'bgr',
         },
         (),

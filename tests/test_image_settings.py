@@ -214,7 +214,8 @@ def test_what_openmmlab_does_otherwise_is_said() -> None:
         "test_pipeline = [dict(type='MultiScaleFlipAug', transforms=[dict(type='Normalize', "
         'mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False)])]'
     )
-    assert detector.fields['channel_order'] == 'bgr' and detector.fields['std'] == (1 / 255,) * 3
+    assert detector.fields['channel_order'] == 'bgr'
+    assert detector.fields['std'] == pytest.approx((1 / 255,) * 3)
     assert 'no fixed size' in detector.notes[0] and not detector.unsupported
 
 
