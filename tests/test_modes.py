@@ -1,0 +1,153 @@
+"""JAX as people set it: each kind of block, forward, gradient and training step, in modes that refuse much.
+
+Modes that only refuse programs are tried by tracing: the program must be the very one of the default mode.
+The others run, on nets that end after their second stage, and must give the numbers of the default mode.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from nets import random_variables
+
+from flaxnets.config import Arch, Preprocess
+from flaxnets.resnet import ResNet, build
+from train.optimizer import make_optimizer
+from train.settings import Settings
+from train.state import create_state
+from train.step import make_train_step
+
+DEEP: dict[str, Any] = dict(deep_stem=True, stem_width=8, avg_down=True)
+KINDS = {
+    'resnext': Arch('resnext', (1, 2, 1, 1), 4, 4, se=True, **DEEP),
+    'res2net': Arch('res2net', (1, 2, 1, 1), 2, 8, scale=4),
+    'resnest': Arch('resnest', (1, 2, 1, 1), 2, 8, radix=2, **DEEP),
+    'resnest_fast': Arch('resnest', (1, 2, 1, 1), 1, 8, radix=1, avd_first=True, **DEEP),
+}
+N, SIZE = 4, 32
+DROPS: dict[str, Any] = dict(drop_path_rate=0.2, drop_block_rate=0.1)
+TOLERANCE = 1e-4
+each_kind = pytest.mark.parametrize('kind', KINDS)
+
+
+def images(n: int = N, height: int = SIZE, width: int = SIZE) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(n, height, width, 3)).astype(np.float32)
+
+
+def near(found: Any, expected: Any) -> None:
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        error = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)).max()
+        assert error <= TOLERANCE * np.abs(theirs).max() + 1e-7
+
+
+# --- modes that refuse programs
+
+
+def jobs(kind: str) -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Forward, gradient and training step of a whole net with all that acts in training."""
+    model = build(KINDS[kind], 5, drop_rate=0.1, **DROPS)
+    settings = Settings(
+        model='',
+        num_classes=5,
+        batch_size=N,
+        image_size=SIZE,
+        flip=0.5,
+        lighting=0.1,
+        erasing=0.5,
+        mixup=0.2,
+        cutmix=1.0,
+        label_smoothing=0.1,
+        ema_decay=0.9,
+        clip_norm=1.0,
+        weight_decay=1e-4,
+        layer_decay=0.9,
+        drop_rate=0.1,
+        **DROPS,
+    )
+    variables = random_variables(model)
+    optimizer = make_optimizer(settings, 4, variables['params'])
+    state = create_state(variables, optimizer, ema=True)
+    step = make_train_step(model, optimizer, settings, Preprocess(size=SIZE), epoch_steps=4)
+    batch = {'image': np.zeros((N, SIZE, SIZE, 3), np.uint8), 'label': np.arange(N, dtype=np.int32)}
+
+    def gradient(variables: Any, images: Any, key: Any) -> Any:
+        def loss(params: Any) -> Any:
+            both, rngs = {**variables, 'params': params}, {'dropout': key}
+            y, changed = model.apply(both, images, True, mutable=['batch_stats'], rngs=rngs)
+            return jnp.square(y).mean(), changed
+
+        return jax.grad(loss, has_aux=True)(variables['params'])
+
+    return {
+        'forward': (model.apply, (variables, images())),
+        'gradient': (gradient, (variables, images(), jax.random.key(0))),
+        'step': (step, (state, batch)),
+    }
+
+
+@each_kind
+def test_modes_that_refuse_programs_refuse_none_and_change_none(kind: str) -> None:
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(AxisType.Explicit,))
+    for what, (run, arguments) in jobs(kind).items():
+        program = jax.make_jaxpr(run, return_shape=True)
+        plain, results = program(*arguments)
+        # Each of the two is also a part of what a program is known by, so that it is traced anew.
+        with jax.numpy_rank_promotion('raise'), jax.numpy_dtype_promotion('strict'):
+            strict, _ = program(*arguments)
+        assert len(strict.eqns) == len(plain.eqns), what
+        with jax.enable_x64(True):
+            _, wide = program(*arguments)
+        assert jax.tree.map(lambda x: x.dtype, wide) == jax.tree.map(lambda x: x.dtype, results), what
+        with jax.set_mesh(mesh):
+            first, second, *others = arguments
+            whole, shared = (
+                jax.tree.map(lambda x, s=spec: jax.device_put(x, NamedSharding(mesh, s)), tree)
+                for tree, spec in ((first, P()), (second, P('batch')))
+            )
+            sharded = jax.eval_shape(jax.jit(run), whole, shared, *others)
+        assert jax.tree.map(jnp.shape, sharded) == jax.tree.map(jnp.shape, results), what
+
+
+# --- modes that run another way
+
+
+def short(kind: str, **options: Any) -> ResNet:
+    """Stem and two stages: every path of the block but the last stages' DropBlock."""
+    return build(KINDS[kind], features_only=True, out_indices=(2,), zero_init_last=False, **options)
+
+
+def everything(model: ResNet, variables: Any, images: Any) -> Any:
+    """The map of inference; gradients of the image-wise loss of training, and new statistics."""
+    (inferred,) = model.apply(variables, images)
+
+    def loss(params: Any) -> Any:
+        both = {**variables, 'params': params}
+        (y,), changed = model.apply(both, images, True, mutable=['batch_stats'])
+        return jnp.square(y).mean(), changed['batch_stats']
+
+    (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(variables['params'])
+    return inferred, value, grads, stats
+
+
+@functools.cache
+def expected(kind: str) -> Any:
+    model = short(kind)
+    return jax.device_get(jax.jit(functools.partial(everything, model))(random_variables(model), images()))
+
+
+@each_kind
+def test_nothing_is_nan_or_moved_between_host_and_device(kind: str) -> None:
+    model = short(kind)
+    arguments = jax.device_put((random_variables(model), images()))
+    with jax.debug_nans(True), jax.transfer_guard('disallow'):
+        found = jax.block_until_ready(jax.jit(functools.partial(everything, model))(*arguments))
+    near(found, expected(kind))
