@@ -56,28 +56,37 @@ def split(x: Array, kernel: Array, **geometry: int) -> Array:
     groups = geometry.get('groups', 1)
     if not 1 < groups <= 8 or kernel.shape[:2] == (1, 1):
         return plain(x, kernel, **geometry)
-    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-    dense = {**geometry, 'groups': 1}
-    return jnp.concatenate([plain(maps, part, **dense) for maps, part in pairs], -1)
+    return _separate(x, kernel, groups, geometry)
 
 
-def packed(width: int) -> Conv2d:
-    """Narrow groups joined until they have `width` input channels, their kernels block-diagonal."""
+def packed(width: int, apart: bool = False) -> Conv2d:
+    """Narrow groups joined until they have `width` input channels, their kernels block-diagonal.
+
+    The packs are groups of one convolution; `apart`, each is a dense convolution of its own.
+    """
 
     def convolve(x: Array, kernel: Array, **geometry: int) -> Array:
         groups = geometry.get('groups', 1)
+        if groups == 1 or kernel.shape[:2] == (1, 1):
+            return plain(x, kernel, **geometry)
         together = max(1, min(groups, width // kernel.shape[2]))
         while groups % together:
             together -= 1
-        if groups == 1 or together == 1 or kernel.shape[:2] == (1, 1):
-            return plain(x, kernel, **geometry)
         packs = groups // together
         blocks = kernel.reshape(*kernel.shape[:3], packs, together, -1)
         wide = jnp.einsum('hwipgo,gk->hwkipgo', blocks, jnp.eye(together, dtype=kernel.dtype))
         wide = wide.reshape(*kernel.shape[:2], together * kernel.shape[2], -1)
-        return plain(x, wide, **{**geometry, 'groups': packs})
+        return (
+            _separate(x, wide, packs, geometry) if apart else plain(x, wide, **{**geometry, 'groups': packs})
+        )
 
     return convolve
+
+
+def _separate(x: Array, kernel: Array, groups: int, geometry: dict[str, int]) -> Array:
+    pairs = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+    dense = {**geometry, 'groups': 1}
+    return jnp.concatenate([plain(maps, part, **dense) for maps, part in pairs], -1)
 
 
 FORMS: dict[str, Conv2d] = {

@@ -123,15 +123,14 @@ def forms(groups: int) -> dict[str, Callable[..., Any]]:
     from flaxnets.convolution import conv2d
 
     geometry: dict[str, Any] = {'padding': 1, 'groups': groups}
-    found: dict[str, Callable[..., Any]] = {
-        'plain': partial(plain, **geometry),
-        'flaxnets': partial(conv2d, **geometry),
-    }
+    found: dict[str, Callable[..., Any]] = {'flaxnets': partial(conv2d, **geometry)}
+    if groups > 4:  # not the plain form: its weight gradient takes seconds
+        packs = {f'packs of {n} apart': packed(n, apart=True) for n in (16, 32, 64)}
+        return {**found, **{name: partial(form, **geometry) for name, form in packs.items()}}
+    found['plain'] = partial(plain, **geometry)
     if groups == 1:
         return {**found, 'patches': patches, 'winograd': winograd}
-    if groups <= 4:
-        return {**found, 'split': partial(split, **geometry)}
-    return {**found, **{f'packed {n}, grouped': partial(packed(n), **geometry) for n in (32, 64)}}
+    return {**found, 'split': partial(split, **geometry)}
 
 
 def patches(x: Any, kernel: Any) -> Any:
