@@ -19,6 +19,7 @@ from flaxnets.classes import Matching, imagenet_places, match, read_classes
 from flaxnets.config import Config, to_json
 from flaxnets.errors import FlaxnetsError
 from flaxnets.load import load_with_config
+from flaxnets.store import staged
 from flaxnets.weights import write_json
 from train import parallel, pictures
 from train.augment import eval_transform
@@ -154,7 +155,8 @@ def run(options: argparse.Namespace) -> Report:
         extra = real_labels(options.real_labels, names, result)
     report = Report(options.model, config, source, matching, judged, result, extra)
     if options.out and jax.process_index() == 0:
-        write(report, Path(options.out))
+        with staged(options.out) as out:
+            write(report, out)
     return report
 
 
