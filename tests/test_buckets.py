@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 from bucket import Bucket
+from PIL import Image
 from test_checkpoint import assert_same, make_state, save, targets
 
 import flaxnets
 from flaxnets import arrays, runs, store
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import CheckpointError, FlaxnetsError, ImageError
 from flaxnets.store import StoreError, StorePath
 from train import lock, log
 from train.checkpoint import Checkpoints
 from train.lock import Lock
 from train.log import Log, read
+from train.sources import open_source
+from train.sources import store as source_store
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 
@@ -375,3 +383,114 @@ def test_the_lock(
     assert time.monotonic() - started < 0.9
     bucket.put('run/.lock', b'nonsense')
     Lock(workdir).close()
+
+
+# --- data
+
+
+def put_tree(bucket: Bucket, folder: Path) -> None:
+    for path in folder.rglob('*'):
+        if path.is_file():
+            bucket.put(f'data/{path.relative_to(folder).as_posix()}', path.read_bytes())
+
+
+def picture(number: int, size: int = 8) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8)
+    Image.fromarray(pixels).save(file, 'png')
+    return file.getvalue()
+
+
+@pytest.fixture
+def data(bucket: Bucket, tmp_path: Path) -> Path:
+    """The same images as a folder, as tar files and as arrays, here and in the bucket."""
+    here = tmp_path / 'data'
+    for part, count in (('train', 5), ('val', 2)):
+        paths = [here.parent / f'{part}-{shard}.tar' for shard in range(2)]
+        archives = [tarfile.open(path, 'w') for path in paths]  # noqa: SIM115
+        for number in range(4 * count):
+            name = here / 'folder' / part / 'abcd'[number % 4] / f'{number} ü.png'
+            name.parent.mkdir(parents=True, exist_ok=True)
+            name.write_bytes(picture(number))
+            archives[number % 2].add(name, f'{"abcd"[number % 4]}/{number}.png')
+        (here / 'folder' / part / 'a' / 'notes.txt').write_text('no image')
+        for archive in archives:
+            archive.close()
+            path = Path(str(archive.name))
+            path.rename(here / path.name)
+    images = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    labels = np.arange(9) % 3
+    np.savez(here / 'some.npz', x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
+    put_tree(bucket, here)
+    return here
+
+
+@pytest.mark.parametrize(
+    'spec',
+    ['folder:{}/folder', 'tar:{}/{{split}}-*.tar', 'tar:{}/{{split}}-{{0..1}}.tar', 'arrays:{}/some.npz'],
+)
+def test_the_same_images_as_here(bucket: Bucket, data: Path, spec: str) -> None:
+    for training in (True, False):
+        here = open_source(spec.format(data), '', training)
+        there = open_source(spec.format('gs://bucket/data'), '', training)
+        assert (len(there), there.classes, there.fingerprint) == (len(here), here.classes, here.fingerprint)
+        for index in range(len(here)):
+            one, other = here[index], there[index]
+            assert one.label == other.label and np.array_equal(one.image, other.image)
+            assert one.name.replace(str(data), 'gs://bucket/data') == other.name
+
+
+def test_an_image_takes_one_request(bucket: Bucket, data: Path) -> None:
+    for spec in ('folder:gs://bucket/data/folder', 'tar:gs://bucket/data/{split}-*.tar'):
+        source = open_source(spec, '', True)
+        bucket.requests.clear()
+        with ThreadPoolExecutor(8) as threads:
+            records = list(threads.map(source.__getitem__, range(len(source))))
+        assert len(bucket.requests) == len(records) == 20
+        assert all(request.startswith('GET /download/') for request in bucket.requests)
+        ranges = [re.search(r'bytes=(\d+)-(\d+)$', request) for request in bucket.requests]
+        if spec.startswith('tar'):
+            lengths = sorted(int(found[2]) - int(found[1]) + 1 for found in ranges if found)
+            assert lengths == sorted(len(record.image) for record in records)
+
+
+def test_a_large_file_is_read_in_parts(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = np.random.default_rng(0).bytes(100_000)
+    bucket.put('large', content)
+    monkeypatch.setattr(source_store, 'BLOCK', 10_000)
+    monkeypatch.setattr(source_store, 'PART', 3_000)
+    with source_store.opened('gs://bucket/large') as file:
+        bucket.requests.clear()
+        assert file.read(10) == content[:10] and len(bucket.requests) == 4
+        assert file.seek(9_000) == 9_000 and file.read(1_000) == content[9_000:10_000]
+        assert len(bucket.requests) == 4
+        file.seek(-5, os.SEEK_END)
+        assert file.read() == content[-5:] and len(bucket.requests) == 5
+        file.seek(0)
+        assert file.read() == content
+
+
+def test_data_that_is_not_there(bucket: Bucket, data: Path) -> None:
+    for spec, reason in (
+        ('folder:gs://bucket/nothing', 'gs://bucket/nothing: no such folder'),
+        ('folder:gs://nobucket/data', 'there is no bucket nobucket'),
+        ('tar:gs://bucket/no-{split}-*.tar', 'no file matches gs://bucket/no-train-'),
+        ('tar:gs://nobucket/{split}-*.tar', 'there is no bucket nobucket'),
+        ('arrays:gs://bucket/data/no.npz', 'no such object'),
+        ('folder:gs:/bucket/data/folder', 'a place in a bucket is written gs://'),
+        ('tar:http://x/{split}.tar', 'neither a path of this machine nor'),
+        ('tfds:mnist?data_dir=gs://bucket/tfds', 'copy'),
+    ):
+        with pytest.raises(FlaxnetsError) as caught:
+            open_source(spec, '', True)
+        assert reason in str(caught.value) and '\n' not in str(caught.value)
+    source = open_source('folder:gs://bucket/data/folder', '', True)
+    bucket.fault = lambda method, path: 403
+    with pytest.raises(
+        StoreError, match='no permission'
+    ):  # and no ImageError, for which it would be replaced
+        source[0]
+    bucket.fault = lambda method, path: None
+    bucket.wipe()
+    with pytest.raises(ImageError, match='no such object'):
+        source[0]

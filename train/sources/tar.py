@@ -12,6 +12,7 @@ import numpy as np
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.preprocess import is_image
+from flaxnets.store import StoreError
 
 from . import shards, store, webdataset
 from .base import SPLITS, Labelled, Record
@@ -142,6 +143,8 @@ def _members(shard: str, left_out: LeftOut) -> list[Member]:
     try:
         with store.opened(shard) as file:
             return list(_walk(shard, file, 0, store.size(shard), '', left_out))
+    except StoreError:
+        raise
     except (tarfile.TarError, OSError, EOFError) as error:
         packed = shard.endswith(('z', '2', 'xz', 'zst'))
         hint = '; compressed ones cannot be read at random: gunzip it' if packed else ''

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from flaxnets.errors import FlaxnetsError, ImageError
+from flaxnets.store import is_remote
 
 from .base import SPLITS, Labelled, Record
 from .entries import some
@@ -75,6 +76,11 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
     key, _, folder = query.partition('=')
     if query and key != 'data_dir':
         raise FlaxnetsError(f'tfds:{name}?{query}: only ?data_dir=DIR is understood')
+    if folder and is_remote(folder):
+        raise FlaxnetsError(
+            f'tfds:{name}?{query}: array_record files are read from this machine only; copy or mount the '
+            'folder (gcloud storage cp -r, gcsfuse), or put the images there as tar files or folders'
+        )
     try:
         builder = tfds.builder(name, data_dir=folder or None)
     except Exception as error:  # its own kinds for unknown names, and any for files that cannot be read
