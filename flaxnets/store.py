@@ -306,9 +306,15 @@ def _filesystem(scheme: str) -> Any:
     try:
         if package == 'gcsfs':
             # Not the class that fsspec takes, which asks of every bucket for its kind, by another protocol.
-            from gcsfs.core import GCSFileSystem
+            from gcsfs.core import GCSFileSystem, UnclosableBytesIO
 
-            return GCSFileSystem(**options, requests_timeout=REQUEST_SECONDS)
+            class Streaming(GCSFileSystem):  # type: ignore[misc]
+                async def _call(self, *args: Any, data: Any = None, **kwargs: Any) -> Any:
+                    # aiohttp warns of large bytes: sending them at once holds all other requests up.
+                    stream = UnclosableBytesIO(data) if isinstance(data, (bytes, memoryview)) else data
+                    return await super()._call(*args, data=stream, **kwargs)
+
+            return Streaming(**options, requests_timeout=REQUEST_SECONDS)
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
         what = "'flaxnets[gcs]'" if package == 'gcsfs' else package
