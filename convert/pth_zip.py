@@ -65,11 +65,6 @@ class Archive:
             raise CheckpointError(
                 f'{self._where}: a zip archive, but not of torch.save (<name>/data.pkl): it holds {held}'
             )
-        if f'{tops[0]}/constants.pkl' in self._records:
-            raise CheckpointError(
-                f'{self._where}: a TorchScript archive, which holds a program: '
-                'load it with torch.jit.load and save model.state_dict() instead'
-            )
         return tops[0]
 
 
@@ -86,6 +81,11 @@ def _zip_records(data: mmap.mmap, where: str) -> dict[str, tuple[int, int, int]]
         raise CheckpointError(
             f'{where}: a zip archive, but truncated or damaged ({str(error)[:200]})'
         ) from error
+    if any(entry.orig_filename.endswith('/constants.pkl') for entry in entries):
+        raise CheckpointError(
+            f'{where}: a TorchScript archive, which holds a program: '
+            'load it with torch.jit.load and save model.state_dict() instead'
+        )
     records: dict[str, tuple[int, int, int]] = {}
     spans = [(directory, directory)]
     for entry in entries:
