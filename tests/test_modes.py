@@ -151,3 +151,16 @@ def test_nothing_is_nan_or_moved_between_host_and_device(kind: str) -> None:
     with jax.debug_nans(True), jax.transfer_guard('disallow'):
         found = jax.block_until_ready(jax.jit(functools.partial(everything, model))(*arguments))
     near(found, expected(kind))
+
+
+@each_kind
+@pytest.mark.parametrize('types', [AxisType.Explicit, AxisType.Auto])
+def test_a_sharded_batch(kind: str, types: AxisType) -> None:
+    model = short(kind)
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(types,))
+    with jax.set_mesh(mesh):
+        variables = jax.device_put(random_variables(model), NamedSharding(mesh, P()))
+        batch = jax.device_put(images(), NamedSharding(mesh, P('batch')))
+        found = jax.jit(functools.partial(everything, model))(variables, batch)
+    assert found[0].sharding.spec[0] == 'batch'
+    near(found, expected(kind))
