@@ -261,7 +261,7 @@ def test_bad_images_are_counted_once_however_often_a_run_is_stopped(
         return dataclasses.replace(made, training=Some(made.training))
 
     monkeypatch.setattr(loop, 'make_job', job)
-    settings = dataclasses.replace(SHORT, log_steps=4, workers=3)
+    settings = dataclasses.replace(SHORT, log_steps=4, workers=3, max_bad_images=0.1)
     quiet(dataclasses.replace(settings, max_steps=16), tmp_path / 'whole')
     for last in (6, 11, 16):
         quiet(dataclasses.replace(settings, max_steps=last), tmp_path / 'parts')
@@ -400,7 +400,8 @@ ACCURACIES: dict[int, float] = {}
 
 @pytest.mark.parametrize('model', ['resnext_tiny', 'resnest_tiny'])
 def test_the_other_blocks_learn_too(model: str, tmp_path: Path) -> None:
-    outcome = quiet(dataclasses.replace(DIGITS, model=model, epochs=8), tmp_path)
+    # Averages far longer than the run must not keep it near the net that it began with.
+    outcome = quiet(dataclasses.replace(DIGITS, model=model, epochs=8, ema_decay=0.9999), tmp_path)
     assert outcome.evaluation is not None and outcome.evaluation.top1 >= 97.0
 
 
