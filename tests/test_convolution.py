@@ -144,7 +144,12 @@ def test_one_export_serves_every_platform() -> None:
 @pytest.mark.parametrize('height, width', [(1, 1), (2, 3), (7, 8), (12, 12)])
 def test_max_pool_and_its_gradient_are_torchs(height: int, width: int) -> None:
     rng = np.random.default_rng(0)
-    x = rng.integers(-1, 2, (2, height, width, 5)).astype(np.float32)  # ties everywhere
+    x = rng.integers(-1, 2, (5, height, width, 5)).astype(np.float32)  # ties everywhere
+    odd = rng.random((3, height, width, 5))
+    x[2:][odd < 0.2] = np.nan
+    x[2:][odd > 0.5] = -np.inf
+    x[2:][odd > 0.9] = np.inf
+    x[3], x[4] = -np.inf, np.nan
     y, pullback = jax.vjp(max_pool_3x3, jnp.asarray(x))
     dy = rng.normal(size=y.shape).astype(np.float32)
     a = torch.from_numpy(x.transpose(0, 3, 1, 2)).requires_grad_()
