@@ -66,7 +66,7 @@ class Weights:
         if not self.state:
             return random_variables(model)
         from convert.arithmetic import fold_batch_norm
-        from convert.tree import to_variables
+        from convert.names.tree import to_variables
 
         return to_variables(fold_batch_norm(self.state) if model.folded else self.state, model)
 
@@ -75,7 +75,7 @@ def random_variables(model: Any) -> Any:
     """Kernels of a common variance, all else where it starts: made by NumPy, nothing to compile."""
     import jax
 
-    from flaxnets.resnet import abstract_variables
+    from flaxnets.nets.resnet import abstract_variables
 
     rng = np.random.default_rng(0)
 
@@ -109,7 +109,7 @@ def timm_net(name: str) -> Any:
     """timm's net, random; its branches count, but a hundred of them do not grow without bound."""
     torch = import_timm()
     torch.manual_seed(0)
-    from convert.verify import torch_net
+    from convert.verification import torch_net
 
     net = torch_net(name)[0]
     for key, module in net.named_modules():
@@ -162,10 +162,10 @@ def training(net: str, model: Any, variables: Any) -> tuple[Callable[..., Any], 
     import jax
     import optax
 
-    from flaxnets.config import Preprocess
+    from flaxnets.images.preprocess import Preprocess
     from train.settings import Settings
-    from train.state import create_state
-    from train.step import make_train_step
+    from train.step.state import create_state
+    from train.step.step import make_train_step
 
     optimizer = optax.sgd(RATE, MOMENTUM, nesterov=True)
     step = make_train_step(model, optimizer, Settings(model=net), Preprocess(), epoch_steps=1)

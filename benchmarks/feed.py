@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from train.augment import train_transform
-from train.data import train_batches
+from train.data.augment import train_transform
+from train.data.batches import train_batches
+from train.data.sources import open_source
 from train.settings import Settings
-from train.sources import open_source
 
 BATCH = 32
 

@@ -31,10 +31,10 @@ import flaxnets
 from benchmarks.contestants import MOMENTUM, RATE, import_timm, random_variables, timm_net, training
 from benchmarks.forms import form
 from benchmarks.measure import Findings, as_numbers
-from convert.tree import to_variables
-from convert.verify import torch_net
+from convert.names.tree import to_variables
+from convert.verification import torch_net
 from flaxnets import zoo
-from flaxnets.resnet import build
+from flaxnets.nets.resnet import build
 
 Spec = dict[str, Any]
 

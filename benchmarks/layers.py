@@ -65,7 +65,7 @@ def compare(shape: tuple[int, ...], options: argparse.Namespace) -> dict[str, st
 
 
 def compare_pools(shape: tuple[int, ...], options: argparse.Namespace) -> dict[str, str]:
-    from flaxnets.layers import avg_pool_3x3
+    from flaxnets.nets.layers import avg_pool_3x3
 
     side, channels, _, _, images = shape
     x = np.random.default_rng(0).normal(size=(images, side, side, channels)).astype(np.float32)
@@ -120,7 +120,7 @@ def _wait(function: Callable[..., Any], *args: Any) -> None:
 
 def forms(groups: int) -> dict[str, Callable[..., Any]]:
     from benchmarks.forms import packed, plain, split
-    from flaxnets.convolution import conv2d
+    from flaxnets.nets.convolution import conv2d
 
     geometry: dict[str, Any] = {'padding': 1, 'groups': groups}
     found: dict[str, Callable[..., Any]] = {'flaxnets': partial(conv2d, **geometry)}

@@ -24,7 +24,7 @@ from train import parallel, recipes
 from train.job import initial_state, make_job
 from train.loop import train
 from train.settings import Settings, sides
-from train.step import make_train_step
+from train.step.step import make_train_step
 
 STEPS = 12
 

@@ -10,16 +10,18 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert import conversion
-from convert.arithmetic import DTYPES
-from convert.compare import Comparison, compare
-from convert.conversion import FORMATS, Checkpoint, open_checkpoint
-from convert.layouts import LAYOUTS
-from convert.tree import COUNTER
-from convert.verify import Verification
-from flaxnets import weights, zoo
-from flaxnets.classes import read_classes
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
+from flaxnets.store import weights
+from flaxnets.zoo.classes import read_classes
+
+from . import conversion
+from .arithmetic import DTYPES
+from .comparison import Comparison, compare
+from .conversion import FORMATS, Checkpoint, open_checkpoint
+from .names.layouts import LAYOUTS
+from .names.tree import COUNTER
+from .verification import Verification
 
 DESCRIPTION = """Converts weights: PyTorch checkpoints (.pth, .safetensors, Hugging Face folders) of any
 publisher to directories that flaxnets.load opens, and back. Nothing in a file is executed, torch is only

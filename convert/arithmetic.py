@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from convert.tree import COUNTER, State, is_floating
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.layers import BN_EPSILON
+from flaxnets.nets.layers import BN_EPSILON
+
+from .names.tree import COUNTER, State, is_floating
 
 DTYPES = ('float32', 'float16', 'bfloat16')
 

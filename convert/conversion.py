@@ -14,27 +14,30 @@ from typing import Any
 
 import numpy as np
 
-from convert import arithmetic
-from convert.fetch import fetch
-from convert.hub import HubConfig, is_hub_folder, read_hub_folder
-from convert.identify import contradiction, identify
-from convert.image_settings import for_channels
-from convert.layouts import Canonical, caveat, from_canonical, to_canonical
-from convert.pth import read_pth
-from convert.pth_write import write_pth
-from convert.tree import COUNTER, State, is_number, to_state, to_variables
-from convert.verify import Verification, verify
-from convert.words import count
-from convert.wrappers import AmbiguousError
-from flaxnets import runs, weights, zoo
-from flaxnets.config import Config, Preprocess, Weights, config_from_json, to_json
+from flaxnets import zoo
+from flaxnets.api import is_published_name
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.files import map_file, written_whole
-from flaxnets.home import home
-from flaxnets.load import is_published_name
-from flaxnets.resnet import ResNet, build
-from flaxnets.safetensors_file import read_safetensors, write_safetensors
-from flaxnets.store import StorePath, is_remote, names_store, place, staged
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import ResNet, build
+from flaxnets.store import runs, weights
+from flaxnets.store.files import map_file, written_whole
+from flaxnets.store.home import home
+from flaxnets.store.remote import StorePath, is_remote, names_store, place, staged
+from flaxnets.store.safetensors_file import read_safetensors, write_safetensors
+from flaxnets.zoo.records import Config, Weights, config_from_json, to_json
+
+from . import arithmetic
+from .download.published_files import fetch
+from .formats.pth import read_pth
+from .formats.pth_write import write_pth
+from .names.hub_folder import HubConfig, is_hub_folder, read_hub_folder
+from .names.identification import contradiction, identify
+from .names.image_settings import for_channels
+from .names.layouts import Canonical, caveat, from_canonical, to_canonical
+from .names.tree import COUNTER, State, is_number, to_state, to_variables
+from .names.wrappers import AmbiguousError
+from .verification import Verification, verify
+from .words import count
 
 FORMATS = ('pth', 'safetensors')
 MAX_CERTIFICATE_BYTES = 16_000_000
@@ -532,7 +535,7 @@ def check_layout(checkpoint: Checkpoint, layout: str, approximate: bool) -> str 
 
 
 def verified(checkpoint: Checkpoint, original: State, image: str | None = None) -> Verification:
-    """PyTorch's net with the `original` tensors beside ours with the checkpoint's (`convert.verify`)."""
+    """PyTorch's net with the `original` tensors beside ours with the checkpoint's."""
     return verify(original, checkpoint.variables, checkpoint.config, image)
 
 

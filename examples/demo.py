@@ -16,9 +16,9 @@ import jax
 import numpy as np
 
 import flaxnets
-from convert.pth import read_state_dict
-from train.pictures import image_grid
-from train.sources import open_source
+from convert.formats.pth import read_state_dict
+from train.data.sources import open_source
+from train.evaluation.pictures import image_grid
 
 SHOWN = 24
 

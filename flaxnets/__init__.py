@@ -5,15 +5,23 @@ model, variables = flaxnets.load('path/to/converted')
 images = flaxnets.transform('resnest101e')('photo.jpg')[None]
 """
 
-from flaxnets.errors import CheckpointError, FlaxnetsError, ImageError
-from flaxnets.load import config, create, load, transform
-from flaxnets.version import VERSION as __version__
-from flaxnets.zoo import list_models
+from .api import config, create, load, transform
+from .errors import CheckpointError, FlaxnetsError, ImageError
+from .images.preprocess import Preprocess
+from .nets.arch import Arch
+from .nets.resnet import ResNet
+from .version import VERSION as __version__
+from .zoo import list_models
+from .zoo.records import Config
 
 __all__ = [
+    'Arch',
     'CheckpointError',
+    'Config',
     'FlaxnetsError',
     'ImageError',
+    'Preprocess',
+    'ResNet',
     '__version__',
     'config',
     'create',

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flaxnets import zoo
-from flaxnets.config import Arch, Weights
-from flaxnets.errors import FlaxnetsError
+from . import zoo
+from .errors import FlaxnetsError
+from .nets.arch import Arch
+from .zoo.records import Weights
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -87,8 +88,8 @@ def _accuracy(row: Weights | None) -> str:
 
 
 def _info(options: argparse.Namespace) -> int:
-    from flaxnets.load import config
-    from flaxnets.resnet import abstract_variables, build, count_macs, count_parameters
+    from .api import config
+    from .nets.resnet import abstract_variables, build, count_macs, count_parameters
 
     conf = config(options.name)
     net = build(conf.arch, conf.num_classes, conf.in_chans, folded=conf.folded)
@@ -153,8 +154,8 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from flaxnets.classes import PRESUMED, read_classes
-    from flaxnets.predict import predict
+    from .prediction import predict
+    from .zoo.classes import PRESUMED, read_classes
 
     classes = read_classes(options.classes) if options.classes else None
     results = predict(options.images, options.model, arch=options.arch, topk=options.topk, classes=classes)

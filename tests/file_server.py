@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from convert import download
+from convert.download import transfer as download
 from flaxnets import zoo
-from flaxnets.config import Weights
-from flaxnets.home import home
+from flaxnets.store.home import home
+from flaxnets.zoo.records import Weights
 
 CONTENT = hashlib.shake_256(b'weights').digest(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.tree import put, to_variables, walk
-from convert.verify import torch_net
-from flaxnets.resnet import ResNet as FlaxResNet
-from flaxnets.resnet import abstract_variables
+from convert.names.tree import put, to_variables, walk
+from convert.verification import torch_net
+from flaxnets.nets.resnet import ResNet as FlaxResNet
+from flaxnets.nets.resnet import abstract_variables
 
 
 def timm_net(name: str, **kwargs: Any) -> torch.nn.Module:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.pth import read_pth
+from convert.formats.pth import read_pth
 from flaxnets.errors import CheckpointError
 
 MAGIC = 0x1950A86A20F9469CFC6C

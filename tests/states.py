@@ -14,8 +14,8 @@ from timm.models.res2net import Bottle2neck
 from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import Bottleneck, ResNet
 
-from convert.layouts import Canonical
-from flaxnets.config import Arch
+from convert.names.layouts import Canonical
+from flaxnets.nets.arch import Arch
 
 State = dict[str, np.ndarray]
 Saved = dict[str, Any]

@@ -13,7 +13,7 @@ from nets import numpy_state, randomise, timm_net, to_flax
 
 import flaxnets
 from convert.arithmetic import average, cast, drop_head, fold_batch_norm
-from convert.tree import to_variables
+from convert.names.tree import to_variables
 from flaxnets.errors import CheckpointError, FlaxnetsError
 
 

@@ -20,10 +20,10 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.functional import InterpolationMode
 
-from flaxnets.config import Preprocess
-from train import augment, autoaugment
-from train.augment import eval_transform, jitter, shift_hue, train_transform
-from train.autoaugment import apply_op, level, opposite
+from flaxnets.images.preprocess import Preprocess
+from train.data import augment, autoaugment
+from train.data.augment import eval_transform, jitter, shift_hue, train_transform
+from train.data.autoaugment import apply_op, level, opposite
 from train.settings import CROPS, POLICIES, Settings
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((213, 142))
@@ -247,7 +247,7 @@ def test_every_policy_and_crop_makes_an_image_and_the_same_from_the_same_numbers
 
 def test_evaluation_prepares_images_as_the_weights_do() -> None:
     preprocess = Preprocess(size=48, crop_pct=0.8, interpolation='bicubic')
-    from flaxnets.preprocess import transform
+    from flaxnets.api import transform
 
     np.testing.assert_array_equal(eval_transform(preprocess, 3)(PHOTO), transform(preprocess).pixels(PHOTO))
 

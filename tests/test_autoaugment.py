@@ -19,8 +19,8 @@ from torchvision.transforms import functional as F
 from torchvision.transforms.autoaugment import _apply_op
 from torchvision.transforms.functional import InterpolationMode
 
-from train import autoaugment
-from train.autoaugment import apply_op, level, make_policy, opposite
+from train.data import autoaugment
+from train.data.autoaugment import apply_op, level, make_policy, opposite
 
 # 331 pixels: there translations fall on whole pixels, and float32 decides which one.
 ASTRONAUT = Image.fromarray(skimage.data.astronaut()).crop((0, 0, 331, 250))

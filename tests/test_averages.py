@@ -14,9 +14,9 @@ from torch_ema import ExponentialMovingAverage
 
 from train import recipes
 from train.notes import without_effect
-from train.schedule import ema_decay
 from train.settings import Settings, from_json, to_json
-from train.step import moved
+from train.step.schedule import ema_decay
+from train.step.step import moved
 
 DIGITS = recipes.get('digits')
 STEPS = 60

@@ -23,8 +23,8 @@ from runs import FIELDS, finish
 import convert.__main__ as converting
 import flaxnets
 import train.__main__ as training
-from train.log import read
-from train.sources import open_source
+from train.data.sources import open_source
+from train.run.log import read
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 DATA = 'tar:gs://bucket/data/{split}-*.tar'

@@ -23,15 +23,16 @@ from PIL import Image
 from test_checkpoint import assert_same, make_state, save, targets
 
 import flaxnets
-from flaxnets import arrays, runs, store
 from flaxnets.errors import CheckpointError, FlaxnetsError, ImageError
-from flaxnets.store import StoreError, StorePath
-from train import lock, log
-from train.checkpoint import Checkpoints
-from train.lock import Lock
-from train.log import Log, read
-from train.sources import open_source
-from train.sources import store as source_store
+from flaxnets.store import arrays, runs
+from flaxnets.store import remote as store
+from flaxnets.store.remote import StoreError, StorePath
+from train.data.sources import open_source
+from train.data.sources import store as source_store
+from train.run import lock, log
+from train.run.checkpoints import Checkpoints
+from train.run.lock import Lock
+from train.run.log import Log, read
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 

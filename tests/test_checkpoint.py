@@ -20,9 +20,9 @@ import numpy as np
 import optax
 import pytest
 
-from flaxnets import arrays
 from flaxnets.errors import CheckpointError
-from train.checkpoint import Checkpoints
+from flaxnets.store import arrays
+from train.run.checkpoints import Checkpoints
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 ROOT = Path(__file__).parent.parent

@@ -17,12 +17,12 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNeXt50_32X4D_Weights
 
 from convert.__main__ import main
-from convert.class_names import class_names
 from convert.conversion import averaged, open_checkpoint, with_classes
-from convert.hub import read_hub_config
-from convert.layouts import to_canonical
-from flaxnets import weights
+from convert.names.class_names import class_names
+from convert.names.hub_folder import read_hub_config
+from convert.names.layouts import to_canonical
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.store import weights
 
 FIVE = ('Zebra', 'c1', 'c10', 'c2', 'd')  # as torchvision's ImageFolder has them
 BY_NAME = {name: i for i, name in enumerate(FIVE)}
@@ -140,7 +140,7 @@ def tiny_state() -> dict[str, torch.Tensor]:
     from nets import random_variables
 
     import flaxnets
-    from convert.tree import to_state
+    from convert.names.tree import to_state
 
     model = flaxnets.create('resnext_tiny', 5)
     return {

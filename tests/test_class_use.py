@@ -20,11 +20,12 @@ from timm.data.readers.reader_factory import create_reader
 
 import flaxnets
 from convert.conversion import open_checkpoint, with_classes, write
-from flaxnets import imagenet, weights
 from flaxnets.errors import FlaxnetsError
+from flaxnets.store import weights
+from flaxnets.zoo import imagenet
 from train import recipes
 from train.__main__ import main
-from train.evaluation_job import Report, run
+from train.evaluation.report import Report, run
 from train.job import initial_state, make_job
 
 NET = 'resnext_tiny'

@@ -18,10 +18,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNeXt50_32X4D_Weights
 
 import flaxnets
-from flaxnets import imagenet, zoo
-from flaxnets.classes import ClassesError, in_order, match, output_names, read_classes
-from flaxnets.config import Config, config_from_json, to_json
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
+from flaxnets.zoo import imagenet
+from flaxnets.zoo.classes import ClassesError, in_order, match, output_names, read_classes
+from flaxnets.zoo.records import Config, config_from_json, to_json
 
 NET = 'resnest14d'
 PUBLISHED = zoo.config('resnest50d')

@@ -16,10 +16,12 @@ from skimage import data as photographs
 from timm.data import ImageNetInfo, create_transform
 
 import flaxnets
-from flaxnets import weights, zoo
+from flaxnets import zoo
 from flaxnets.__main__ import main
-from flaxnets.config import Arch, Config
-from flaxnets.resnet import build
+from flaxnets.nets.arch import Arch
+from flaxnets.nets.resnet import build
+from flaxnets.store import weights
+from flaxnets.zoo.records import Config
 
 NET = 'resnest14d'
 SMALL = Arch('resnext', (1, 1, 1, 1), 4, 4)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from flaxnets.config import Accuracy, Arch, Config, Preprocess, Weights, config_from_json, to_json
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.arch import Arch
+from flaxnets.zoo.records import Accuracy, Config, Weights, config_from_json, to_json
 
 ARCH = Arch('resnest', (3, 4, 6, 3), radix=2, deep_stem=True, stem_width=32, avg_down=True)
 WEIGHTS = Weights(

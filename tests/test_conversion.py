@@ -19,8 +19,9 @@ from nets import randomise, timm_net
 import flaxnets
 from convert.__main__ import main
 from convert.conversion import Checkpoint, open_checkpoint, write
-from flaxnets import weights, zoo
+from flaxnets import zoo
 from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.store import weights
 
 State = dict[str, torch.Tensor]
 

@@ -21,8 +21,9 @@ from nets import randomise, timm_net
 import flaxnets
 from convert.__main__ import DIFFERENT, main
 from convert.conversion import open_checkpoint
-from convert.layouts import from_canonical
-from flaxnets import weights, zoo
+from convert.names.layouts import from_canonical
+from flaxnets import zoo
+from flaxnets.store import weights
 
 State = dict[str, torch.Tensor]
 KINDS = ['seresnext50_32x4d', 'res2net50d', 'resnest14d']

@@ -17,14 +17,15 @@ from nets import numpy_state, random_variables, randomise, timm_net
 
 from convert.__main__ import main
 from convert.conversion import open_checkpoint
-from convert.pth import read_state_dict
-from convert.pth_write import write_pth
-from convert.tree import to_state
-from flaxnets import weights, zoo
+from convert.formats.pth import read_state_dict
+from convert.formats.pth_write import write_pth
+from convert.names.tree import to_state
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
-from flaxnets.files import work_path
-from flaxnets.resnet import build
-from flaxnets.safetensors_file import write_safetensors
+from flaxnets.nets.resnet import build
+from flaxnets.store import weights
+from flaxnets.store.files import work_path
+from flaxnets.store.safetensors_file import write_safetensors
 
 pytestmark = pytest.mark.fault
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'

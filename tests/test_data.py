@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from train.data import TooManyBadImagesError, eval_batches, train_batches
-from train.sources import ArraySource, Record, open_source
+from train.data.batches import TooManyBadImagesError, eval_batches, train_batches
+from train.data.sources import ArraySource, Record, open_source
 
 N = 23
 

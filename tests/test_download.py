@@ -34,10 +34,10 @@ from file_server import (
     send,
 )
 
-from convert import web
-from convert.fetch import fetch
+from convert.download import web
+from convert.download.published_files import fetch
 from flaxnets.errors import FlaxnetsError
-from flaxnets.home import home
+from flaxnets.store.home import home
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,7 +159,7 @@ def test_remains_of_unknown_origin_are_not_resumed_without_a_hash(server: Server
 
 
 def in_a_process(url: str) -> subprocess.Popen[bytes]:
-    code = f'from convert.fetch import fetch; fetch({url!r})'
+    code = f'from convert.download.published_files import fetch; fetch({url!r})'
     environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
     return subprocess.Popen([sys.executable, '-c', code], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 

@@ -13,10 +13,10 @@ import torch
 from nets import random_variables
 
 import flaxnets
-from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
 from train import parallel
-from train.evaluate import Evaluation, Evaluator, real_labels
+from train.evaluation.metrics import Evaluation, Evaluator, real_labels
 
 CLASSES, SIZE = 4, 32
 RNG = np.random.default_rng(0)

@@ -24,13 +24,13 @@ from file_server import (
     send,
 )
 
-from convert import fetch as fetching
-from convert import web
-from convert.fetch import fetch
+from convert.download import published_files as fetching
+from convert.download import web
+from convert.download.published_files import fetch
 from flaxnets import zoo
-from flaxnets.config import Weights
 from flaxnets.errors import FlaxnetsError
-from flaxnets.home import home
+from flaxnets.store.home import home
+from flaxnets.zoo.records import Weights
 
 
 @pytest.fixture(autouse=True)

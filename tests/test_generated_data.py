@@ -26,7 +26,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_datas
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from flaxnets.errors import FlaxnetsError
-from train.sources import Source, open_source
+from train.data.sources import Source, open_source
 
 SEED = int(os.environ.get('FLAXNETS_SEED', '20261127'))
 FOLDERS, CLASS_TARS, SHARDS = 80, 70, 70

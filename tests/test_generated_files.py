@@ -27,10 +27,10 @@ from torch import nn
 
 import flaxnets
 from convert.conversion import Checkpoint, open_checkpoint
-from convert.tree import to_state
-from convert.wrappers import AmbiguousError
+from convert.names.tree import to_state
+from convert.names.wrappers import AmbiguousError
 from flaxnets.errors import CheckpointError
-from flaxnets.resnet import abstract_variables
+from flaxnets.nets.resnet import abstract_variables
 
 SEED = 0
 FILES = 500

@@ -30,14 +30,15 @@ from file_server import (
 from timm.data import resolve_data_config
 from timm.models._hub import load_model_config_from_path, save_for_hf
 
-from convert.fetch import fetch
-from convert.hub import HubConfig, is_hub_folder, read_hub_config, read_hub_folder
-from flaxnets.config import Config, Preprocess, to_json
+from convert.download.published_files import fetch
+from convert.names.hub_folder import HubConfig, is_hub_folder, read_hub_config, read_hub_folder
+from flaxnets.api import transform
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.home import home
-from flaxnets.preprocess import transform
-from flaxnets.safetensors_file import read_safetensors
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.store.home import home
+from flaxnets.store.safetensors_file import read_safetensors
 from flaxnets.zoo import ARCHS
+from flaxnets.zoo.records import Config, to_json
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ import timm
 import torch
 from states import as_shapes, shapes
 
-from convert.identify import contradiction, identify
+from convert.names.identification import contradiction, identify
 from flaxnets import zoo
 from flaxnets.errors import CheckpointError, FlaxnetsError
 

@@ -16,11 +16,11 @@ from timm.data import resolve_data_config
 from torchvision import transforms
 
 from convert.conversion import _usual
-from convert.image_settings import for_channels, image_settings, share_of, timm_fields
+from convert.names.image_settings import for_channels, image_settings, share_of, timm_fields
 from flaxnets import zoo
-from flaxnets.config import Preprocess
+from flaxnets.api import transform
 from flaxnets.errors import FlaxnetsError
-from flaxnets.preprocess import transform
+from flaxnets.images.preprocess import Preprocess
 
 PHOTO = Image.fromarray(load_sample_images().images[0]).resize((300, 214))
 NAMES = (

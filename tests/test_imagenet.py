@@ -6,7 +6,7 @@ from typing import Any
 
 from timm.data.imagenet_info import ImageNetInfo
 
-from flaxnets.imagenet import class_names, wnids
+from flaxnets.zoo.imagenet import class_names, wnids
 
 
 def test_names_and_ids_are_timms_at_every_index() -> None:

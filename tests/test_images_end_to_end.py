@@ -21,12 +21,15 @@ from nets import random_variables
 import flaxnets
 from convert.__main__ import main
 from convert.conversion import as_dtype, averaged, open_checkpoint, without_head, write
-from convert.tree import to_state
-from flaxnets import arrays, runs, weights, zoo
-from flaxnets.config import Config, Preprocess
+from convert.names.tree import to_state
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
-from train import evaluation_job, recipes
-from train.evaluate import Evaluation
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.store import arrays, runs, weights
+from flaxnets.zoo.records import Config
+from train import recipes
+from train.evaluation import report as evaluation_job
+from train.evaluation.metrics import Evaluation
 from train.job import make_job
 from train.loop import train
 from train.settings import from_json

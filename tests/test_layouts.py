@@ -26,8 +26,8 @@ from states import (
 from timm.models.resnet import ResNet
 from timm.models.senet import SENet, SEResNeXtBottleneck
 
-from convert.identify import identify
-from convert.layouts import to_canonical
+from convert.names.identification import identify
+from convert.names.layouts import to_canonical
 from flaxnets.errors import CheckpointError
 
 # Bare and prefixed.

@@ -16,7 +16,7 @@ from states import (
     small,
 )
 
-from convert.layouts import caveat, from_canonical, to_canonical
+from convert.names.layouts import caveat, from_canonical, to_canonical
 from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
 

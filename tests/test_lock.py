@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flaxnets.errors import FlaxnetsError
-from train.lock import Lock
+from train.run.lock import Lock
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 def hold(workdir: Path) -> subprocess.Popen[str]:
     """Another process that has the lock."""
     program = (
-        'import sys, time; from train.lock import Lock; lock = Lock(sys.argv[1]); print(); time.sleep(99)'
+        'import sys, time; from train.run.lock import Lock; lock = Lock(sys.argv[1]); print(); time.sleep(99)'
     )
     command = [sys.executable, '-uc', program, str(workdir)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)

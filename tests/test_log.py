@@ -11,7 +11,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from flaxnets.errors import FlaxnetsError
-from train.log import Log, read
+from train.run.log import Log, read
 
 VALUES = {
     'epoch': 1.5,

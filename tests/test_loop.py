@@ -17,18 +17,19 @@ from runs import digests
 
 import flaxnets
 from convert.conversion import open_checkpoint, write
-from flaxnets import runs as checkpoints_of
-from flaxnets.arrays import read_manifest
 from flaxnets.errors import FlaxnetsError, ImageError
-from train import log, loop, recipes
+from flaxnets.store import runs as checkpoints_of
+from flaxnets.store.arrays import read_manifest
+from train import loop, recipes
 from train.__main__ import main
-from train.checkpoint import Checkpoints
-from train.export import export
+from train.data.sources import open_source
 from train.job import initial_state, make_job
-from train.log import read
 from train.loop import NonFiniteError, Outcome, train
+from train.run import log
+from train.run.checkpoints import Checkpoints
+from train.run.log import read
 from train.settings import Settings
-from train.sources import open_source
+from train.tools.exporting import export
 
 DIGITS = recipes.get('digits')
 SHORT = dataclasses.replace(

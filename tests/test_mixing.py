@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from train.mixing import mix
+from train.step.mixing import mix
 
 CLASSES = 8
 

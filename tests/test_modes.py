@@ -18,12 +18,13 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from nets import random_variables
 
-from flaxnets.config import Arch, Preprocess
-from flaxnets.resnet import ResNet, build
-from train.optimizer import make_optimizer
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.arch import Arch
+from flaxnets.nets.resnet import ResNet, build
 from train.settings import Settings
-from train.state import create_state
-from train.step import make_train_step
+from train.step.optimizer import make_optimizer
+from train.step.state import create_state
+from train.step.step import make_train_step
 
 DEEP: dict[str, Any] = dict(deep_stem=True, stem_width=8, avg_down=True)
 KINDS = {

@@ -16,13 +16,13 @@ import torch
 from nets import random_variables, timm_net
 
 import flaxnets
-from convert.tree import entries
+from convert.names.tree import entries
 from flaxnets import zoo
-from flaxnets.blocks import Block, SplitAttention
-from flaxnets.config import Arch
 from flaxnets.errors import FlaxnetsError
-from flaxnets.layers import BatchNorm, Conv, DropBlock, DropPath, Span
-from flaxnets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
+from flaxnets.nets.arch import Arch
+from flaxnets.nets.blocks import Block, SplitAttention
+from flaxnets.nets.layers import BatchNorm, Conv, DropBlock, DropPath, Span
+from flaxnets.nets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
 
 # name: (input size, parameters, multiply-accumulates of convolutions and classifier, state dict keys
 # with and without num_batches_tracked). Computed from the papers' and timm's definitions, not from here.

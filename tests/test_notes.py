@@ -11,14 +11,16 @@ import pytest
 from nets import random_variables
 
 import flaxnets
-from flaxnets import weights, zoo
-from flaxnets.config import Config, Preprocess
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.store import weights
+from flaxnets.zoo.records import Config
 from train import recipes
-from train.describe import describe
 from train.job import make_job, make_model
 from train.notes import without_effect
 from train.settings import Settings, apply, complete, continued, preprocess
+from train.tools.description import describe
 
 FINETUNE = recipes.get('finetune')
 

@@ -13,10 +13,10 @@ import torch
 from nets import timm_net
 
 import flaxnets
-from flaxnets.resnet import abstract_variables
-from train.optimizer import decays, make_optimizer, path_of, stage_of
-from train.schedule import learning_rate
+from flaxnets.nets.resnet import abstract_variables
 from train.settings import Settings
+from train.step.optimizer import decays, make_optimizer, path_of, stage_of
+from train.step.schedule import learning_rate
 
 # A little net's parameters, by their paths; what torch calls `weight` is a kernel or a scale.
 SHAPES = {

@@ -12,7 +12,7 @@ from nets import randomise, timm_net, to_flax
 
 import flaxnets
 from flaxnets import zoo
-from flaxnets.resnet import ResNet, abstract_variables, count_parameters
+from flaxnets.nets.resnet import ResNet, abstract_variables, count_parameters
 
 TOLERANCE = 1e-4  # of the largest magnitude
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pth_files as pf
 import pytest
 
-from convert.layouts import to_canonical
-from convert.pth import Inert, read_pth
+from convert.formats.pth import Inert, read_pth
+from convert.names.layouts import to_canonical
 from flaxnets.errors import CheckpointError
 
 # Every one of these makes the directory `canary` when Python's own unpickler reads it.
@@ -352,7 +352,7 @@ def test_sizes_are_not_believed(tmp_path: Path, program: bytes) -> None:
 )
 def test_work_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: bytes) -> None:
     """Each step costs as much as it copies, so that small files cannot grow large ones."""
-    monkeypatch.setattr('convert.pickles.MAX_STEPS', 20_000)
+    monkeypatch.setattr('convert.formats.pickles.MAX_STEPS', 20_000)
     pair = pf.EMPTY_LIST + pf.text('k') + pf.APPEND + pf.NONE + pf.APPEND
     start = pf.EMPTY_LIST + pf.MARK + pair * 500 + b'e' + b'q\x01' + pf.APPEND
     start += pf.EMPTY_LIST + pf.MARK + b'K\x07' * 1000 + b'e' + b'q\x02' + pf.APPEND

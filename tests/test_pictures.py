@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.pictures import confusion, curves, image_grid
+from train.evaluation.pictures import confusion, curves, image_grid
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
-from flaxnets.preprocess import Transform
-from train.pixels import COLOUR_EIGENVALUES, COLOUR_EIGENVECTORS, augment, normalise
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.images.transforms import Transform
+from train.step.pixels import COLOUR_EIGENVALUES, COLOUR_EIGENVECTORS, augment, normalise
 
 STD = np.array([0.229, 0.224, 0.225])
 

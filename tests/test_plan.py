@@ -9,16 +9,16 @@ import os
 import jax
 import pytest
 
-from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
-from flaxnets.resnet import abstract_variables
-from train import plan as planning
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import abstract_variables
 from train import recipes
 from train.job import make_model
-from train.optimizer import make_optimizer
-from train.plan import CHIPS, Plan, estimated_cycles, plan, reduced_bytes, topology_name
-from train.state import create_state
-from train.step import make_train_step
+from train.step.optimizer import make_optimizer
+from train.step.state import create_state
+from train.step.step import make_train_step
+from train.tools import planning
+from train.tools.planning import CHIPS, Plan, estimated_cycles, plan, reduced_bytes, topology_name
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 KINDS = ['resnext50_32x4d', 'res2net50_26w_4s', 'resnest50d', 'resnest269e']

@@ -13,17 +13,18 @@ from nets import random_variables
 from PIL import Image
 
 import flaxnets
-from flaxnets import weights
-from flaxnets.config import CROP_MODES, Config, Preprocess
 from flaxnets.errors import FlaxnetsError
-from flaxnets.preprocess import Transform
+from flaxnets.images.preprocess import CROP_MODES, Preprocess
+from flaxnets.images.transforms import Transform
+from flaxnets.store import weights
 from flaxnets.zoo import TINY_ARCHS
+from flaxnets.zoo.records import Config
 from train import recipes, train
 from train.__main__ import main
-from train.augment import train_transform
+from train.data.augment import train_transform
+from train.data.planes import decoded, plane_pixels
 from train.job import initial_state, make_job
-from train.log import read
-from train.planes import decoded, plane_pixels
+from train.run.log import read
 from train.settings import CROPS, Settings, validate
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (37, 50, 3), dtype=np.uint8)

@@ -20,9 +20,11 @@ import sklearn.datasets  # type: ignore[import-untyped]
 from PIL import Image, ImageFile
 from timm.data.transforms_factory import create_transform
 
-from flaxnets.config import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Arch, Config, Preprocess
 from flaxnets.errors import FlaxnetsError, ImageError
-from flaxnets.preprocess import ImageLike, Transform, transform
+from flaxnets.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
+from flaxnets.images.transforms import ImageLike, Transform, transform
+from flaxnets.nets.arch import Arch
+from flaxnets.zoo.records import Config
 
 BILINEAR = [(224, 0.875), (256, 0.875), (176, 0.875), (224, 0.965)]
 BICUBIC = [(224, 0.875), (320, 0.909), (416, 0.928), (288, 0.95), (288, 1.0), (160, 0.95)]

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from runs import STOPPED, digests, finish, run, start, wait_for_training
 
-from flaxnets import weights
+from flaxnets.store import weights
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 

@@ -26,7 +26,7 @@ import pytest
 import timm
 import torch
 
-from convert.pth import Inert, read_pth, read_state_dict
+from convert.formats.pth import Inert, read_pth, read_state_dict
 from flaxnets.errors import CheckpointError
 
 FORMATS = pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])

@@ -20,7 +20,7 @@ import pth_files as pf
 import pytest
 import torch
 
-from convert.pth import read_pth
+from convert.formats.pth import read_pth
 from flaxnets.errors import CheckpointError
 
 

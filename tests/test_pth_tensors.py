@@ -9,7 +9,7 @@ from typing import Any
 import pth_files as pf
 import pytest
 
-from convert.pth import read_pth
+from convert.formats.pth import read_pth
 
 
 @pytest.mark.parametrize(

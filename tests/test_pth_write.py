@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from convert.pth import read_state_dict
-from convert.pth_write import write_pth
+from convert.formats.pth import read_state_dict
+from convert.formats.pth_write import write_pth
 from flaxnets.errors import FlaxnetsError
 
 DTYPES = ['float64', 'float32', 'float16', 'bfloat16', 'int64', 'int32', 'int16', 'int8', 'uint8', 'bool']

@@ -12,7 +12,8 @@ import timm.models
 from torchvision.models import resnet as torchvision_resnet
 
 from flaxnets import zoo
-from flaxnets.config import Preprocess, Weights
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.zoo.records import Weights
 
 IN_TIMM = [name for name in zoo.ARCHS if timm.is_model(name)]
 ROWS = {row.name: row for row in zoo.WEIGHTS}

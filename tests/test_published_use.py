@@ -16,9 +16,11 @@ from nets import randomise, timm_net, to_flax
 
 import flaxnets
 from convert.__main__ import main
-from flaxnets import weights, zoo
-from flaxnets.config import Preprocess, Weights
+from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.store import weights
+from flaxnets.zoo.records import Weights
 
 NET = 'resnest14d'
 FILE = 'gluon_resnest14-{}.pth'

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 
 from flaxnets.errors import CheckpointError, FlaxnetsError
-from flaxnets.safetensors_file import DTYPES, read_safetensors, write_safetensors
+from flaxnets.store.safetensors_file import DTYPES, read_safetensors, write_safetensors
 
 
 def tensors_of_every_kind() -> dict[str, np.ndarray]:

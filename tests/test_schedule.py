@@ -13,8 +13,8 @@ import torch
 
 from flaxnets.errors import FlaxnetsError
 from train import recipes
-from train.schedule import count_steps, drop_block, learning_rate
 from train.settings import Settings
+from train.step.schedule import count_steps, drop_block, learning_rate
 
 IMAGENET = 1281167
 LAST_DIGIT = 5.1e-7  # the logs have six decimals

@@ -12,8 +12,8 @@ from nets import timm_net
 
 from flaxnets.errors import FlaxnetsError
 from train import recipes
-from train.describe import describe
 from train.settings import MAY_CHANGE, Settings, apply, difference, from_json, to_json, validate
+from train.tools.description import describe
 
 DIGITS = recipes.get('digits')
 FIELDS = [field.name for field in dataclasses.fields(Settings)]

@@ -16,14 +16,14 @@ from test_sources import jpeg, write_tar
 from webdataset.shardlists import expand_urls
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from flaxnets.preprocess import decode
+from flaxnets.images.transforms import decode
 from train.__main__ import main
-from train.data import train_batches
-from train.evaluate import Evaluation
+from train.data.batches import train_batches
+from train.data.sources import Source, open_source
+from train.data.sources.shards import braced
+from train.evaluation.metrics import Evaluation
 from train.job import make_job
 from train.settings import Settings
-from train.sources import Source, open_source
-from train.sources.shards import braced
 
 
 def put(root: Path, *names: str, data: bytes | None = None) -> None:

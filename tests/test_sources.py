@@ -15,8 +15,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from flaxnets.errors import FlaxnetsError, ImageError
-from flaxnets.preprocess import decode, is_image
-from train.sources import Source, open_source
+from flaxnets.images.transforms import decode, is_image
+from train.data.sources import Source, open_source
 
 
 def jpeg(colour: int = 100, mode: str = 'RGB', size: tuple[int, int] = (8, 6), form: str = 'jpeg') -> bytes:

@@ -14,14 +14,14 @@ import pytest
 from nets import random_variables
 
 import flaxnets
-from flaxnets.config import Preprocess
 from flaxnets.errors import FlaxnetsError
-from flaxnets.layers import Span
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.layers import Span
 from train import parallel
-from train.optimizer import make_optimizer
 from train.settings import Settings
-from train.state import TrainState, create_state, initial_variables
-from train.step import make_eval_step, make_train_step
+from train.step.optimizer import make_optimizer
+from train.step.state import TrainState, create_state, initial_variables
+from train.step.step import make_eval_step, make_train_step
 
 N, CLASSES = 16, 5
 BASE = Settings(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from train.stop import Stop
+from train.run.stop import Stop
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from etils import epath
 from PIL import Image
 
 from flaxnets.errors import FlaxnetsError
-from train.sources import Source, open_source
+from train.data.sources import Source, open_source
 
 
 class Tiny(tfds.core.GeneratorBasedBuilder):  # type: ignore[misc]

@@ -15,12 +15,12 @@ from nets import numpy_state, randomise, timm_net, to_flax
 from states import SMALL, small_net
 
 import flaxnets
-from convert.tree import to_state
-from flaxnets.config import Preprocess
-from flaxnets.resnet import ResNet, build
+from convert.names.tree import to_state
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import ResNet, build
 from train.settings import Settings
-from train.state import create_state
-from train.step import make_train_step
+from train.step.state import create_state
+from train.step.step import make_train_step
 
 LR, MOMENTUM, DECAY, SMOOTHING = 0.1, 0.9, 1e-4, 0.1
 RTOL = 1e-6

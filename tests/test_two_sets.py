@@ -14,9 +14,9 @@ from states import added, assert_is, prefixed, small, small_net
 from torch import nn
 
 from convert.conversion import open_checkpoint
-from convert.layouts import to_canonical
-from convert.pth import read_pth
-from convert.wrappers import AmbiguousError
+from convert.formats.pth import read_pth
+from convert.names.layouts import to_canonical
+from convert.names.wrappers import AmbiguousError
 from flaxnets.errors import CheckpointError
 
 

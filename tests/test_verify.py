@@ -15,11 +15,12 @@ from skimage import data as photographs
 
 import flaxnets
 from convert.arithmetic import fold_batch_norm
-from convert.tree import to_variables
-from convert.verify import TOLERANCE, verify
+from convert.names.tree import to_variables
+from convert.verification import TOLERANCE, verify
 from flaxnets import zoo
-from flaxnets.config import Config, Preprocess
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.zoo.records import Config
 
 
 def prepared(name: str, **kwargs: Any) -> tuple[dict[str, Any], Any, Config]:

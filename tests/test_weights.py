@@ -16,10 +16,12 @@ from nets import random_variables
 from timm.models import adapt_input_conv
 
 import flaxnets
-from flaxnets import weights, zoo
-from flaxnets.config import Arch, Config
+from flaxnets import zoo
 from flaxnets.errors import CheckpointError
-from flaxnets.resnet import build
+from flaxnets.nets.arch import Arch
+from flaxnets.nets.resnet import build
+from flaxnets.store import weights
+from flaxnets.zoo.records import Config
 
 ARCH = Arch('resnest', (1, 1, 1, 1), 1, 8, radix=2, deep_stem=True, stem_width=8, avg_down=True)
 CONFIG = Config('resnest14d', ARCH, num_classes=10)

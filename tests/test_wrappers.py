@@ -26,8 +26,8 @@ from timm.utils.checkpoint_saver import CheckpointSaver
 from timm.utils.model_ema import ModelEmaV3
 from torch.optim.swa_utils import AveragedModel
 
-from convert.layouts import to_canonical
-from convert.pth import read_pth
+from convert.formats.pth import read_pth
+from convert.names.layouts import to_canonical
 from flaxnets.errors import CheckpointError
 
 # Training files.

@@ -11,8 +11,9 @@ import timm
 import timm.models
 
 from flaxnets import zoo
-from flaxnets.config import Arch, Config, config_from_json, to_json
 from flaxnets.errors import FlaxnetsError
+from flaxnets.nets.arch import Arch
+from flaxnets.zoo.records import Config, config_from_json, to_json
 
 NAMES = [
     'res2net50_14w_8s',

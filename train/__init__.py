@@ -13,8 +13,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from train.loop import Outcome, train
-    from train.settings import Settings
+    from .loop import Outcome, train
+    from .settings import Settings
 
 __all__ = ['Outcome', 'Settings', 'train']
 

@@ -62,7 +62,7 @@ def _leave(code: int, error: BaseException) -> None:
     At an ordinary exit JAX waits minutes for the other processes, which wait for this one.
     """
     if _is_one_of_many():
-        from train.parallel import JobError
+        from .parallel import JobError
 
         if not isinstance(error, JobError):
             sys.stdout.flush()
@@ -75,8 +75,8 @@ def _is_one_of_many() -> bool:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from train import recipes
-    from train.settings import apply, validate
+    from . import recipes
+    from .settings import apply, validate
 
     options = _train_parser().parse_intermixed_args(arguments)
     settings = recipes.get(options.recipe)
@@ -85,7 +85,7 @@ def _train(arguments: Sequence[str]) -> int:
     if options.print:
         return _print(settings)
     if options.plan:
-        from train.plan import plan
+        from .tools.planning import plan
 
         found = plan(settings, options.plan)
         print(found.text())
@@ -94,7 +94,7 @@ def _train(arguments: Sequence[str]) -> int:
     if not options.workdir:
         raise FlaxnetsError('--workdir is missing: the folder for checkpoints, logs and the trained weights')
     _connect(options)
-    from train.loop import train
+    from .loop import train
 
     outcome = train(settings, options.workdir, quiet=options.quiet, profile=_window(options.profile))
     if outcome.stopped:
@@ -141,7 +141,7 @@ def _connect(options: argparse.Namespace) -> None:
     """Makes this process one of many, if it is to be, and lets compiled programs be kept."""
     import jax
 
-    from flaxnets.home import home
+    from flaxnets.store.home import home
 
     explicit = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in explicit):
@@ -167,9 +167,9 @@ def _window(text: str | None) -> tuple[int, int] | None:
 def _print(settings: Any) -> int:
     import jax
 
-    from train.describe import describe
-    from train.plan import IMAGENET
-    from train.sources import open_source
+    from .data.sources import open_source
+    from .tools.description import describe
+    from .tools.planning import IMAGENET
 
     if settings.data:
         source = open_source(settings.data, settings.train_split, training=True)
@@ -184,8 +184,8 @@ def _print(settings: Any) -> int:
 
 
 def _recipes(arguments: Sequence[str]) -> int:
-    from train import recipes
-    from train.settings import to_json
+    from . import recipes
+    from .settings import to_json
 
     parser = argparse.ArgumentParser(prog='python -m train recipes', description='Lists the recipes, or one.')
     parser.add_argument('name', nargs='?', help='print all fields of this one')
@@ -200,7 +200,7 @@ def _recipes(arguments: Sequence[str]) -> int:
 
 
 def _eval(arguments: Sequence[str]) -> int:
-    from flaxnets.classes import ORDERS, ClassesError
+    from flaxnets.zoo.classes import ORDERS, ClassesError
 
     parser = argparse.ArgumentParser(
         prog='python -m train eval', description='Top-1, top-5 and loss of weights over every image once.'
@@ -223,7 +223,7 @@ def _eval(arguments: Sequence[str]) -> int:
     _add_hosts(parser)
     options = parser.parse_args(arguments)
     _connect(options)
-    from train.evaluation_job import run
+    from .evaluation.report import run
 
     try:
         report = run(options)
@@ -259,7 +259,7 @@ def _export(arguments: Sequence[str]) -> int:
     add('--no-ema', action='store_true', help='the weights that were not averaged')
     add('--force', action='store_true', help='overwrite an earlier directory of weights')
     options = parser.parse_args(arguments)
-    from train.export import export
+    from .tools.exporting import export
 
     step = export(
         options.workdir, options.out, options.checkpoint, ema=not options.no_ema, overwrite=options.force

@@ -12,20 +12,22 @@ import numpy as np
 import optax
 
 import flaxnets
-from flaxnets.classes import ClassesError, match
-from flaxnets.config import Config, Preprocess
+from flaxnets.api import load_with_config
 from flaxnets.errors import FlaxnetsError
-from flaxnets.load import load_with_config
-from flaxnets.resnet import ResNet, abstract_variables, initial_head
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import ResNet, abstract_variables, initial_head
 from flaxnets.zoo import NETS, resolve
-from train import parallel
-from train.notes import Note, about_images, without_effect
-from train.optimizer import make_optimizer
-from train.planes import check_channels
-from train.schedule import count_steps
-from train.settings import PLAIN, Settings, complete, continued, preprocess, validate
-from train.sources import Source, open_source, some
-from train.state import TrainState, create_state, initial_variables
+from flaxnets.zoo.classes import ClassesError, match
+from flaxnets.zoo.records import Config
+
+from . import parallel
+from .data.planes import check_channels
+from .data.sources import Source, open_source, some
+from .notes import Note, about_images, without_effect
+from .settings import PLAIN, Settings, complete, continued, preprocess, validate
+from .step.optimizer import make_optimizer
+from .step.schedule import count_steps
+from .step.state import TrainState, create_state, initial_variables
 
 
 @dataclass(frozen=True)

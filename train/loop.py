@@ -13,25 +13,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from flaxnets import weights
-from flaxnets.config import to_json
 from flaxnets.errors import FlaxnetsError
-from flaxnets.store import staged
-from train import parallel, pictures
-from train.augment import eval_transform, train_transform
-from train.checkpoint import Checkpoints
-from train.data import Batch, eval_batches, train_batches
-from train.evaluate import Evaluation, Evaluator
-from train.job import Job, abstract_state, initial_state, make_job
-from train.lock import Lock
-from train.log import Log, read
-from train.notes import Note
-from train.schedule import learning_rate
-from train.settings import Settings, complete, difference, from_json, validate
-from train.settings import to_json as settings_json
-from train.state import TrainState
-from train.step import make_train_step
-from train.stop import Stop
+from flaxnets.store import weights
+from flaxnets.store.remote import staged
+from flaxnets.zoo.records import to_json
+
+from . import parallel
+from .data.augment import eval_transform, train_transform
+from .data.batches import Batch, eval_batches, train_batches
+from .evaluation import pictures
+from .evaluation.metrics import Evaluation, Evaluator
+from .job import Job, abstract_state, initial_state, make_job
+from .notes import Note
+from .run.checkpoints import Checkpoints
+from .run.lock import Lock
+from .run.log import Log, read
+from .run.stop import Stop
+from .settings import Settings, complete, difference, from_json, validate
+from .settings import to_json as settings_json
+from .step.schedule import learning_rate
+from .step.state import TrainState
+from .step.step import make_train_step
 
 EVAL_IMAGES = 64  # of a device at a time
 IN_FLIGHT = 2  # steps that may be under way: enough to hide the host, few enough to keep memory flat

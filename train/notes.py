@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-from flaxnets.config import Preprocess
-from train.schedule import ema_decay
-from train.settings import OPEN, Settings, complete
+from flaxnets.images.preprocess import Preprocess
+
+from .settings import OPEN, Settings, complete
+from .step.schedule import ema_decay
 
 # Fields that mean something in some runs only: which, when, and what they would need.
 _NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from flaxnets.errors import FlaxnetsError
-from flaxnets.layers import Span
+from flaxnets.nets.layers import Span
 
 AXIS = 'batch'
 T = TypeVar('T')

@@ -17,7 +17,8 @@ from typing import Any
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.zoo import ARCH_ALIASES, config, resolve
-from train.settings import Settings
+
+from .settings import Settings
 
 TORCH = '-torch'  # ends the name of a recipe that is the PyTorch port's, not the released weights'
 # The tags of the weights that these recipes made; others of the same net came about differently.

@@ -12,8 +12,8 @@ from functools import cache
 from typing import Any, get_type_hints
 
 import flaxnets
-from flaxnets.config import CHANNEL_ORDERS, CROP_MODES, INTERPOLATIONS, Preprocess
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import CHANNEL_ORDERS, CROP_MODES, INTERPOLATIONS, Preprocess
 from flaxnets.zoo import resolve
 
 SCHEDULES = ('cosine', 'step', 'constant')
@@ -64,7 +64,7 @@ class Settings:
         after torch's `.eval()` of its BatchNorms (mmdetection's `norm_eval`).
 
     The data:
-      data: where the images are; see `train.sources.open_source`.
+      data: where the images are; see `train.data.sources.open_source`.
       train_split, eval_split: parts of it, as 'val' or 'train[:80%]'; '' takes the data's own.
       image_size: side of the training images in pixels, or height and width; 0 takes the weights' own size,
         224 where there are none.
@@ -83,7 +83,7 @@ class Settings:
       lighting: standard deviation of the PCA noise (Krizhevsky et al.), 0.1.
       erasing: probability of a random rectangle of noise (Zhong et al., arXiv 1708.04896).
       eval_size, eval_crop_pct, eval_crop_mode, eval_interpolation: of the evaluation, as
-        `flaxnets.config.Preprocess` has them; 0 and '' take what the weights expect, its defaults where
+        `flaxnets.Preprocess` has them; 0 and '' take what the weights expect, its defaults where
         there are none.
       mean, std: of each channel, or one for all, of values in 0..1: by them images are normalised in
         training and evaluation. None given takes what the weights expect, ImageNet's where there are none.
@@ -110,8 +110,8 @@ class Settings:
         chose by name: also the BatchNorm scales of shortcuts and of the deep stem).
       clip_norm: largest norm of the gradient; 0 is off.
       ema_decay: of the average of parameters and statistics that is evaluated; 0 is off.
-      ema_warmup: the decay grows towards `ema_decay`, as `train.schedule.ema_decay` says, so that a short
-        run's averages do not stay near the net of its start.
+      ema_warmup: the decay grows towards `ema_decay` (`train.step.schedule.ema_decay`), so that the averages
+        of a short run do not stay near the net of its start.
 
     The run:
       seed: of initial numbers, order of images and augmentation.
@@ -372,7 +372,7 @@ def complete(settings: Settings, expected: Preprocess = PLAIN) -> Settings:
 
 
 def _of_channels(values: Numbers, channels: int) -> Numbers:
-    """Values for any number of channels: RGB's in turn, as `flaxnets.weights.merge` fits a kernel to them."""
+    """Values for any number of channels: RGB's in turn, as `load` fits a first kernel to them."""
     if 1 in (len(values), channels):  # one for all; and grey takes their average
         return values
     return tuple(values[i % len(values)] for i in range(channels))

@@ -1,0 +1,1 @@
+"""Downloads: published files and repositories of the Hugging Face hub."""

@@ -1,0 +1,358 @@
+"""Classifiers of every make, reduced to the one linear layer of the nets here where that is exact.
+
+What stands after the pooled features is read as a chain of layers: linear layers and 1x1 convolutions (with
+weight or spectral norm, with or without a bias) and BatchNorm, in the order of their numbers in an
+`nn.Sequential`. Without anything between them they are one linear layer. A layer without tensors leaves no
+trace in a state dict but a gap in the numbers: before the first layer it is harmless (dropout, flattening, or
+a ReLU of features that are averages of what a ReLU gave), between two it may be a ReLU.
+
+Reference: `torch.nn.utils.weight_norm`, `spectral_norm`, `torch.nn.BatchNorm1d` in evaluation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from flaxnets.errors import CheckpointError
+from flaxnets.nets.layers import BN_EPSILON
+
+from ..words import count, plain, some
+
+Tensors = Mapping[str, np.ndarray]
+
+# First parts of the names of classifiers. Other heads (detectors', decoders') are left out.
+_ROOTS = frozenset(
+    [
+        'fc',
+        'head',
+        'heads',
+        'classifier',
+        'classifiers',
+        'last_linear',
+        'linear',
+        'lin',
+        'logits',
+        'cls',
+        'clf',
+        'cls_head',
+        'clf_head',
+        'fc_head',
+        'head_fc',
+        'output',
+        'out',
+        'output_layer',
+        'out_layer',
+        'final',
+        'final_layer',
+        'last_layer',
+        'classification_head',
+        'class_head',
+        'fc_out',
+        'fc_cls',
+        'new_fc',
+        'dense',
+        'top',
+        'mlp',
+        'mlp_head',
+        'model_head',
+    ]
+)
+_COUNTER = '.num_batches_tracked'
+_HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
+_LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\.weight\.(?:original[01]?|0\._[uv])|[^.]+)')
+
+
+@dataclass
+class Layer:
+    """One layer of a head: its path, and its tensors by leaf ('weight', 'bias', ...)."""
+
+    path: str
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """'linear', 'norm' (BatchNorm) or 'other'."""
+        if 'running_var' in self.tensors:
+            return 'norm'
+        matrix = self._stored_matrix()
+        if matrix is None or matrix.ndim not in (2, 4) or matrix.shape[2:] not in ((), (1, 1)):
+            return 'other'
+        return 'linear'
+
+    def _stored_matrix(self) -> np.ndarray | None:
+        for leaf in ('weight', 'weight_v', 'weight_orig'):
+            if leaf in self.tensors and not (leaf == 'weight_v' and 'weight_orig' in self.tensors):
+                return self.tensors[leaf]
+        for leaf in ('original1', 'original'):
+            if f'parametrizations.weight.{leaf}' in self.tensors:
+                return self.tensors[f'parametrizations.weight.{leaf}']
+        return None
+
+    @property
+    def takes(self) -> int:
+        """The features that a linear layer takes."""
+        matrix = self._stored_matrix()
+        return 0 if matrix is None else matrix.shape[1]
+
+    def is_plain(self) -> bool:
+        return set(self.tensors) <= {'weight', 'bias'} and self.tensors['weight'].ndim == 2
+
+    def matrix(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
+        """Weight [O, I] and bias [O] of a linear layer in float64, and the dtype that they were stored in."""
+        t = self.tensors
+        stored = self._stored_matrix()
+        assert stored is not None
+        matrix = stored.astype(np.float64)
+        scale = t.get('weight_g', t.get('parametrizations.weight.original0'))
+        u = t.get('weight_u', t.get('parametrizations.weight.0._u'))
+        v = t.get('weight_v', t.get('parametrizations.weight.0._v')) if scale is None else None
+        if scale is not None:
+            axes = tuple(i for i, n in enumerate(scale.shape) if n == 1 and matrix.shape[i] != 1)
+            axes = axes or tuple(range(1, matrix.ndim))
+            norm = np.sqrt((matrix**2).sum(axis=axes, keepdims=True))
+            matrix = matrix * (scale.astype(np.float64) / norm)
+        elif u is not None and v is not None:
+            flat = matrix.reshape(len(matrix), -1)
+            matrix = matrix / (u.astype(np.float64) @ flat @ v.astype(np.float64))
+        matrix = matrix.reshape(matrix.shape[:2])
+        bias = t.get('bias')
+        return (
+            matrix,
+            np.zeros(len(matrix)) if bias is None else bias.astype(np.float64),
+            stored.dtype,
+        )
+
+    def affine(self) -> tuple[np.ndarray, np.ndarray]:
+        """Factor and offset of a BatchNorm in evaluation, in float64."""
+        t = {leaf: tensor.astype(np.float64) for leaf, tensor in self.tensors.items()}
+        factor = t.get('weight', 1.0) / np.sqrt(t['running_var'] + BN_EPSILON)
+        return factor, t.get('bias', 0.0) - t['running_mean'] * factor
+
+
+@dataclass
+class Head:
+    """A classifier that was found.
+
+    Attributes:
+      names: of its tensors, in the file.
+      tensors: 'fc.weight' and 'fc.bias'; nothing if it was left out.
+      notes: what it was.
+    """
+
+    names: list[str] = field(default_factory=list)
+    tensors: dict[str, np.ndarray] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_head(
+    names: Mapping[str, str],
+    tensors: Tensors,
+    features: int | None,
+    *,
+    prefix: str = '',
+    bare: Mapping[str, str] | None = None,
+    drop: bool = False,
+    projection: bool = False,
+) -> Head:
+    """The classifier among tensors that are not of the net's body.
+
+    Args:
+      names: name in the file -> name without wrappers.
+      tensors: all of the file's.
+      features: how many the net gives; None if that is unknown.
+      prefix: what stands before the net's own names.
+      bare: of a pickled model, layers without tensors by name, and their classes.
+      drop: leave out a classifier that is no single linear layer.
+      projection: leave it out whatever it is: it is of self-supervised training.
+
+    Raises:
+      CheckpointError: there is a classifier, and it is no single linear layer; or there are several.
+    """
+    chains = _chains(names, tensors, prefix)
+    widths: dict[str, list[int]] = {}
+    if features is not None:
+        widths = {root: [features, 2 * features] for root in chains}
+    own = tensors.get(next((name for name, clean in names.items() if clean == f'{prefix}fc.weight'), ''))
+    if own is not None and own.ndim:
+        for root in widths:  # a layer that takes the classifier's outputs
+            widths[root] += [len(own)] if root != f'{prefix}fc' else []
+    found = {root: chain for root, chain in chains.items() if _is_classifier(chain, widths.get(root))}
+    if not found:
+        return Head()
+    norms = {layer.path for chain in found.values() for layer in chain if layer.kind == 'norm'}
+    used = [
+        name
+        for name, clean in names.items()
+        if _root(clean, prefix) in found
+        and (not clean.endswith(_COUNTER) or clean.removesuffix(_COUNTER) in norms)
+    ]
+    problem = None
+    if projection:
+        return Head(used, {}, [f'left out {some(list(found))}, which self-supervised training projects with'])
+    chain = [layer for layers in found.values() for layer in layers]
+    if len(found) > 1 and not _follow(found, features, prefix):
+        problem = f'it has several classifiers: {some(list(found))}'
+    else:
+        problem = _problem(chain, features, bare or {})
+    if problem and drop:
+        return Head(used, {}, [f'dropped the head: {problem}'])
+    if problem:
+        raise CheckpointError(f'{problem}. drop_head=True takes the net without it')
+    reduced, notes = _reduced(chain, f'{prefix}fc')
+    return Head(used, reduced, notes)
+
+
+def _root(name: str, prefix: str) -> str | None:
+    """The classifier that a name belongs to: 'fc', 'head', or the number of its place beside the net."""
+    place = prefix
+    while True:
+        if name.startswith(place):
+            inner = name[len(place) :]
+            first = inner.partition('.')[0]
+            if first in _ROOTS and '.' in inner:
+                return place + first
+            beside = prefix[len(place) :].rstrip('.')
+            if first.isdigit() and '.' in inner and beside.isdigit() and int(first) > int(beside):
+                return f'{place}{first}'
+            if place == prefix and first.isdigit() and int(first) >= 8 and '.' in inner:
+                return f'{place}{first}'  # of a list of children
+        if not place:
+            return None
+        place = place[: place.rstrip('.').rfind('.') + 1]
+
+
+def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str, list[Layer]]:
+    """The layers of each classifier, in the file's order."""
+    roots: dict[str, dict[str, Layer]] = {}
+    for name, clean in names.items():
+        root = _root(clean, prefix)
+        match = _LEAF.fullmatch(clean)
+        if root is None or match is None or match[2] == _COUNTER[1:]:
+            continue
+        path = match[1] or ''
+        layer = roots.setdefault(root, {}).setdefault(path, Layer(path))
+        layer.tensors[match[2]] = tensors[name]
+    return {root: list(layers.values()) for root, layers in roots.items()}
+
+
+def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool:
+    """Whether these layers turn pooled features into numbers, rather than maps into maps."""
+    linear = [layer for layer in chain if layer.kind == 'linear']
+    maps = any(t.ndim == 4 and t.shape[2:] != (1, 1) for layer in chain for t in layer.tensors.values())
+    if maps or not linear:
+        return False
+    return widths is None or linear[0].takes in widths
+
+
+def _follow(found: Mapping[str, Sequence[Layer]], features: int | None, prefix: str) -> bool:
+    """Whether two heads are the net's own classifier and one after it, in an `nn.Sequential`."""
+    if len(found) != 2:
+        return False
+    (first, own), (second, after) = found.items()
+    own_linear, after_linear = ([x for x in layers if x.kind == 'linear'] for layers in (own, after))
+    return (
+        second == _following(prefix)
+        and first.startswith(prefix)
+        and len(own) == len(after) == len(own_linear) == len(after_linear) == 1
+        and after[0].path == second
+    )
+
+
+def _following(prefix: str) -> str:
+    """Of a net in an `nn.Sequential`, the layer after it; '' if it is in none."""
+    place, number = prefix.rstrip('.').rpartition('.')[::2]
+    return f'{place}.{int(number) + 1}'.lstrip('.') if number.isdigit() else ''
+
+
+def _problem(chain: Sequence[Layer], features: int | None, bare: Mapping[str, str]) -> str | None:
+    """Why the layers are no single linear one; None if they are."""
+    listed = some([f'{plain(layer.path)} ({_said(layer)})' for layer in chain])
+    odd = [layer for layer in chain if layer.kind == 'other']
+    if odd:
+        return f'its head is more than a linear layer: {listed}'
+    first = next(layer for layer in chain if layer.kind == 'linear')
+    if features is not None and first.takes != features:
+        pooled = ', as of pools by average and by maximum side by side' if first.takes == 2 * features else ''
+        return f'its head {listed} takes {first.takes} features, and the net gives {features}{pooled}'
+    for before, after in pairwise(chain):
+        between = _between(before.path, after.path, bare)
+        if between is None:
+            return f'its head has {count(len(chain), "layer")}, and no telling what is between them: {listed}'
+        if between:
+            return f'its head has {between} between its layers: {listed}'
+    width = features
+    for layer in chain:
+        size = layer.takes if layer.kind == 'linear' else len(layer.tensors['running_var'])
+        if width is not None and size != width:
+            return f'its head has layers that do not fit each other: {listed}'
+        if layer.kind == 'linear':
+            width = layer.matrix()[0].shape[0]
+    return None
+
+
+def _between(before: str, after: str, bare: Mapping[str, str]) -> str | None:
+    """What is between two layers of a Sequential: '' if nothing that counts, None if that cannot be told."""
+    (parent, first), (other, second) = (path.rpartition('.')[::2] for path in (before, after))
+    if other == parent and first.isdigit() and second.isdigit():
+        start = f'{parent}.' if parent else ''
+        gap = [f'{start}{i}' for i in range(int(first) + 1, int(second))]
+        if not gap:
+            return ''
+        kinds = {
+            layer.rpartition('.')[2] and kind for layer, kind in bare.items() if layer.endswith(tuple(gap))
+        }
+        if kinds and len(kinds - _HARMLESS) == 0:
+            return ''
+        return some(sorted(kinds - _HARMLESS)) if kinds else 'a layer without tensors, such as a ReLU,'
+    if second.isdigit() and before.endswith('.fc'):
+        return ''  # a net and the layer after it (`_follow`)
+    return None
+
+
+def _said(layer: Layer) -> str:
+    if layer.kind == 'norm':
+        return 'BatchNorm'
+    if layer.kind == 'linear':
+        return f'linear {layer.takes} to {len(layer.matrix()[0])}'
+    shapes = some([f'{leaf} {"x".join(map(str, t.shape))}' for leaf, t in layer.tensors.items()], 3)
+    return shapes
+
+
+def _reduced(chain: Sequence[Layer], usual: str) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The layers as one, bit by bit where they are one plain linear layer."""
+    called = some([plain(layer.path) for layer in chain])
+    notes = [] if called == usual else [f'took {called} as the classifier']
+    if len(chain) == 1 and chain[0].is_plain():
+        weight = chain[0].tensors['weight']
+        bias = chain[0].tensors.get('bias')
+        if bias is None:
+            notes.append(f'{called} has no bias: zeros')
+            bias = np.zeros(len(weight), weight.dtype)
+        return {'fc.weight': weight, 'fc.bias': bias}, notes
+    if len(chain) == 1 and set(chain[0].tensors) <= {'weight', 'bias'}:
+        weight = chain[0].tensors['weight']
+        bias = chain[0].tensors.get('bias', np.zeros(len(weight), weight.dtype))
+        notes.append(f'{called} is a 1x1 convolution, which is a linear layer after the pool')
+        return {'fc.weight': weight.reshape(weight.shape[:2]), 'fc.bias': bias}, notes
+    total, offset, dtype = None, np.zeros(()), None
+    for layer in chain:
+        if layer.kind == 'linear':
+            matrix, bias, dtype = layer.matrix()
+            offset = bias if total is None and not offset.ndim else matrix @ offset + bias
+            total = matrix if total is None else matrix @ (total if total.ndim == 2 else np.diag(total))
+        else:
+            factor, shift = layer.affine()
+            factor, shift = np.broadcast_arrays(factor, shift)
+            offset = shift if not offset.ndim else offset * factor + shift
+            spread = factor if total is None or total.ndim == 1 else factor[:, None]
+            total = spread if total is None else total * spread
+    assert total is not None and dtype is not None
+    notes.append(
+        f'folded {called} into one linear layer: equal but for rounding, computed in float64, kept in {dtype}'
+    )
+    return {'fc.weight': total.astype(dtype), 'fc.bias': offset.astype(dtype)}, notes

@@ -1,0 +1,221 @@
+"""Proof of a conversion: PyTorch's net and ours on the same image, block by block.
+
+PyTorch's net is timm's, or torchvision's where timm is not installed. Nothing else in the converter needs
+either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+
+from flaxnets import zoo
+from flaxnets.api import transform
+from flaxnets.errors import FlaxnetsError
+from flaxnets.nets.blocks import Block
+from flaxnets.nets.resnet import build
+from flaxnets.zoo.records import Config
+
+from .names.tree import State, is_floating
+
+TOLERANCE = 1e-4  # of the largest magnitude of a block's output
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one layer's outputs are apart: the largest difference over the largest magnitude."""
+
+    layer: str
+    largest: float
+    relative: float
+
+    @property
+    def within(self) -> bool:
+        return self.relative <= TOLERANCE
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` measured.
+
+    Attributes:
+      reference: the library and version of PyTorch's net.
+      image: what the nets looked at.
+      layers: the stem's BatchNorm (`bn1`), every block, and the classifier (`fc`), in order.
+    """
+
+    reference: str
+    image: str
+    layers: tuple[Difference, ...]
+
+    @property
+    def first_outside(self) -> Difference | None:
+        """The first layer that leaves the tolerance; None if the conversion is proven."""
+        return next((layer for layer in self.layers if not layer.within), None)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), 'tolerance': TOLERANCE, 'within': self.first_outside is None}
+
+
+def verify(state: State, variables: Any, config: Config, image: str | None = None) -> Verification:
+    """Runs both nets on one image and compares them layer by layer.
+
+    Args:
+      state: PyTorch's tensors, canonical names.
+      variables: what they were converted to; parameters of any dtype, computed with in float32.
+      config: the net (`folded` variables are compared with PyTorch's net as it is).
+      image: an image file, or None for a smooth random pattern.
+
+    Raises:
+      FlaxnetsError: neither timm nor torchvision is installed, or they have no such net; bad image.
+    """
+    picture = _pattern() if image is None else image
+    preprocess = replace(config.preprocess, unsupported=())  # any image will do, prepared in any way
+    if config.in_chans != 3:
+        preprocess = replace(preprocess, mean=(0.5,), std=(0.5,))
+    images = transform(preprocess)(picture)[None]
+    if config.in_chans != 3:
+        images = images[..., np.arange(config.in_chans) % 3]  # red, green, blue, red, ...
+    theirs, reference = _torch_outputs(state, images, config)
+    ours = _flax_outputs(variables, images, config)
+    layers = []
+    for layer, expected in theirs.items():
+        largest, scale = np.abs(ours[layer] - expected).max(), np.abs(expected).max()
+        # Not finite anywhere is outside any tolerance; NaN compares as within none.
+        relative = float(largest / scale) if scale else float(largest)
+        layers.append(Difference(layer, float(largest), relative))
+    return Verification(reference, image or 'a smooth random pattern', tuple(layers))
+
+
+def _pattern() -> Image.Image:
+    """An image with structure at every scale, the same everywhere: noise of four grains, mixed."""
+    rng = np.random.default_rng(0)
+    layers = []
+    for size in (8, 32, 128, 512):
+        noise = Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+        layers.append(np.asarray(noise.resize((512, 512), Image.Resampling.BICUBIC), np.float32))
+    return Image.fromarray(np.mean(layers, axis=0).astype(np.uint8))
+
+
+def _flax_outputs(variables: Any, images: np.ndarray, config: Config) -> dict[str, np.ndarray]:
+    model = build(config.arch, config.num_classes, config.in_chans, folded=config.folded)
+    exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
+
+    def wanted(module: Any, method: str) -> bool:
+        return method == '__call__' and (isinstance(module, Block) or module.path in (('bn1',), ('fc',)))
+
+    @jax.jit
+    def run(variables: Any, images: Any) -> Any:
+        _, changed = model.apply(variables, images, capture_intermediates=wanted, mutable=['intermediates'])
+        return changed['intermediates']
+
+    with jax.default_matmul_precision('highest'):  # accelerators would do with less
+        outputs = run(exact, images)
+    return {name.removesuffix('.__call__'): np.asarray(output) for name, output in _flatten(outputs)}
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
+    out = []
+    for key, value in tree.items():
+        name = f'{prefix}.{key}' if prefix else key
+        out += _flatten(value, name) if isinstance(value, Mapping) else [(name, value[0])]
+    return out
+
+
+def _torch_outputs(state: State, images: np.ndarray, config: Config) -> tuple[dict[str, np.ndarray], str]:
+    torch = _import('torch')
+    net, reference = torch_net(config.name, num_classes=config.num_classes, in_chans=config.in_chans)
+    tensors = {
+        key: torch.from_numpy(np.array(t, np.float32 if is_floating(t) else None)) for key, t in state.items()
+    }
+    net.load_state_dict(tensors, strict=True)
+    outputs: dict[str, np.ndarray] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> None:
+            array = output.numpy().copy()  # the next layer works in place
+            outputs[name] = array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
+
+        return hook
+
+    for name, module in net.named_modules():
+        parts = name.split('.')
+        if name in ('bn1', 'fc') or (parts[0].startswith('layer') and len(parts) == 2):
+            module.register_forward_hook(keep(name))
+    with torch.inference_mode():
+        net.eval()(torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))))
+    if config.num_classes == 0:
+        outputs.pop('fc', None)  # timm's is an identity there
+    return outputs, reference
+
+
+def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
+    """PyTorch's net of that name in the zoo, randomly initialised, and what it comes from.
+
+    Where timm does not list the net, it is built from timm's blocks.
+
+    Args:
+      name: key of `flaxnets.zoo.NETS`.
+      **kwargs: `num_classes`, `in_chans` and further options of timm's `create_model`.
+
+    Raises:
+      FlaxnetsError: neither timm nor torchvision can be imported, or torchvision has no such net.
+    """
+    try:
+        timm = _import('timm')
+    except FlaxnetsError:
+        return _torchvision_net(name, **kwargs)
+    reference = f'timm {timm.__version__}'
+    if timm.is_model(name):
+        return timm.create_model(name, **kwargs), reference
+    from timm.models.res2net import Bottle2neck
+    from timm.models.resnest import ResNestBottleneck
+    from timm.models.resnet import Bottleneck, ResNet
+
+    arch = zoo.NETS[name]
+    blocks = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
+    block_args: dict[str, Any] = {}
+    if arch.block == 'resnest':
+        block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
+    net = ResNet(
+        blocks[arch.block],  # type: ignore[arg-type]  # timm's own nets pass these
+        arch.layers,
+        cardinality=arch.cardinality,
+        base_width=arch.base_width,
+        stem_type='deep' if arch.deep_stem else '',
+        stem_width=arch.stem_width,
+        avg_down=arch.avg_down,
+        channels=arch.stage_planes,
+        block_args=block_args,
+        **kwargs,
+    )
+    return net, f'{reference}, its blocks'
+
+
+def _torchvision_net(name: str, num_classes: int = 1000, in_chans: int = 3) -> tuple[Any, str]:
+    models = _import('torchvision.models', needed='timm or torchvision')
+    make = getattr(models, name, None) if name.startswith('resnext') else None
+    if make is None or in_chans != 3 or num_classes == 0:
+        raise FlaxnetsError(
+            f"torchvision has no net equal to {name}: --verify needs timm (pip install 'flaxnets[torch]')"
+        )
+    return make(num_classes=num_classes), f'torchvision {_import("torchvision").__version__}'
+
+
+def _import(module: str, needed: str = 'PyTorch and timm') -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except (
+        ImportError,
+        RuntimeError,
+    ) as error:  # RuntimeError: builds of torch and torchvision that do not fit
+        raise FlaxnetsError(
+            f"--verify needs {needed} (pip install 'flaxnets[torch]'): {module} cannot be imported: {error}"
+        ) from error

@@ -1,0 +1,213 @@
+"""From weights, wherever they are, to a net and its variables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import zoo
+from .errors import FlaxnetsError
+from .images.preprocess import Preprocess
+from .images.transforms import MAX_PIXELS, Transform
+from .nets.resnet import ResNet, build
+from .siblings import sibling
+from .store import runs, weights
+from .store.remote import names_store
+from .zoo.records import Config
+
+
+def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
+    """A net by name, without weights: `flaxnets.create('resnest101e')`.
+
+    Args:
+      name: any name that `list_models` gives, or an alias: timm's, torchvision's, mmpretrain's, the
+        authors'. A tag (`resnext50_32x4d.gluon_in1k`) is accepted and makes the same net.
+      num_classes: outputs of the classifier; 0 gives pooled features [N, 2048].
+      in_chans: channels of the images.
+      **options: `dtype`, `param_dtype`, `global_pool`, `drop_rate`, `drop_path_rate`,
+        `drop_block_rate`, `output_stride`, `frozen_stages`, `freeze_bn`, `features_only`, `out_indices`,
+        `axis_name`, `remat`, `zero_init_last`: see `flaxnets.nets.resnet.ResNet`.
+
+    Returns:
+      A Flax module. `model.init(key, images)` makes its variables; `model.apply(variables, images,
+      train=False)` takes images [N, H, W, in_chans].
+
+    Raises:
+      FlaxnetsError: unknown name (the nearest ones are named), or bad values (all of them).
+    """
+    arch_name, _ = zoo.resolve(name)
+    return build(zoo.NETS[arch_name], num_classes, in_chans, **options)
+
+
+def config(source: str | os.PathLike[str], *, model: str | None = None) -> Config:
+    """What weights are: architecture, preprocessing, classes, origin.
+
+    A published name is looked up and nothing is downloaded; of a directory of weights or of a training run
+    only the description is read.
+
+    Args:
+      source: anything that `load` opens.
+      model: name of the architecture, where the tensors of a file leave a choice.
+
+    Raises:
+      FlaxnetsError: no such source, or a damaged one.
+    """
+    if is_published_name(source):
+        found = zoo.config(os.fspath(source))
+        _check_name(source, model, found)
+        return found
+    return _opened(source, model)[0]
+
+
+def transform(
+    source: str | os.PathLike[str] | Config | Preprocess,
+    *,
+    model: str | None = None,
+    exif: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> Transform:
+    """What turns an image into exactly the array that weights expect.
+
+        images = flaxnets.transform('resnest101e')('photo.jpg')[None]  # [1, 256, 256, 3]
+
+    Args:
+      source: anything that `load` opens, a `Config` or a `Preprocess`.
+      model: as `config` takes it.
+      exif: turn the picture as its EXIF orientation says; timm and torchvision do not.
+      max_pixels: larger images are refused before they are decoded.
+
+    Returns:
+      A `flaxnets.images.transforms.Transform`: called with a path, a PIL image or an array it gives float32
+      [height, width, in_chans], normalised.
+
+    Raises:
+      FlaxnetsError: no such source, a damaged one, or weights that expect images which cannot be prepared.
+    """
+    if isinstance(source, Preprocess):
+        return Transform(source, exif=exif, max_pixels=max_pixels)
+    found = source if isinstance(source, Config) else config(source, model=model)
+    return Transform(found.preprocess, found.in_chans, exif, max_pixels)
+
+
+def load(
+    source: str | os.PathLike[str],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[ResNet, weights.Variables]:
+    """A net and its variables, from weights wherever they are.
+
+        model, variables = flaxnets.load('resnest50d', num_classes=10)
+        logits = model.apply(variables, images)
+
+    Args:
+      source: a directory that `python -m convert` wrote; a published name, which is downloaded and
+        converted once; or anything else that `python -m convert` opens: a `.pth` or `.safetensors` file,
+        a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL. All but names may lie in a bucket
+        (`gs://BUCKET/weights`).
+      num_classes: None keeps the classifier of the weights; another number than theirs starts a new one.
+      in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
+      model: name of the architecture, where the tensors leave a choice; refused if they contradict it.
+      seed: of a new classifier.
+      **options: as of `create`.
+
+    Returns:
+      The Flax module, and {'params': ..., 'batch_stats': ...} as JAX arrays for `model.apply`.
+
+    Raises:
+      FlaxnetsError: no such source, a damaged one, one that does not fit the net, bad values.
+    """
+    _, net, variables = load_with_config(source, num_classes, in_chans, model=model, seed=seed, **options)
+    return net, variables
+
+
+def load_with_config(
+    source: str | os.PathLike[str],
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    *,
+    model: str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[Config, ResNet, weights.Variables]:
+    """`load`, and the `Config` of the weights as they are stored."""
+    conf, read = _opened(source, model)
+    net = build(
+        conf.arch,
+        conf.num_classes if num_classes is None else num_classes,
+        conf.in_chans if in_chans is None else in_chans,
+        **{'folded': conf.folded, **options},
+    )
+    return conf, net, weights.merge(read(), net, seed=seed)
+
+
+def is_published_name(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a name of the zoo: also where a folder without weights happens to be called so."""
+    path = Path(source)
+    if path.exists() and not path.is_dir():
+        return False
+    if (path / 'config.json').exists() or (path.is_dir() and runs.is_checkpoint(path)):
+        return False
+    try:
+        zoo.resolve(os.fspath(source))
+    except FlaxnetsError:
+        return False
+    return True
+
+
+def _opened(
+    source: str | os.PathLike[str], model: str | None
+) -> tuple[Config, Callable[[], weights.Variables]]:
+    """What weights are, and how to read them."""
+    if names_store(source):
+        return _opened_in_store(source, model)
+    path = Path(source)
+    if weights.is_directory(path):
+        return _of_directory(path, model)
+    if path.is_dir() and runs.is_checkpoint(path):
+        found = runs.read_config(path)
+        _check_name(path, model, found)
+        return found, lambda: runs.read(path).variables
+    conversion = sibling('convert.conversion')  # the middle floor, only when needed
+    if is_published_name(source) or not path.exists():
+        path = conversion.converted(os.fspath(source))
+        if weights.is_directory(path):
+            return _of_directory(path, model)
+    checkpoint = conversion.open_checkpoint(path, model)
+    return checkpoint.config, lambda: checkpoint.variables
+
+
+def _opened_in_store(
+    source: str | os.PathLike[str], model: str | None
+) -> tuple[Config, Callable[[], weights.Variables]]:
+    """What is described beside the arrays is read alone, until the arrays are wanted."""
+    if weights.is_directory(source):
+        conf = weights.read_config(source)
+    elif runs.is_checkpoint(source):
+        conf = runs.read_config(source)
+    else:
+        with runs.fetched(source) as here:
+            conf, _ = _opened(here, model)
+    _check_name(source, model, conf)
+
+    def read() -> weights.Variables:
+        with runs.fetched(source) as here:
+            return _opened(here, model)[1]()
+
+    return conf, read
+
+
+def _of_directory(path: Path, model: str | None) -> tuple[Config, Callable[[], weights.Variables]]:
+    found = weights.read_config(path)
+    _check_name(path, model, found)
+    return found, lambda: weights.read_variables(path)
+
+
+def _check_name(source: object, model: str | None, found: Config) -> None:
+    if model is not None and zoo.resolve(model)[0] != found.name:
+        raise FlaxnetsError(f'{source} holds weights of {found.name}, not of {model}')

@@ -1,0 +1,361 @@
+"""Image -> array, exactly as the weights expect it.
+
+Pillow decodes and resizes, numpy normalises; JAX is not imported. The resampling is Pillow's own,
+antialiased and in 8 bits, because that is what the published accuracies were measured with: JAX's,
+OpenCV's and TensorFlow's resizing all differ from it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageFile, ImageOps
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from ..errors import FlaxnetsError, ImageError
+from .preprocess import INTERPOLATIONS, Preprocess
+
+ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
+
+MAX_PIXELS = 178_956_970  # where Pillow, too, stops believing that it is a photograph
+
+FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
+
+# How the files begin, and which decoder opens them.
+_DECODERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
+    (re.compile(rb'\xff\xd8\xff'), JpegImageFile),
+    (re.compile(rb'\x89PNG\r\n\x1a\n'), PngImageFile),
+    (re.compile(rb'RIFF'), WebPImageFile),
+    (re.compile(rb'GIF8[79]a'), GifImageFile),
+    (re.compile(rb'BM'), BmpImageFile),
+    (re.compile(rb'II[*+]\0|MM\0[*+]'), TiffImageFile),
+    (re.compile(rb'P[1-6]'), PpmImageFile),
+    (re.compile(rb'....ftyp(avif|avis|mif1|msf1)', re.DOTALL), AvifImageFile),
+    (re.compile(rb'\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n'), Jpeg2KImageFile),
+)
+# Text and sounds may begin as images do: what else must be so where no name says that it is an image.
+_LOOKALIKES = re.compile(rb'RIFF(?!....WEBP)|BM(?!....\0\0\0\0)|P[1-6](?!\s)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Turns images into the input of a net; `flaxnets.transform` makes one.
+
+    An image is the path of a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF or JPEG 2000 file (recognised by its
+    content, not its name; of an animation, the first frame), a Pillow image, or an array: uint8 or uint16
+    `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]` (alpha last).
+
+    Transparency is dropped, not blended, as torchvision and timm do. 16-bit greys, which Pillow alone
+    would clip to white, are scaled to 8 bits (65535 becomes 255). Damage that Pillow decodes without
+    an error, such as changed bytes in the middle of a JPEG, passes unnoticed.
+
+    Attributes:
+      preprocess: size, crop, interpolation and normalisation.
+      in_chans: 3, or 1 for grey: Pillow's 'L', normalised with the average of the three means and
+        of the three standard deviations.
+      exif: turn the picture as its EXIF orientation says. Off by default, because timm and
+        torchvision do not either and the published accuracies were measured that way.
+      max_pixels: a picture of more pixels, as stored or once resized, is refused before it takes
+        memory.
+    """
+
+    preprocess: Preprocess
+    in_chans: int = 3
+    exif: bool = False
+    max_pixels: int = MAX_PIXELS
+
+    def __post_init__(self) -> None:
+        if self.in_chans not in (1, 3):
+            raise FlaxnetsError(
+                f'no transform makes in_chans={self.in_chans} channels, only 3 (RGB) or 1 (grey): '
+                f'prepare arrays [N, H, W, {self.in_chans}] yourself and give them to the net'
+            )
+        if self.preprocess.unsupported:
+            reasons = '; '.join(self.preprocess.unsupported)
+            raise FlaxnetsError(f'these weights expect images that flaxnets cannot prepare: {reasons}')
+        if self.max_pixels < 1:
+            raise FlaxnetsError(f'max_pixels={self.max_pixels!r} must be at least 1')
+
+    def __call__(self, image: ImageLike) -> npt.NDArray[np.float32]:
+        """The net's input for one image.
+
+        Returns:
+          float32 `[height, width, in_chans]`: colours (or grey) in the net's order, scaled to 0..1, less the
+          mean, over std.
+
+        Raises:
+          ImageError: the image cannot be read, or must not be.
+        """
+        mean, std = np.array(self.preprocess.channel_values(self.in_chans), np.float32)
+        pixels = self.pixels(image)
+        if self.preprocess.channel_order == 'bgr':
+            pixels = pixels[..., ::-1]
+        unit = pixels.astype(np.float32) / np.float32(255)
+        normalised: npt.NDArray[np.float32] = (unit - mean) / std
+        return normalised
+
+    def batch(self, images: Iterable[ImageLike]) -> npt.NDArray[np.float32]:
+        """The net's input for several images, in order.
+
+        Returns:
+          float32 `[N, height, width, in_chans]`.
+
+        Raises:
+          ImageError: an image cannot be read, or must not be; the message counts images from 0.
+        """
+        if isinstance(images, str | os.PathLike | Image.Image) or getattr(images, 'ndim', 4) != 4:
+            raise ImageError('a batch is a list of images, or an array [N, H, W, C]; this is one image')
+        rows = []
+        for index, image in enumerate(images):
+            try:
+                rows.append(self(image))
+            except ImageError as error:
+                raise ImageError(f'image {index} of the batch: {error}') from error
+        if not rows:
+            return np.empty((0, self.preprocess.height, self.preprocess.width, self.in_chans), np.float32)
+        return np.stack(rows)
+
+    def pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """The resized and cropped bytes, before normalisation: RGB, or grey, whatever order the net takes.
+
+        Returns:
+          uint8 `[height, width, in_chans]`.
+
+        Raises:
+          ImageError: the image cannot be read, or must not be.
+        """
+        if isinstance(image, str | os.PathLike):
+            name = os.fsdecode(image)
+            with _open(name) as file:
+                return self._pixels(_read_header(file, name), name)
+        if isinstance(image, Image.Image):
+            return self._pixels(image, str(getattr(image, 'filename', '')) or 'the image')
+        return self._pixels(_from_array(image), 'the array')
+
+    def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+        image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
+        height, width = self.preprocess.height, self.preprocess.width
+        return np.array(self._shape(image, name)).reshape(height, width, self.in_chans)
+
+    def _shape(self, image: Image.Image, name: str) -> Image.Image:
+        """Crops and resizes to the shape that the net takes; the rounding is the authors'."""
+        p = self.preprocess
+        resample = FILTERS[p.interpolation]
+        if p.crop_mode == 'center_first':
+            return _cut(image, self._centre(*image.size)).resize((p.width, p.height), resample)
+        width, height = self._resized(*image.size)
+        resized = f'{name}, resized to {width} x {height}'
+        _check_pixels((max(width, p.width), max(height, p.height)), resized, self.max_pixels)
+        return self._centred(image.resize((width, height), resample))
+
+    def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom of what 'center_first' cuts."""
+        p = self.preprocess
+        if p.height == p.width:
+            cut_width = cut_height = p.crop_pct * min(width, height)
+        else:
+            scale = p.crop_pct * min(width / p.width, height / p.height)
+            cut_width, cut_height = scale * p.width, scale * p.height
+        left, top = round((width - cut_width) / 2), round((height - cut_height) / 2)
+        return left, top, max(round(left + cut_width), left + 1), max(round(top + cut_height), top + 1)
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height to which a picture is resized before its middle is taken."""
+        p = self.preprocess
+        # timm rounds down; an input of few pixels and a large percentage would leave none.
+        goal_width, goal_height = (max(1, math.floor(side / p.crop_pct)) for side in (p.width, p.height))
+        if p.crop_mode == 'squash':
+            return goal_width, goal_height
+        if p.crop_mode == 'center' and goal_width == goal_height:  # torchvision's rounding
+            short = min(width, height)
+            return int(goal_width * width / short), int(goal_width * height / short)
+        ratios = height / goal_height, width / goal_width
+        ratio = max(ratios) if p.crop_mode == 'border' else min(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
+
+    def _centred(self, image: Image.Image) -> Image.Image:
+        """The middle of a picture in the shape of the input, filled up where the picture is smaller."""
+        p = self.preprocess
+        (left, right), (top, bottom) = (
+            _middle(have, want) for have, want in zip(image.size, (p.width, p.height), strict=True)
+        )
+        fill: Any = 0
+        if p.crop_mode == 'border':
+            mean = p.channel_values(self.in_chans)[0]
+            mean = mean[::-1] if p.channel_order == 'bgr' else mean
+            colours = tuple(min(max(round(255 * value), 0), 255) for value in mean)
+            fill = colours if self.in_chans == 3 else colours[0]
+        return _cut(image, (left, top, right, bottom), fill)
+
+
+def _middle(have: int, want: int) -> tuple[int, int]:
+    """First and last edge of `want` pixels in the middle of `have`, or around them, as torchvision rounds."""
+    start = -((want - have) // 2) if want > have else round((have - want) / 2)
+    return start, start + want
+
+
+def decode(
+    image: bytes | npt.NDArray[Any], in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """A stored image at its own size, as Pillow's 'RGB' (`in_chans=3`) or 'L' (1).
+
+    Args:
+      image: the bytes of a file, or an array as `Transform` takes them.
+      in_chans: 3 or 1.
+      name: for messages.
+      max_pixels: larger pictures are refused before they are decoded.
+
+    Raises:
+      ImageError: it cannot be read, or must not be.
+    """
+    opened = _read_header(io.BytesIO(image), name) if isinstance(image, bytes) else _from_array(image)
+    return _decoded(opened, in_chans, name, max_pixels)
+
+
+def is_image(start: bytes) -> bool:
+    """Whether a file that begins with these 16 bytes is an image that `decode` opens, damage aside."""
+    known = any(beginning.match(start) for beginning, _ in _DECODERS)
+    return known and not _LOOKALIKES.match(start)
+
+
+def _decoded(
+    image: Image.Image, in_chans: int, name: str, max_pixels: int, exif: bool = False
+) -> Image.Image:
+    _check_pixels(image.size, name, max_pixels)
+    try:
+        image.load()
+        if exif:
+            image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged data
+        raise ImageError(_damaged(name, error)) from error
+    return _to_mode(image, 'RGB' if in_chans == 3 else 'L', name)
+
+
+def _check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f'{name}: {width} x {height} pixels are more than max_pixels={max_pixels}; '
+            'make the picture smaller, or raise max_pixels if you trust it'
+        )
+
+
+def _open(name: str) -> BinaryIO:
+    try:
+        regular = stat.S_ISREG(os.stat(name).st_mode)  # opening a FIFO would wait for ever
+        file = open(name, 'rb') if regular else None  # noqa: SIM115 - the caller closes it
+    except (OSError, ValueError) as error:  # ValueError: a null character in the path
+        reason = getattr(error, 'strerror', None) or error
+        raise ImageError(f'{name}: cannot be opened ({reason}); check the path') from error
+    if file is None:
+        raise ImageError(f'{name}: not a file but a directory or a device; give the path of one image')
+    return file
+
+
+def _read_header(file: BinaryIO, name: str) -> Image.Image:
+    """The image in `file`, not decoded yet.
+
+    `Image.open` would warn of, or refuse, large pictures by a limit that is global to the process;
+    silencing it is not safe while other threads run. Its own decoders, called directly, do not.
+    """
+    start = file.read(16)
+    file.seek(0)
+    if not start:
+        raise ImageError(f'{name}: the file is empty; fetch it again')
+    decoder = next((d for beginning, d in _DECODERS if beginning.match(start)), None)
+    if decoder is None:
+        raise ImageError(
+            f'{name}: not a JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF or JPEG 2000 image: '
+            f'it begins with {start!r}; fetch it again, or convert it'
+        )
+    try:
+        image = decoder(file, name)
+    except Exception as error:  # SyntaxError, OSError, ValueError, struct.error, Pillow's own, ...
+        raise ImageError(_damaged(name, error)) from error
+    if isinstance(image, TiffImageFile) and image.mode.startswith('I;16'):
+        bits, photometric = image.tag_v2.get(258), image.tag_v2.get(262)
+        if bits != (16,) or photometric != 1:  # Pillow would neither scale 12 bits nor invert the greys
+            raise ImageError(
+                f'{name}: a grey TIFF with BitsPerSample={bits} and PhotometricInterpretation={photometric} '
+                'has no faithful 8-bit form here; convert it to 8 bits'
+            )
+    return image
+
+
+def _damaged(name: str, error: Exception) -> str:
+    reason = str(error) or type(error).__name__
+    return f'{name}: cannot be decoded, it is damaged or truncated ({reason}); replace it'
+
+
+def _from_array(array: Any) -> Image.Image:
+    if not hasattr(array, '__array__'):
+        raise ImageError(
+            f'{type(array).__name__} is not an image: give a path, a Pillow image or a uint8 array [H, W, 3]'
+        )
+    array = np.asarray(array)
+    if array.dtype.kind != 'u' or array.dtype.itemsize > 2:
+        raise ImageError(
+            f'an array of {array.dtype} is not an image: give uint8 0..255 '
+            '(of values in 0..1: np.round(255 * x).astype(np.uint8))'
+        )
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or 0 in array.shape:
+        raise ImageError(
+            f'an array of shape {array.shape} is not an image: give [H, W, 3], [H, W, 1] or [H, W]'
+        )
+    if array.shape[2] == 1:
+        array = array[..., 0]
+    return Image.fromarray(_to_bytes(array) if array.dtype.itemsize == 2 else array)
+
+
+def _to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """0..65535 -> 0..255: the value over 257, rounded (257 is odd: there are no ties)."""
+    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
+    """`image` as 'RGB' or 'L', never clipped."""
+    if image.mode == 'F':
+        raise ImageError(f'{name}: floating-point pixels have no agreed range; convert it to 8 bits')
+    if image.mode.startswith('I'):
+        values = np.asarray(image)
+        low, high = values.min(), values.max()
+        if low < 0 or high > 65535:
+            raise ImageError(
+                f'{name}: 32-bit pixels in {low}..{high} have no agreed range (16 bits, 0..65535, do); '
+                'convert it to 8 bits'
+            )
+        image = Image.fromarray(_to_bytes(values))
+    if image.mode == 'P' and 'transparency' in image.info:
+        image = image.copy()  # it may be the caller's
+        del image.info['transparency']  # dropped below anyway, but Pillow would warn
+    try:
+        return image if image.mode == mode else image.convert(mode)
+    except ValueError as error:
+        raise ImageError(f'{name}: {image.mode} pixels have no {mode} form ({error}); convert it') from error
+
+
+def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: Any = 0) -> Image.Image:
+    """`image.crop(box)` without its warning about large pictures; `fill` is what lies outside the image."""
+    left, top, right, bottom = box
+    cut = Image.new(image.mode, (right - left, bottom - top), fill)
+    cut.paste(image, (-left, -top))
+    return cut

@@ -1,0 +1,267 @@
+"""The three residual blocks: ResNeXt's, Res2Net's and ResNeSt's bottlenecks.
+
+A block maps [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), 4 * planes]. Its layers carry PyTorch's
+names (`conv1`, `bn1`, `downsample/0`, ...), so that a checkpoint's key is the path of its parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from .arch import Arch
+from .layers import (
+    BatchNorm,
+    Conv,
+    DropBlock,
+    DropPath,
+    MakeConv,
+    MakeNorm,
+    avg_pool_3x3,
+    avg_pool_shortcut,
+    relu,
+)
+
+EXPANSION = 4
+SE_REDUCTION = 16
+
+
+class Block(nn.Module):
+    """What the three bottlenecks share: their settings, how they open and close, the shortcut.
+
+    Attributes:
+      arch: the architecture.
+      planes: of the block's stage, `Arch.stage_planes`; the block makes 4 * planes channels.
+      stride: of the block; 2 in the first block of a stage that shrinks the map.
+      dilation: of the block's 3x3 convolutions.
+      pooled_shortcut: the shortcut's average pool is there (`avg_down` nets, where the stage shrinks or
+        is dilated in place of shrinking).
+      has_downsample: the shortcut changes channels or size (first block of every stage).
+      drop_path_rate: probability to drop the residual branch of a sample in training.
+      drop_block_rate: share of the branch's maps that is dropped in squares in training.
+      drop_block_groups: parts of the batch that share a mask.
+      zero_init_last: the branch's last BatchNorm starts with scale 0, the block as its shortcut.
+      conv, norm: `Conv`, and the layer that follows one, with the net's settings bound.
+    """
+
+    arch: Arch
+    planes: int
+    stride: int = 1
+    dilation: int = 1
+    pooled_shortcut: bool = False
+    has_downsample: bool = False
+    drop_path_rate: float = 0.0
+    drop_block_rate: float | Array = 0.0
+    drop_block_groups: int = 1
+    zero_init_last: bool = True
+    conv: MakeConv = Conv
+    norm: MakeNorm = BatchNorm
+
+    @property
+    def width(self) -> int:
+        """Channels of the 3x3 convolution (of each scale's, in Res2Net)."""
+        return self.planes * self.arch.base_width // 64 * self.arch.cardinality
+
+    def drop_block(self, y: Array, train: bool) -> Array:
+        return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
+
+    def open(self, x: Array, channels: int, train: bool) -> Array:
+        """The 1x1 convolution that starts the branch."""
+        y = self.norm(name='bn1')(self.conv(channels, 1, name='conv1')(x), train)
+        return relu(self.drop_block(y, train))
+
+    def close(self, y: Array, train: bool) -> Array:
+        """The 1x1 convolution that ends the branch."""
+        y = self.conv(EXPANSION * self.planes, 1, name='conv3')(y)
+        y = self.norm(zero_scale=self.zero_init_last, name='bn3')(y, train)
+        return self.drop_block(y, train)
+
+    def join(self, y: Array, x: Array, train: bool) -> Array:
+        """relu(branch + shortcut), the branch dropped for some samples in training."""
+        if self.has_downsample:
+            x = Downsample(
+                EXPANSION * self.planes,
+                self.stride,
+                self.pooled_shortcut,
+                first_index=1 if self.arch.avg_down else 0,
+                conv=self.conv,
+                norm=self.norm,
+                name='downsample',
+            )(x, train)
+        return relu(DropPath(self.drop_path_rate)(y, train) + x)
+
+
+class Downsample(nn.Module):
+    """The shortcut of a block that changes channels or size: [pool,] 1x1 convolution, BatchNorm.
+
+    `first_index` numbers the convolution: in `avg_down` nets index 0 is the pool's in every stage, also
+    where it does nothing (timm, the authors' files).
+    """
+
+    features: int
+    stride: int
+    pool: bool
+    first_index: int
+    conv: MakeConv
+    norm: MakeNorm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        stride = self.stride
+        if self.pool:
+            x, stride = avg_pool_shortcut(x, stride), 1
+        x = self.conv(self.features, 1, stride=stride, name=str(self.first_index))(x)
+        return self.norm(name=str(self.first_index + 1))(x, train)
+
+
+class Bottleneck(Block):
+    """ResNeXt's block (Xie et al., arXiv 1611.05431, figure 3c), with an optional SE gate.
+
+    Reference: `Bottleneck` of torchvision and timm; the stride sits in the 3x3 convolution.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.open(x, self.width, train)
+        conv2 = self.conv(
+            self.width,
+            3,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.arch.cardinality,
+            name='conv2',
+        )
+        y = self.norm(name='bn2')(conv2(y), train)
+        y = relu(self.drop_block(y, train))
+        y = self.close(y, train)
+        if self.arch.se:
+            y = SqueezeExcite(self.conv, name='se')(y)
+        return self.join(y, x, train)
+
+
+class SqueezeExcite(nn.Module):
+    """Squeeze and excitation (Hu et al., arXiv 1709.01507): channels scaled by a gate of their means."""
+
+    conv: MakeConv
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        gate = x.mean((1, 2), keepdims=True)
+        gate = relu(self.conv(channels // SE_REDUCTION, 1, use_bias=True, name='fc1')(gate))
+        gate = self.conv(channels, 1, use_bias=True, name='fc2')(gate)
+        return x * jax.nn.sigmoid(gate)
+
+
+class Res2Bottleneck(Block):
+    """Res2Net's and Res2NeXt's block (Gao et al., arXiv 1904.01169, figure 2b).
+
+    The channels are split in `scale` parts. Each but the last is convolved, once the result of the one
+    before has been added to it; the last passes as it is. In the first block of a stage nothing is added,
+    and the last part is average-pooled (the authors' `stype='stage'`). Reference: `Bottle2neck` in
+    Res2Net/Res2Net-PretrainedModels, `res2net.py`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        scale = self.arch.scale
+        make_conv = partial(
+            self.conv,
+            self.width,
+            3,
+            stride=self.stride,
+            dilation=self.dilation,
+            groups=self.arch.cardinality,
+        )
+        convs, bns = ModuleList(make_conv, name='convs'), ModuleList(self.norm, name='bns')
+
+        parts = jnp.split(self.open(x, self.width * scale, train), scale, axis=-1)
+        outputs: list[Array] = []
+        for i, part in enumerate(parts[: max(1, scale - 1)]):
+            if outputs and not self.has_downsample:
+                part = part + outputs[-1]
+            outputs.append(relu(bns(i, convs(i, part), train)))
+        if scale > 1:
+            last = parts[-1]
+            outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)
+        y = self.drop_block(jnp.concatenate(outputs, axis=-1), train)
+        return self.join(self.close(y, train), x, train)
+
+
+class ModuleList(nn.Module):
+    """Layers numbered below one name, as `torch.nn.ModuleList` numbers them: `layers(i, ...)` is the i-th."""
+
+    make: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, i: int, *args: object) -> Array:
+        return self.make(name=str(i))(*args)
+
+
+class SplitAttentionBottleneck(Block):
+    """ResNeSt's block (Zhang et al., arXiv 2004.08955, figure 2, right).
+
+    A block that shrinks its map does it by a 3x3 average pool next to the split attention, after it or
+    (`avd_first`) before. Reference: `Bottleneck` in zhanghang1989/ResNeSt, `resnest/torch/models/resnet.py`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        y = self.open(x, self.width, train)
+        if self.stride > 1 and self.arch.avd_first:
+            y = avg_pool_3x3(y, self.stride)
+        attention = SplitAttention(
+            self.width,
+            self.dilation,
+            cardinality=self.arch.cardinality,
+            radix=self.arch.radix,
+            conv=self.conv,
+            norm=self.norm,
+            name='conv2',
+        )
+        y = self.drop_block(attention(y, train), train)
+        if self.stride > 1 and not self.arch.avd_first:
+            y = avg_pool_3x3(y, self.stride)
+        return self.join(self.close(y, train), x, train)
+
+
+class SplitAttention(nn.Module):
+    """Split attention (Zhang et al., arXiv 2004.08955, section 3.1): [N, H, W, C] -> [N, H, W, features].
+
+    The 3x3 convolution makes `radix` splits of the map, which are then weighed against each other, channel
+    by channel, by a softmax over the splits (radix 1: by a sigmoid). Its channels are radix-major, [radix,
+    cardinality, c]; those of the attention logits are cardinality-major, [cardinality, radix, c].
+    Reference: `SplAtConv2d` in zhanghang1989/ResNeSt, `resnest/torch/models/splat.py`.
+    """
+
+    features: int
+    dilation: int
+    cardinality: int
+    radix: int
+    conv: MakeConv
+    norm: MakeNorm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features, cardinality, radix = self.features, self.cardinality, self.radix
+        conv = self.conv(features * radix, 3, dilation=self.dilation, groups=cardinality * radix, name='conv')
+        inner = max(32, x.shape[-1] * radix // 4)
+        fc1 = self.conv(inner, 1, groups=cardinality, use_bias=True, name='fc1')
+        fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
+
+        splits = relu(self.norm(name='bn0')(conv(x), train))
+        n, h, w, _ = splits.shape
+        splits = splits.reshape(n, h, w, radix, features)
+        y = splits.sum(3).mean((1, 2), keepdims=True)
+        logits = fc2(relu(self.norm(name='bn1')(fc1(y), train)))
+        if radix == 1:
+            weights = jax.nn.sigmoid(logits)
+        else:
+            logits = logits.reshape(n, 1, 1, cardinality, radix, features // cardinality)
+            weights = jax.nn.softmax(logits, axis=4).swapaxes(3, 4)
+        return (splits * weights.reshape(n, 1, 1, radix, features)).sum(3)

@@ -1,0 +1,379 @@
+"""The layers that the blocks are made of, with PyTorch's geometry, initialisation and statistics.
+
+All maps are [N, H, W, C]. Each docstring names the torch call that it equals. A layer that behaves
+differently in training takes `train` as an argument of its call.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from ..errors import FlaxnetsError
+from .convolution import conv2d
+
+MakeConv = Callable[..., 'Conv']
+MakeNorm = Callable[..., nn.Module]
+
+BN_EPSILON = 1e-5
+BN_MOMENTUM = 0.1  # torch's sense: the weight of the new batch in the running statistics
+
+
+@jax.custom_jvp
+@jax.jit
+def relu(x: Array) -> Array:
+    """`torch.nn.functional.relu`: its gradient is 0 at 0, and passes where x is NaN."""
+    return jnp.maximum(x, 0)
+
+
+relu.defjvps(lambda g, y, x: lax.select(y <= 0, lax.full_like(g, 0), g))
+
+
+def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for linear weights and for every bias."""
+    bound = fan_in**-0.5
+
+    def init(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
+
+    return init
+
+
+class Conv(nn.Module):
+    """`torch.nn.Conv2d(C, features, kernel_size, stride, padding, dilation, groups, use_bias)`.
+
+    The padding is the symmetric one that keeps a map's size at stride 1: dilation * (kernel_size - 1) / 2.
+    The kernel, [kernel_size, kernel_size, C / groups, features], starts as kaiming normal, fan out.
+
+    Attributes:
+      features: output channels.
+      kernel_size: height and width of the kernel, in pixels; odd.
+      stride, dilation: in pixels, the same for height and width.
+      groups: channels are convolved in so many contiguous groups.
+      use_bias: adds a bias, which starts as torch's: U(+-1/sqrt(fan_in)).
+      dtype: of the computation.
+      param_dtype: of the parameters.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    dilation: int = 1
+    groups: int = 1
+    use_bias: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        k = self.kernel_size
+        if x.shape[-1] % self.groups or self.features % self.groups:
+            raise FlaxnetsError(
+                f'{x.shape[-1]} input and features={self.features} channels must both be divisible by '
+                f'groups={self.groups}'
+            )
+        shape = (k, k, x.shape[-1] // self.groups, self.features)
+        kernel = self.param(
+            'kernel', nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), shape, self.param_dtype
+        )
+        y = conv2d(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=self.dilation * (k - 1) // 2,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        if self.use_bias:
+            fan_in = k * k * shape[2]
+            bias = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
+            y = y + channels(bias.astype(self.dtype))
+        return y
+
+
+@dataclass(frozen=True)
+class Span:
+    """Over which images a BatchNorm takes its statistics in training: by default, those of its device.
+
+    A recipe's "32 images per GPU" is a property of the net that it trained. Where the devices hold more
+    images or fewer, these fields restore it; the running statistics then are the mean over the spans.
+
+    Attributes:
+      axis_name: mapped axis whose devices share their statistics; None keeps to the device.
+      device_groups: indices on that axis of the devices that share, in groups of one size; None: all share.
+      parts: the device's images are normalised in so many equal parts, each on its own.
+    """
+
+    axis_name: str | None = None
+    device_groups: tuple[tuple[int, ...], ...] | None = None
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        groups = self.device_groups
+        if self.parts < 1 or (self.parts > 1 and self.axis_name is not None):
+            raise FlaxnetsError(f'parts={self.parts!r} must be 1, or more within one device (no axis_name)')
+        if groups is not None and (self.axis_name is None or len({len(g) for g in groups}) != 1):
+            raise FlaxnetsError(f'device_groups={groups!r} must be of one size, on an axis with a name')
+
+
+class BatchNorm(nn.Module):
+    """`torch.nn.BatchNorm2d(C, eps=1e-5, momentum=0.1)`; with `span.axis_name`, `torch.nn.SyncBatchNorm`.
+
+    The batch is normalised with its biased variance, and the running variance is updated with the
+    unbiased one: Flax's own layer stores the biased one, and a net trained with it drifts from torch's.
+    Statistics are computed and kept in float32 at least, whatever `dtype` is.
+
+    Attributes:
+      zero_scale: the scale starts at 0 instead of 1 (last normalisation of a residual branch).
+      span: the images that share statistics in training.
+      frozen: the running statistics are used and kept in training too, as after torch's `.eval()`; scale
+        and bias still learn.
+      dtype: of the result.
+      param_dtype: of scale and bias.
+    """
+
+    zero_scale: bool = False
+    span: Span = Span()
+    frozen: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        shape = (x.shape[-1],)
+        start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
+        scale = self.param('scale', start, shape, self.param_dtype)
+        bias = self.param('bias', nn.initializers.zeros, shape, self.param_dtype)
+        exact = jnp.promote_types(self.param_dtype, jnp.float32)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
+
+        def normalise(x: Array, mean: Array, var: Array) -> Array:
+            factor = channels(scale, x.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
+            return ((x - mean) * factor + channels(bias, x.ndim).astype(exact)).astype(self.dtype)
+
+        if not train or self.frozen or self.is_initializing():
+            return normalise(x.astype(exact), channels(running_mean.value), channels(running_var.value))
+        parts = self.span.parts
+        if x.shape[0] % parts:
+            raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
+        split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
+        mean, var, count = self._batch_statistics(split, running_mean.value)
+        y = normalise(split.astype(exact), mean, var).reshape(x.shape)
+        mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
+        running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
+        running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        return y
+
+    def _batch_statistics(self, x: Array, running_mean: Array) -> tuple[Array, Array, int]:
+        """Mean and biased variance over N, H, W (and devices), and the number of values behind them.
+
+        For any constant s, var(x) = mean((x - s)^2) - mean(x - s)^2, derivatives of all orders included.
+        With s = 0 the difference is lost in rounding where the mean is many times the deviation. The mean
+        of the row in the middle of all maps is no further from their mean than sqrt(H) deviations.
+
+        Args:
+          x: [(parts,) N, H, W, C].
+          running_mean: [C].
+
+        Returns:
+          Mean and variance, [(parts,) 1, 1, 1, C], and the count.
+        """
+        span, exact, axes = self.span, running_mean.dtype, (-4, -3, -2)
+        count = math.prod(x.shape[-4:-1])
+
+        def mean_of(*terms: Array) -> Any:
+            means = [term.mean(axes, keepdims=True) for term in terms]
+            if span.axis_name is None:
+                return means
+            return lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
+
+        if span.axis_name is not None:
+            count *= len(span.device_groups[0]) if span.device_groups else lax.psum(1, span.axis_name)
+        if count == 1:
+            where = '/'.join(self.path)
+            raise FlaxnetsError(
+                f'{where}: one value per channel in training (input {x.shape}): its variance is 0. Split '
+                'attention pools a map to one pixel, so that a batch of 1 per device cannot train; use at '
+                'least 2 images per device, or axis_name to take the statistics over all devices'
+            )
+        middle = x.shape[-3] // 2
+        (shift,) = mean_of(x[..., middle : middle + 1, :, :].astype(exact))
+        if x.dtype.itemsize < exact.itemsize:
+            # A TPU takes the statistics while it convolves, a fifth of a step for the compiler, if the shift
+            # does not depend on the result. Half precision has no mean of more than some hundred deviations.
+            shift = jnp.where(_on_tpu(), channels(running_mean, x.ndim), shift)
+        shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
+        x = x.astype(exact) - shift
+        mean, square = mean_of(x, lax.square(x))
+        return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
+
+
+def channels(x: Array, ndim: int = 4) -> Array:
+    """[C] as [1, ..., C], so that it meets a map of as many dimensions without promotion."""
+    return x.reshape((1,) * (ndim - 1) + (-1,))
+
+
+def _on_tpu() -> Array:
+    """Whether the program is lowered for a TPU, a constant in it."""
+    return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))
+
+
+class FoldedNorm(nn.Module):
+    """What is left of a BatchNorm that was folded into the convolution before it: nothing."""
+
+    zero_scale: bool = False  # as `BatchNorm` takes it, without meaning here
+
+    def __call__(self, x: Array, train: bool) -> Array:
+        if train:
+            raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
+        return x
+
+
+def conv_and_norm(
+    folded: bool, span: Span, frozen: bool, dtype: DTypeLike, param_dtype: DTypeLike
+) -> tuple[MakeConv, MakeNorm]:
+    """`Conv` and the norm that follows it, settings bound; folded, the convolution has the norm's bias."""
+    conv = partial(Conv, use_bias=folded, dtype=dtype, param_dtype=param_dtype)
+    if folded:
+        return conv, FoldedNorm
+    return conv, partial(BatchNorm, span=span, frozen=frozen, dtype=dtype, param_dtype=param_dtype)
+
+
+class Dropout(nn.Module):
+    """`torch.nn.Dropout(rate)`. Flax's own refuses a batch that is sharded over an explicit mesh axis."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
+        return x * (mask.astype(x.dtype) / keep)
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., arXiv 1603.09382): whole samples of a residual branch become 0.
+
+    What is kept is divided by its probability. Draws from the 'dropout' random numbers in training.
+
+    Attributes:
+      rate: probability to drop a sample's branch, in [0, 1).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng('dropout'), keep, (x.shape[0], 1, 1, 1))
+        return jnp.where(mask, x / keep, 0)
+
+
+class DropBlock(nn.Module):
+    """DropBlock (Ghiasi et al., arXiv 1810.12890) as the ResNeSt authors trained with it.
+
+    A mask shared by a group of images, drawn for each channel, zeroes squares of `block_size` pixels; the
+    rest is scaled so that the mean of the mask is 1. Reference: `resnest/gluon/dropblock.py` of
+    zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in training.
+
+    Attributes:
+      rate: share of the map to drop, in [0, 1); may be a traced scalar, for a rate that a schedule changes.
+      block_size: side of the squares, in pixels; cut to the map's own size.
+      groups: equal parts of the batch that have a mask of their own, as the authors' GPUs had.
+    """
+
+    rate: float | Array
+    block_size: int = 3
+    groups: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or (isinstance(self.rate, int | float) and self.rate == 0):
+            return x
+        n, h, w, channels = x.shape
+        size = min(self.block_size, h, w)
+        # So many seeds that the squares around them cover `rate` of the map, as if none overlapped.
+        seeds = self.rate * h * w / size**2 / ((h - size + 1) * (w - size + 1))
+        mask = jax.random.bernoulli(self.make_rng('dropout'), seeds, (self.groups, h, w, channels))
+        low = (size - 1) // 2
+        pad = (low, size - 1 - low)
+        dropped = nn.max_pool(mask.astype(jnp.float32), (size, size), padding=(pad, pad))
+        keep = 1.0 - dropped
+        mask_size, kept = h * w * channels, keep.sum((1, 2, 3), keepdims=True)
+        masks = (keep * (mask_size / jnp.maximum(kept, 1.0))).astype(x.dtype)
+        # Selected and not reshaped: a TPU may keep the images where dividing them takes a copy.
+        group = lax.broadcasted_iota(jnp.int32, (n, 1, 1, 1), 0) // (n // self.groups)
+        mask = masks[:1]
+        for i in range(1, self.groups):
+            mask = jnp.where(group == i, masks[i], mask)
+        return x * mask
+
+
+def avg_pool_3x3(x: Array, stride: int) -> Array:
+    """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
+    return _window_sum(x, 3, stride, ((1, 1), (1, 1))) / 9
+
+
+def avg_pool_shortcut(x: Array, stride: int) -> Array:
+    """The 2x2 average pool of an `avg_down` shortcut.
+
+    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: an odd map's last row
+    is averaged over what exists. Stride 1, met where dilation replaces a stride, is timm's
+    `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
+    """
+    if stride == 1:
+        return _window_sum(x, 2, 1, ((0, 1), (0, 1))) / 4
+    _, h, w, _ = x.shape
+    padding = ((0, h % 2), (0, w % 2))
+    return _window_sum(x, 2, 2, padding) / _window_sum(jnp.ones((1, h, w, 1), x.dtype), 2, 2, padding)
+
+
+def _window_sum(x: Array, size: int, stride: int, padding: Any) -> Array:
+    """Sums of squares of `size` pixels; the padding, for height and width, is of zeros."""
+    zero = np.zeros((), x.dtype)
+    window, strides = (1, size, size, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, zero, lax.add, window, strides, ((0, 0), *padding, (0, 0)))
+
+
+GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
+
+
+def global_pool(x: Array, kind: str) -> Array:
+    """A map to a vector, as timm's `SelectAdaptivePool2d`: [N, H, W, C] -> [N, C].
+
+    Args:
+      x: the map.
+      kind: 'avg', 'max', 'avgmax' (their mean), 'catavgmax' (both, [N, 2C]) or '' (the map unchanged).
+    """
+    if kind == '':
+        return x
+    if kind == 'avg':
+        return x.mean((1, 2))
+    if kind == 'max':
+        return _maximum(x)
+    average, maximum = x.mean((1, 2)), _maximum(x)
+    if kind == 'avgmax':
+        return 0.5 * (average + maximum)
+    return jnp.concatenate([average, maximum], axis=-1)
+
+
+def _maximum(x: Array) -> Array:
+    """`torch.nn.AdaptiveMaxPool2d(1)`: of equal maxima the first in row-major order takes the gradient."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    place = x.argmax(1, keepdims=True)
+    return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)

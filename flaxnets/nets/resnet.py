@@ -1,0 +1,415 @@
+"""One net for all four families: a stem, four stages of residual blocks, a head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+from jax.typing import DTypeLike
+
+from ..errors import FlaxnetsError
+from .arch import Arch
+from .blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
+from .convolution import max_pool_3x3
+from .layers import (
+    GLOBAL_POOLS,
+    Conv,
+    Dropout,
+    MakeConv,
+    MakeNorm,
+    Span,
+    conv_and_norm,
+    global_pool,
+    relu,
+    torch_uniform,
+)
+
+BLOCKS: dict[str, type[Block]] = {
+    'resnext': Bottleneck,
+    'res2net': Res2Bottleneck,
+    'resnest': SplitAttentionBottleneck,
+}
+DROP_BLOCK_STAGES = (2, 3)  # counted from 0; the ResNeSt authors regularise the last two
+
+
+@dataclass(frozen=True)
+class FeatureInfo:
+    """One of the five feature maps: its name, its channels, and the input pixels that one of them spans."""
+
+    name: str
+    channels: int
+    reduction: int
+
+
+class ResNet(nn.Module):
+    """A ResNeXt, Res2Net or ResNeSt. `flaxnets.create` makes one by name and checks the values.
+
+    `model.apply(variables, images, train=False)` takes images [N, H, W, in_chans] and gives logits
+    [N, num_classes]. In training, `mutable=['batch_stats']` returns the new running statistics, and any
+    drop rate above 0 needs `rngs={'dropout': key}`.
+
+    Attributes:
+      arch: the architecture.
+      num_classes: outputs of the classifier; 0 leaves it out, and pooled features [N, 2048] come out.
+      in_chans: channels of the images.
+      global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for an unpooled map (num_classes=0 only).
+      output_stride: 32, or 16 or 8, where dilation takes the place of the last stages' strides.
+      features_only: the call gives the maps chosen by `out_indices`, a tuple, in place of logits.
+      out_indices: which of the five maps of `feature_info`; negative numbers count from the end.
+      drop_rate: dropout before the classifier.
+      drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
+      drop_block_rate: DropBlock in the last two stages; may be a traced scalar. Images that share
+        BatchNorm's statistics on a device share its masks.
+      frozen_stages: 1 keeps the stem from learning, 2 also layer1, ... 5 all but the classifier; what is
+        frozen computes as in inference in training too, and its running statistics stay. mmpretrain and
+        mmdetection count one lower: their 0 is 1 here, their 1 (stem and layer1) is 2.
+      freeze_bn: every BatchNorm uses and keeps its running statistics in training too, while all kernels,
+        scales and biases learn: for batches too small for statistics (mmdetection's `norm_eval`).
+      zero_init_last: each residual branch's last BatchNorm starts with scale 0.
+      bn_span: the images over which BatchNorm takes its statistics in training.
+      remat: recompute each block's insides in the backward pass instead of keeping them.
+      folded: every BatchNorm is folded into its convolution, for inference only (`convert --fold-bn`).
+      dtype: of the computation; the result has it too. Statistics of BatchNorm stay float32.
+      param_dtype: of the parameters.
+    """
+
+    arch: Arch
+    num_classes: int = 1000
+    in_chans: int = 3
+    global_pool: str = 'avg'
+    output_stride: int = 32
+    features_only: bool = False
+    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)
+    drop_rate: float = 0.0
+    drop_path_rate: float = 0.0
+    drop_block_rate: float | Array = 0.0
+    frozen_stages: int = 0
+    freeze_bn: bool = False
+    zero_init_last: bool = True
+    bn_span: Span = Span()
+    remat: bool = False
+    folded: bool = False
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        arch = self.arch
+        conv, norm = conv_and_norm(self.folded, self.bn_span, self.freeze_bn, self.dtype, self.param_dtype)
+        self.conv1: Any = (
+            DeepStem(arch.stem_width, conv, norm) if arch.deep_stem else conv(arch.stem_width, 7, stride=2)
+        )
+        self.bn1 = norm()
+        self.layer1, self.layer2, self.layer3, self.layer4 = (self._stage(i, conv, norm) for i in range(4))
+        self.drop = Dropout(self.drop_rate)
+        if self.num_classes:
+            self.fc = nn.Dense(
+                self.num_classes,
+                kernel_init=nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
+                bias_init=torch_uniform(self.num_features),
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+
+    def _stage(self, index: int, conv: MakeConv, norm: MakeNorm) -> Stage:
+        strides, dilations = stage_geometry(self.output_stride)
+        return Stage(
+            self.arch,
+            index,
+            stride=strides[index],
+            dilation=dilations[index],
+            first_dilation=dilations[index - 1] if index else 1,
+            drop_path_rate=self.drop_path_rate,
+            drop_block_rate=self.drop_block_rate if index in DROP_BLOCK_STAGES else 0.0,
+            drop_block_groups=self.bn_span.parts,
+            zero_init_last=self.zero_init_last,
+            remat=self.remat,
+            conv=conv,
+            norm=norm,
+        )
+
+    @property
+    def num_features(self) -> int:
+        """Channels that enter the classifier: 32 planes (2048), twice that with global_pool='catavgmax'."""
+        return EXPANSION * self.arch.stage_planes[-1] * (2 if self.global_pool == 'catavgmax' else 1)
+
+    @property
+    def feature_info(self) -> tuple[FeatureInfo, ...]:
+        """The maps that `features_only` gives: those of `out_indices`, of five in all."""
+        strides, _ = stage_geometry(self.output_stride)
+        maps = [FeatureInfo('act1', self.arch.stem_channels, 2)]
+        reduction = 4
+        for i, (planes, stride) in enumerate(zip(self.arch.stage_planes, strides, strict=True)):
+            reduction *= stride
+            maps.append(FeatureInfo(f'layer{i + 1}', EXPANSION * planes, reduction))
+        return tuple(maps[i] for i in self.out_indices)
+
+    def forward_maps(self, x: Array, train: bool = False, upto: int = 4) -> list[Array]:
+        """The stem's map and those of the stages, up to the one with index `upto` (0 is the stem's)."""
+        if x.ndim != 4 or x.shape[-1] != self.in_chans:
+            raise FlaxnetsError(f'images must be [N, H, W, in_chans={self.in_chans}], got {x.shape}')
+        x = x.astype(self.dtype)
+        learns = train and self.frozen_stages < 1
+        x = self.conv1(x, learns) if self.arch.deep_stem else self.conv1(x)
+        maps = [self._frozen(relu(self.bn1(x, learns)), 0)]
+        x = max_pool_3x3(maps[0]) if upto else x
+        for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:upto], start=1):
+            x = self._frozen(stage(x, train and self.frozen_stages <= i), i)
+            maps.append(x)
+        return maps
+
+    def _frozen(self, x: Array, stage: int) -> Array:
+        """A stage's map, past which no gradient goes back if the stage is frozen."""
+        return lax.stop_gradient(x) if stage < self.frozen_stages else x
+
+    def forward_features(self, x: Array, train: bool = False) -> Array:
+        """The last map, unpooled: [N, H/32, W/32, 2048] at output_stride 32."""
+        return self.forward_maps(x, train)[-1]
+
+    def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
+        """What follows `forward_features`: pooled features if `pre_logits`, else logits."""
+        x = global_pool(x, self.global_pool)
+        x = self.drop(x, train)
+        return self.fc(x) if self.num_classes and not pre_logits else x
+
+    def __call__(self, x: Array, train: bool = False) -> Any:
+        """Images [N, H, W, in_chans] to logits, or to the tuple of maps of a `features_only` net."""
+        if self.features_only:
+            wanted = [i % 5 for i in self.out_indices]
+            maps = self.forward_maps(x, train, upto=max(wanted))
+            return tuple(maps[i] for i in wanted)
+        return self.forward_head(self.forward_features(x, train), train)
+
+
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions in place of the 7x7 (He et al., arXiv 1812.01187, figure 2b, "ResNet-C").
+
+    BatchNorm and ReLU follow the first two; those of the third belong to the net, as in PyTorch's names.
+    """
+
+    width: int
+    conv: MakeConv
+    norm: MakeNorm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        x = self.conv(self.width, 3, stride=2, name='0')(x)
+        x = relu(self.norm(name='1')(x, train))
+        x = self.conv(self.width, 3, name='3')(x)
+        x = relu(self.norm(name='4')(x, train))
+        return self.conv(2 * self.width, 3, name='6')(x)
+
+
+class Stage(nn.Module):
+    """The blocks of one stage, named '0', '1', ...; the first changes channels and size."""
+
+    arch: Arch
+    index: int
+    stride: int
+    dilation: int
+    first_dilation: int
+    drop_path_rate: float
+    drop_block_rate: float | Array
+    drop_block_groups: int
+    zero_init_last: bool
+    remat: bool
+    conv: MakeConv
+    norm: MakeNorm
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        arch = self.arch
+        make = BLOCKS[arch.block]
+        if self.remat:
+            make = nn.remat(make, static_argnums=(2,))  # of (self, x, train)
+        before, last = sum(arch.layers[: self.index]), sum(arch.layers) - 1
+        for i in range(arch.layers[self.index]):
+            first = i == 0
+            block = make(
+                arch,
+                arch.stage_planes[self.index],
+                stride=self.stride if first else 1,
+                dilation=self.first_dilation if first else self.dilation,
+                pooled_shortcut=arch.avg_down and (self.stride > 1 or self.dilation > 1),
+                has_downsample=first,
+                drop_path_rate=self.drop_path_rate * (before + i) / last,
+                drop_block_rate=self.drop_block_rate,
+                drop_block_groups=self.drop_block_groups,
+                zero_init_last=self.zero_init_last,
+                conv=self.conv,
+                norm=self.norm,
+                name=str(i),
+            )
+            x = block(x, train)
+        return x
+
+
+def stage_geometry(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Strides and dilations of the four stages; past `output_stride` (8, 16, 32) dilation replaces stride."""
+    strides, dilations, total, dilation = [], [], 4, 1
+    for stride in (1, 2, 2, 2):
+        if total >= output_stride:
+            dilation, stride = dilation * stride, 1
+        total *= stride
+        strides.append(stride)
+        dilations.append(dilation)
+    return tuple(strides), tuple(dilations)
+
+
+def build(
+    arch: Arch,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    global_pool: str = 'avg',
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    drop_block_rate: float = 0.0,
+    output_stride: int = 32,
+    frozen_stages: int = 0,
+    freeze_bn: bool = False,
+    features_only: bool = False,
+    out_indices: Sequence[int] | int = (0, 1, 2, 3, 4),
+    axis_name: str | None = None,
+    remat: bool = False,
+    zero_init_last: bool = True,
+    folded: bool = False,
+) -> ResNet:
+    """A `ResNet` of this architecture, every value checked; the arguments are the attributes of `ResNet`.
+
+    `axis_name` names the mapped axis over whose devices BatchNorm takes its statistics in training
+    (cross-replica); `model.clone(bn_span=...)` can do more.
+
+    Raises:
+      FlaxnetsError: all bad values in one message.
+    """
+    problems = []
+    if not _is_int(num_classes) or num_classes < 0:
+        problems.append(f'num_classes={num_classes!r} must be a whole number, 0 or more')
+    if not _is_int(in_chans) or in_chans < 1:
+        problems.append(f'in_chans={in_chans!r} must be a whole number, 1 or more')
+    if global_pool not in GLOBAL_POOLS:
+        problems.append(f'global_pool={global_pool!r} is not one of {", ".join(map(repr, GLOBAL_POOLS))}')
+    if global_pool == '' and num_classes != 0 and not features_only:
+        problems.append(
+            f"global_pool='' gives an unpooled map and needs num_classes=0, got num_classes={num_classes!r}"
+        )
+    if not _is_int(frozen_stages) or not 0 <= frozen_stages <= 5:
+        problems.append(f'frozen_stages={frozen_stages!r} must be a whole number from 0 to 5')
+    if not isinstance(freeze_bn, bool):
+        problems.append(f'freeze_bn={freeze_bn!r} must be True or False')
+    if output_stride not in (8, 16, 32):
+        problems.append(f'output_stride={output_stride!r} is not one of 8, 16, 32')
+    rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
+    for field, rate in rates.items():
+        if not isinstance(rate, int | float) or not 0 <= rate < 1:
+            problems.append(f'{field}={rate!r} must be a number, at least 0 and below 1')
+    for field, kind in dict(dtype=dtype, param_dtype=param_dtype).items():
+        if not _is_floating(kind):
+            problems.append(f'{field}={kind!r} is not a floating-point type')
+    indices = tuple(range(-out_indices, 0)) if isinstance(out_indices, int) else tuple(out_indices)
+    if not indices or not all(_is_int(i) and -5 <= i < 5 for i in indices):
+        problems.append(f'out_indices={out_indices!r} must name maps 0 to 4 (or -5 to -1), at least one')
+    if axis_name is not None and not isinstance(axis_name, str):
+        problems.append(f'axis_name={axis_name!r} must be a string or None')
+    if problems:
+        raise FlaxnetsError('cannot create the net: ' + '; '.join(problems))
+    return ResNet(
+        arch,
+        num_classes=num_classes,
+        in_chans=in_chans,
+        global_pool=global_pool,
+        output_stride=output_stride,
+        features_only=features_only,
+        out_indices=indices,
+        drop_rate=drop_rate,
+        drop_path_rate=drop_path_rate,
+        drop_block_rate=drop_block_rate,
+        frozen_stages=frozen_stages,
+        freeze_bn=freeze_bn,
+        zero_init_last=zero_init_last,
+        bn_span=Span(axis_name),
+        remat=remat,
+        folded=folded,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_floating(kind: DTypeLike) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(kind), jnp.floating)
+    except TypeError:
+        return False
+
+
+def abstract_variables(model: ResNet, size: int = 64) -> Any:
+    """The net's variables as shapes and dtypes, without making any array.
+
+    `size` is that of the images; it changes no shape.
+    """
+    # A stage's blocks have the same variables from the second on, so two of each tell of all: tracing the
+    # 89 blocks of resnest269e would take seconds.
+    layers = model.arch.layers
+    short = model.clone(arch=replace(model.arch, layers=tuple(min(n, 2) for n in layers)))  # type: ignore[arg-type]
+    variables = _trace_init(short, size)
+    for collection in variables.values():
+        for stage, count in enumerate(layers, start=1):
+            blocks = collection.get(f'layer{stage}', {})
+            for i in range(2, count if blocks else 0):
+                blocks[str(i)] = jax.tree.map(lambda leaf: leaf, blocks['1'])
+    return variables
+
+
+def _trace_init(model: ResNet, size: int | tuple[int, int]) -> Any:
+    sides = (size, size) if isinstance(size, int) else size
+    images = jax.ShapeDtypeStruct((1, *sides, model.in_chans), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
+    """A freshly initialised classifier of the net: {'kernel': [num_features, num_classes], 'bias': ...}."""
+
+    def init(key: Array) -> Any:
+        images = jnp.zeros((1, 64, 64, model.in_chans))
+        return model.init(key, images)['params']['fc']
+
+    return jax.jit(init)(jax.random.key(seed))  # jit drops all that the classifier does not need
+
+
+def count_macs(model: ResNet, size: int | tuple[int, int]) -> int:
+    """Multiply-accumulates of all convolutions and of the classifier for one image.
+
+    Args:
+      model: the net.
+      size: of the image in pixels: the side of a square, or (height, width).
+    """
+    total = 0
+
+    def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal total
+        out = next_method(*args, **kwargs)
+        if isinstance(context.module, Conv | nn.Dense) and context.method_name == '__call__':
+            kernel = context.module.variables['params']['kernel']
+            total += math.prod(out.shape[:-1]) * kernel.size
+        return out
+
+    with nn.intercept_methods(count):
+        _trace_init(model, size)
+    return total
+
+
+def count_parameters(variables: Any) -> int:
+    """Trainable parameters, as torch counts them: running statistics left out."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params']))

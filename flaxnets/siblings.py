@@ -1,0 +1,58 @@
+"""The packages `convert` and `train` that lie beside `flaxnets`, whatever else is called like them.
+
+People's own `convert.py` and `train.py` are everywhere, and Python prefers those of the working folder. What
+is found here is known by its place, and nothing of the user's is run or imported on the way.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from .errors import FlaxnetsError
+
+
+def sibling(name: str) -> ModuleType:
+    """A module of `convert` or `train`: `sibling('convert.conversion')`.
+
+    Args:
+      name: package and module, with a dot between them.
+
+    Returns:
+      The module. Where something else has the package's name, ours is imported under another one.
+
+    Raises:
+      FlaxnetsError: the package does not lie beside `flaxnets`: the installation is not whole.
+    """
+    package, _, inner = name.partition('.')
+    home = Path(__file__).parents[1] / package / '__init__.py'
+    if not home.is_file():
+        raise FlaxnetsError(f'{home.parent} is missing: install flaxnets again')
+    if not _is_ours(package, home):
+        package = _imported_as(f'_flaxnets_{package}', home)
+    return importlib.import_module(f'{package}.{inner}')
+
+
+def _is_ours(package: str, home: Path) -> bool:
+    """Whether Python finds the package at its place; to look for it runs nothing."""
+    loaded = sys.modules.get(package)
+    try:
+        found = loaded.__file__ if loaded else getattr(importlib.util.find_spec(package), 'origin', None)
+    except (AttributeError, ImportError, ValueError):
+        return False
+    return found is not None and Path(found).resolve() == home.resolve()
+
+
+def _imported_as(alias: str, home: Path) -> str:
+    """Imports the package at `home` under another name, once; its own imports are relative."""
+    if alias not in sys.modules:
+        inside = [str(home.parent)]
+        spec = importlib.util.spec_from_file_location(alias, home, submodule_search_locations=inside)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[alias] = module
+        spec.loader.exec_module(module)
+    return alias

@@ -1,0 +1,345 @@
+"""A directory of weights: written whole or not at all, self-describing, checked when opened.
+
+    DIR/config.json            what the net is and how its images are prepared (`flaxnets.Config`)
+    DIR/certificate.json       where the weights came from, the versions that wrote them, what a
+                               verification measured, shape, dtype and SHA-256 of every array
+    DIR/variables.safetensors  the arrays, by names such as 'params/layer1/0/conv1/kernel'
+
+A safetensors file has no checksums. The certificate has one of every array, and each is checked when the
+directory is opened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import operator
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..errors import CheckpointError, FlaxnetsError
+from ..nets.resnet import ResNet, abstract_variables, initial_head
+from ..version import VERSION
+from ..zoo.records import Config, config_from_json, to_json
+from .digest import Description, describe_all
+from .files import remove, remove_left, sync_directory, work_path
+from .remote import StoreError, StorePath, is_remote, place, staged
+from .safetensors_file import check_tensors, read_safetensors, write_into
+
+FORMAT = 'flaxnets'
+FORMAT_VERSION = 1
+ARRAYS = 'variables.safetensors'
+METADATA = {'format': 'flax'}  # as transformers marks files of Flax's names and layouts
+LIBRARIES = ('jax', 'flax')
+
+Variables = dict[str, Any]  # {'params': {...}, 'batch_stats': {...}}, nested by layer, arrays at the leaves
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a directory's weights came from.
+
+    Attributes:
+      file: name of the file they were converted from, without its folder; None if they were made here.
+      sha256: of that file.
+      layout: whose tensor names the file had (`convert.names.layouts`).
+      notes: what was chosen, stripped, renamed or computed on the way, in words.
+      num_batches_tracked: the step counters that torch keeps in every BatchNorm, by layer, so that they
+        can be written back; None if the file had none.
+    """
+
+    file: str | None = None
+    sha256: str | None = None
+    layout: str | None = None
+    notes: tuple[str, ...] = ()
+    num_batches_tracked: dict[str, int] | None = None
+
+
+def save(
+    directory: str | os.PathLike[str],
+    variables: Mapping[str, Any],
+    config: Config,
+    source: Source = Source(),
+    *,
+    verification: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path | StorePath:
+    """Writes a directory of weights.
+
+    Args:
+      directory: does not exist yet, or is an earlier directory of weights and `overwrite` is True; `gs://`
+        too, where its files are replaced one by one.
+      variables: {'params': ..., 'batch_stats': ...} with NumPy or JAX arrays.
+      config: describes them.
+      source: where they came from.
+      verification: what a comparison with PyTorch's net measured, for the certificate.
+      overwrite: replace an earlier directory of weights once the new one is complete.
+
+    Raises:
+      CheckpointError: the directory exists (and what to do about it).
+    """
+    check_target(directory, overwrite)
+    if is_remote(directory):
+        there = StorePath(directory)
+        with staged(there.parent) as here:
+            save(here / there.name, variables, config, source, verification=verification)
+        return there
+    directory = Path(directory).absolute()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        work = work_path(directory)
+        work.mkdir()
+    except OSError as error:
+        raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
+    try:
+        arrays = dict(_flatten(variables))
+        check_tensors(str(directory), arrays, METADATA)
+        _check_space(work, sum(array.nbytes for array in arrays.values()))
+        with (work / ARRAYS).open('xb') as file:
+            described = write_into(file, arrays, METADATA)
+            file.flush()
+            os.fsync(file.fileno())
+        write_json(work / 'certificate.json', certificate(source, described, verification))
+        header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
+        write_json(work / 'config.json', header)
+        sync_directory(work)
+        _replace(directory, work)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise CheckpointError(f'{directory}: cannot be written: {error.strerror or error}') from error
+    finally:
+        remove(work)
+    return directory
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Asked beforehand: who converts many nets should not wait for the last one to fail."""
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
+
+
+def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuses what `save` would not write to; for asking before long work.
+
+    Raises:
+      CheckpointError: the directory exists and is not to be, or must not be, overwritten.
+    """
+    directory = place(directory)
+    if not directory.exists():
+        return
+    if not overwrite:
+        raise CheckpointError(f'{directory} exists; choose another directory or overwrite it (--force)')
+    if not is_directory(directory):
+        raise CheckpointError(f'{directory} is not a directory of weights, so it is not overwritten')
+
+
+def _replace(directory: Path, work: Path) -> None:
+    old = work.with_suffix('.old')  # all that there is until the new one has its name
+    if directory.exists():
+        directory.rename(old)
+    try:
+        work.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise
+    remove(old)
+    remove_left(directory, '.old')
+
+
+def is_directory(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a directory of weights that flaxnets wrote; whether it is sound is not asked."""
+    try:
+        return _read_json(place(path) / 'config.json').get('format') == FORMAT
+    except (CheckpointError, AttributeError):
+        return False
+
+
+def certificate(
+    source: Source, arrays: Mapping[str, Description], verification: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What a certificate says; `arrays` are described by `flaxnets.store.digest`, by name."""
+    return {
+        'source': dataclasses.asdict(source),
+        'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
+        'verification': verification,
+        'arrays': arrays,
+    }
+
+
+def read_config(directory: str | os.PathLike[str]) -> Config:
+    """What the net of a directory of weights is, without reading the weights.
+
+    Raises:
+      CheckpointError: not a directory of weights, or written by a later flaxnets.
+    """
+    path = place(directory) / 'config.json'
+    header = _read_json(path)
+    if not isinstance(header, dict) or header.get('format') != FORMAT:
+        raise CheckpointError(f'{path}: not a directory of weights written by flaxnets')
+    if header.get('format_version') != FORMAT_VERSION:
+        raise CheckpointError(
+            f'{path}: format version {header.get("format_version")!r}, this flaxnets reads '
+            f'{FORMAT_VERSION}; update flaxnets'
+        )
+    try:
+        return config_from_json(header['config'])
+    except (FlaxnetsError, KeyError, TypeError) as error:
+        raise CheckpointError(f'{path}: {error}') from error
+
+
+def read_source(directory: str | os.PathLike[str]) -> Source:
+    """Where the weights of a directory came from.
+
+    Raises:
+      CheckpointError: there is no certificate, or it is damaged.
+    """
+    path = Path(directory) / 'certificate.json'
+    try:
+        source = dict(_read_json(path)['source'])
+        counters = source['num_batches_tracked']
+        if counters is not None:
+            counters = {str(layer): operator.index(number) for layer, number in counters.items()}
+        return Source(**{**source, 'notes': tuple(source['notes']), 'num_batches_tracked': counters})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
+
+
+def read_variables(directory: str | os.PathLike[str]) -> Variables:
+    """The arrays of a directory of weights: read-only views of its file, every digest checked.
+
+    Raises:
+      CheckpointError: missing files, or arrays that are not the ones that were written, all named.
+    """
+    directory = Path(directory)
+    path, file = directory / 'certificate.json', directory / ARRAYS
+    try:
+        expected = dict(_read_json(path)['arrays'])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
+    arrays, _ = read_safetensors(file)
+    found = describe_all(arrays)
+    wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+    if wrong:
+        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
+        raise CheckpointError(
+            f'{file}: damaged, or not the file that {path.name} describes: {", ".join(wrong[:8])}{more}; '
+            'convert the weights again'
+        )
+    variables: Variables = {}
+    for name, array in arrays.items():
+        _put(variables, name, array)
+    return variables
+
+
+def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
+    """Weights fitted to a net of the same architecture, which may want another head or other inputs.
+
+    - Another number of classes (or of pooled features): the classifier starts anew, from `seed`.
+    - Other input channels than the 3 of the weights: the first kernel is adapted by timm's rule. One
+      channel takes the sum over RGB; n channels take RGB in turn, scaled by 3/n.
+    - No classifier, or features only: what the net does not use is left out.
+    - Parameters become `model.param_dtype`, running statistics float32.
+
+    Args:
+      variables: arrays of a net of `model.arch`.
+      model: the net to fit.
+      seed: of a new classifier.
+
+    Returns:
+      The variables of `model`, as JAX arrays.
+
+    Raises:
+      CheckpointError: arrays that are missing or that have another shape, all named.
+    """
+    have: dict[str, Any] = dict(_flatten(variables))
+    wanted = dict(_flatten(abstract_variables(model)))
+    head = [name for name in wanted if name.startswith('params/fc/')]
+    if any(name not in have or have[name].shape != wanted[name].shape for name in head):
+        have |= {f'params/fc/{leaf}': array for leaf, array in initial_head(model, seed).items()}
+    merged: Variables = {}
+    problems = []
+    for name, want in wanted.items():
+        array: Any = have.get(name)
+        if name == _first_kernel(model) and array is not None and array.shape[2] != want.shape[2]:
+            array = adapt_input_kernel(array, model.in_chans)
+        if array is None:
+            problems.append(f'{name} is missing')
+        elif array.shape != want.shape:
+            problems.append(f'{name} has shape {array.shape}, the net {want.shape}')
+        else:
+            _put(merged, name, jnp.array(array, want.dtype))
+    if problems:
+        raise CheckpointError(f'the weights do not fit the net: {"; ".join(problems)}')
+    return merged
+
+
+def _first_kernel(model: ResNet) -> str:
+    return 'params/conv1/0/kernel' if model.arch.deep_stem else 'params/conv1/kernel'
+
+
+def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
+    """A first kernel [H, W, 3, O] for images of `in_chans` channels, by timm's rule (`adapt_input_conv`).
+
+    Raises:
+      CheckpointError: the kernel is not one for RGB images.
+    """
+    if kernel.shape[2] != 3:
+        raise CheckpointError(
+            f'the weights take images of {kernel.shape[2]} channels; only weights for 3 channels can be '
+            f'adapted to in_chans={in_chans}'
+        )
+    wide = kernel.astype(np.float32)
+    if in_chans == 1:
+        return wide.sum(2, keepdims=True).astype(kernel.dtype)
+    repeats = -(-in_chans // 3)
+    wide = np.tile(wide, (1, 1, repeats, 1))[:, :, :in_chans] * (3 / in_chans)
+    return wide.astype(kernel.dtype)
+
+
+def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield '/'.join(key.key for key in path), leaf
+
+
+def _put(tree: Variables, name: str, leaf: Any) -> None:
+    *layers, last = name.split('/')
+    for layer in layers:
+        tree = tree.setdefault(layer, {})
+    tree[last] = leaf
+
+
+def as_json(data: Any) -> bytes:
+    """JSON for people to read too."""
+    return (json.dumps(data, indent=1) + '\n').encode()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes `as_json` to the disk."""
+    with path.open('wb') as file:
+        file.write(as_json(data))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _read_json(path: Path | StorePath) -> Any:
+    try:
+        return json.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f'{path}: no such file; not a directory of weights written by flaxnets'
+        ) from None
+    except StoreError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f'{path}: cannot be read: {error}') from error

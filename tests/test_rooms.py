@@ -1,0 +1,121 @@
+"""Who may import whom: rooms import downwards only, and no modules import one another in a circle."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The rooms of each building from the ground up. A room may import those below it, never one beside it.
+FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+    'flaxnets': (
+        ('errors', 'version', 'checks'),
+        ('siblings',),
+        ('nets', 'images'),
+        ('zoo',),
+        ('store',),
+        ('api',),
+        ('prediction',),
+        ('__init__', '__main__'),
+    ),
+    'convert': (
+        ('__init__', 'words'),
+        ('formats',),
+        ('names',),
+        ('download', 'arithmetic', 'comparison', 'verification'),
+        ('conversion',),
+        ('__main__',),
+    ),
+    'train': (
+        ('settings', 'parallel'),
+        ('recipes',),
+        ('data', 'step'),
+        ('notes',),
+        ('job',),
+        ('evaluation', 'run'),
+        ('loop', 'tools'),
+        ('__init__', '__main__'),
+    ),
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its dotted name; a package goes by its `__init__`."""
+    files = (file for top in FLOORS for file in sorted((ROOT / top).rglob('*.py')))
+    return {'.'.join(file.relative_to(ROOT).with_suffix('').parts): file for file in files}
+
+
+MODULES = modules()
+
+
+def known(name: str) -> str | None:
+    """The module of ours that a dotted name stands for, if it stands for one."""
+    return next((module for module in (name, f'{name}.__init__') if module in MODULES), None)
+
+
+def imports(name: str) -> set[str]:
+    """The modules of ours that a module imports anywhere, at its head or within a function."""
+    package = name.split('.')[:-1]
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[name].read_text('utf-8'))):
+        if isinstance(node, ast.Import):
+            candidates = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = '.'.join([*base, *([node.module] if node.module else [])])
+            candidates = [known(f'{module}.{alias.name}') or module for alias in node.names]
+        else:
+            continue
+        found |= {module for candidate in candidates if (module := known(candidate))}
+    return found - {name}
+
+
+GRAPH = {name: imports(name) for name in MODULES}
+
+
+def room(name: str) -> tuple[str, str]:
+    top, inner, *_ = name.split('.')
+    return top, inner
+
+
+def floor(name: str) -> int:
+    top, inner = room(name)
+    found = [i for i, rooms in enumerate(FLOORS[top]) if inner in rooms]
+    assert found, f'{name} is in no room of the plan: give it a floor in {Path(__file__).name}'
+    return found[0]
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_imports_go_down(name: str) -> None:
+    top = room(name)[0]
+    for other in GRAPH[name]:
+        if room(other)[0] != top:
+            assert top != 'flaxnets', f'{name} imports {other}: flaxnets is the ground floor'
+            assert room(other)[0] == 'flaxnets', f'{name} imports {other}'
+        elif room(other) != room(name) and not other.endswith('.__init__'):
+            assert floor(other) < floor(name), f'{name} imports {other}, which is not below it'
+
+
+def test_no_circles() -> None:
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, ' -> '.join((*path[path.index(name) :], name))
+        if name not in done:
+            for other in GRAPH[name]:
+                visit(other, (*path, name))
+            done.add(name)
+
+    for name in MODULES:
+        visit(name, ())
+
+
+def test_packages_import_themselves_relatively() -> None:
+    """So that they work under whatever name they are imported."""
+    for name, file in MODULES.items():
+        for node in ast.walk(ast.parse(file.read_text('utf-8'))):
+            if isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                assert node.module.split('.')[0] != room(name)[0], f'{name}: from {node.module} import ...'

@@ -1,0 +1,1 @@
+"""Evaluation: accuracy over a data set, its report and its pictures."""

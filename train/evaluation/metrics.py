@@ -1,0 +1,168 @@
+"""Accuracy over every image exactly once, whatever the number of devices and hosts."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import ResNet
+
+from .. import parallel
+from ..step.step import make_eval_step
+
+Ints = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a net makes of a data set, image by image, in the data's order.
+
+    Attributes:
+      labels: [N], true classes.
+      predictions: [N], the class with the largest logit among those that it is judged among; -1 where a
+        logit is not finite.
+      ranks: [N], how many of them have a larger logit than the true one.
+      losses: [N], cross entropy without label smoothing, in nats.
+      num_classes: of the net.
+    """
+
+    labels: Ints
+    predictions: Ints
+    ranks: Ints
+    losses: npt.NDArray[np.floating[Any]]
+    num_classes: int
+
+    @property
+    def images(self) -> int:
+        return len(self.labels)
+
+    @property
+    def top1(self) -> float:
+        """Share of the images whose class has the largest logit, in percent."""
+        return 100 * int((self.ranks == 0).sum()) / self.images
+
+    @property
+    def top5(self) -> float:
+        """Share of the images whose class is among the five largest logits, in percent."""
+        return 100 * int((self.ranks < 5).sum()) / self.images
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses.astype(np.float64).mean())
+
+    @cached_property
+    def confusion(self) -> npt.NDArray[np.int64]:
+        """[true class, predicted class]: numbers of images."""
+        matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
+        there = self.predictions >= 0
+        np.add.at(matrix, (self.labels[there], self.predictions[there]), 1)
+        return matrix
+
+    @property
+    def per_class(self) -> npt.NDArray[np.float64]:
+        """[num_classes]: top-1 of each class in percent; NaN for a class without images."""
+        with np.errstate(invalid='ignore'):
+            return 100 * self.confusion.diagonal() / self.class_sizes
+
+    @property
+    def class_sizes(self) -> npt.NDArray[np.int64]:
+        """[num_classes]: images of each class."""
+        return np.bincount(self.labels, minlength=self.num_classes)
+
+    @property
+    def non_finite(self) -> int:
+        """How many images have a logit that is not a finite number; they count as wrong."""
+        return int((self.predictions < 0).sum())
+
+    def values(self) -> dict[str, float]:
+        """For a log."""
+        return {'images': self.images, 'top1': self.top1, 'top5': self.top5, 'loss': self.loss}
+
+
+class Evaluator:
+    """Evaluates variables of one net; compiled once.
+
+    Args:
+      model: the net.
+      preprocess: how its images are normalised.
+      among: outputs among which it is judged, every label one of them; None for all.
+    """
+
+    def __init__(self, model: ResNet, preprocess: Preprocess, *, among: Sequence[int] | None = None) -> None:
+        self._num_classes = model.num_classes
+        step = make_eval_step(model, preprocess, axis_name=parallel.AXIS, among=among)
+        self._step = parallel.map_eval_step(step)
+
+    def __call__(
+        self,
+        variables: Any,
+        batches: Iterable[dict[str, npt.NDArray[Any]]],
+        on_batch: Callable[[int], None] = lambda images: None,
+    ) -> Evaluation:
+        """Runs all batches.
+
+        Args:
+          variables: of the net.
+          batches: {'image', 'label', 'mask'}, this host's part of each; all hosts have the same number.
+          on_batch: told how many images of the global batch are done, for a progress bar.
+        """
+        parts: list[dict[str, npt.NDArray[Any]]] = []
+        waiting = None  # one batch is computed while the next one is prepared
+        for batch in batches:
+            results = self._step(variables, parallel.shard(batch))
+            if waiting is not None:
+                parts.append(_kept(waiting))
+                on_batch(len(parts[-1]['label']))
+            waiting = results
+        if waiting is None:
+            raise FlaxnetsError('there are no images to evaluate')
+        parts.append(_kept(waiting))
+        on_batch(len(parts[-1]['label']))
+        whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        return Evaluation(
+            whole['label'], whole['prediction'], whole['rank'], whole['loss'], self._num_classes
+        )
+
+
+def _kept(results: Any) -> dict[str, npt.NDArray[Any]]:
+    """The results of the images that exist, without those of the padding."""
+    host: dict[str, npt.NDArray[Any]] = parallel.to_host(results)
+    mask = host.pop('mask')
+    return {key: array[mask] for key, array in host.items()}
+
+
+def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict[str, float]:
+    """Top-1 by ImageNet's reassessed labels (Beyer et al., arXiv 2006.07159), in percent.
+
+    Args:
+      path: their `real.json`: for each validation image in order, the classes that it shows.
+      names: file names of the evaluated images (`ILSVRC2012_val_00000001.JPEG`), in the same order.
+      evaluation: of all outputs of a net for ImageNet.
+
+    Returns:
+      {'real_top1': ..., 'real_images': ...}; images without any label do not count.
+
+    Raises:
+      FlaxnetsError: the file is another one, or a name has no number.
+    """
+    try:
+        labels = json.loads(Path(path).read_text(encoding='utf-8'))
+        numbers = [int(re.search(r'val_(\d{8})', name)[1]) - 1 for name in names]  # type: ignore[index]
+        sets = [set(labels[number]) for number in numbers]
+    except (OSError, ValueError, TypeError, IndexError) as error:
+        raise FlaxnetsError(
+            f'{path}: not the reassessed labels of these images ({error}); they are a list of 50000 lists '
+            'of classes, for images named ILSVRC2012_val_00000001 and so on'
+        ) from error
+    judged = [int(p) in s for p, s in zip(evaluation.predictions, sets, strict=True) if s]
+    return {'real_top1': 100 * sum(judged) / max(1, len(judged)), 'real_images': len(judged)}

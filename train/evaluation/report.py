@@ -1,0 +1,231 @@
+"""python -m train eval: accuracy of weights, beside what was published for them."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from flaxnets.api import load_with_config
+from flaxnets.errors import FlaxnetsError
+from flaxnets.store.remote import staged
+from flaxnets.store.weights import write_json
+from flaxnets.zoo import imagenet
+from flaxnets.zoo.classes import Matching, imagenet_places, match, read_classes
+from flaxnets.zoo.records import Config, to_json
+
+from .. import parallel
+from ..data.augment import eval_transform
+from ..data.batches import eval_batches
+from ..data.sources import Source, open_source
+from . import pictures
+from .metrics import Evaluation, Evaluator, real_labels
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Among which outputs a net is judged.
+
+    Attributes:
+      among: 'all' outputs, or the classes of the 'data'.
+      outputs: their numbers; None for all.
+      words: the same for people, and what else can be asked for.
+    """
+
+    among: str
+    outputs: tuple[int, ...] | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+      model: the weights, as they were named.
+      config: what they are.
+      source: the data.
+      matching: how its classes were matched with the outputs.
+      judged: among which outputs.
+      result: image by image.
+      extra: further accuracies, in percent.
+    """
+
+    model: str
+    config: Config
+    source: Source
+    matching: Matching
+    judged: Judged
+    result: Evaluation
+    extra: dict[str, float]
+
+    @property
+    def published(self) -> dict[str, Any]:
+        """The accuracy that is published for these weights, on all of ImageNet's classes, if there is one."""
+        row = self.config.weights
+        if row is None or not row.accuracy or not self.matching.whole or self.judged.outputs:
+            return {}
+        first = row.accuracy[0]
+        return {'top1': first.top1, 'top5': first.top5, 'size': first.size, 'source': first.source}
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            'model': self.model,
+            'architecture': self.config.name,
+            'data': self.source.name,
+            'matched': self.matching.rule,
+            'preprocess': to_json(self.config.preprocess),
+            'among': self.judged.among,
+            'among_classes': len(self.judged.outputs or self.matching.names),
+            **self.result.values(),
+            'loss': self.result.loss if np.isfinite(self.result.loss) else None,  # JSON has no NaN
+            'non_finite': self.result.non_finite,
+            **self.extra,
+            'published': self.published,
+        }
+
+    def text(self) -> str:
+        """For people."""
+        result, published = self.result, self.published
+        lines = [
+            f'{self.model} ({self.config.name}) on {self.source.name}, {result.images} images',
+            f'top-1  {result.top1:6.2f} %' + _beside(published.get('top1')),
+            f'top-5  {result.top5:6.2f} %' + _beside(published.get('top5')),
+            f'loss   {result.loss:7.4f}',
+            f'classes are matched {self.matching.rule}',
+            f'judged among {self.judged.words}',
+            f'images: {self.config.preprocess}',
+        ]
+        if result.non_finite:
+            lines.append(f'{result.non_finite} images have logits that are not finite, and count as wrong')
+        lines += [f'{name}  {value:.2f}' for name, value in self.extra.items()]
+        if published:
+            lines.append(
+                f'published: ImageNet-1k validation at {published["size"]} px, {published["source"]}'
+            )
+        return '\n'.join(lines)
+
+
+def _beside(published: float | None) -> str:
+    return '' if published is None else f'   published {published:.2f} %'
+
+
+def run(options: argparse.Namespace) -> Report:
+    """Evaluates as the command line says.
+
+    Raises:
+      FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
+    """
+    config, model, variables = load_with_config(options.model, dtype=options.dtype)
+    if options.images:
+        config = replace(config, preprocess=config.preprocess.changed(options.images))
+    if config.num_classes == 0:
+        raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
+    source = open_source(options.data, options.split, training=False, whole=True)
+    if jax.process_index() == 0:
+        for note in source.notes:
+            print(f'note: {note}', file=sys.stderr, flush=True)
+    classes = read_classes(options.classes) if options.classes else None
+    matching = match(source.classes, config, classes=classes, order=options.class_order)
+    judged = judge(source, matching, imagenet_places(config, classes), options.among)
+    if options.real_labels:
+        _check_real_labels(judged, imagenet_places(config, classes))
+    batches = eval_batches(
+        source,
+        eval_transform(config.preprocess, config.in_chans),
+        batch_size=options.batch * jax.device_count(),
+        in_chans=config.in_chans,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        threads=options.threads,
+    )
+    evaluator = Evaluator(model, config.preprocess, among=judged.outputs)
+    variables = parallel.replicate(jax.tree.map(np.asarray, variables))
+    with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:
+        result = evaluator(variables, _mapped(batches, matching.outputs), bar.update)
+    extra = {}
+    if options.real_labels:
+        names = [source.record_name(i) for i in range(len(source))]
+        extra = real_labels(options.real_labels, names, result)
+    report = Report(options.model, config, source, matching, judged, result, extra)
+    if options.out and jax.process_index() == 0:
+        with staged(options.out) as out:
+            write(report, out)
+    return report
+
+
+def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, among: str | None) -> Judged:
+    """Among which outputs a net is judged by data that may have a part of its classes.
+
+    Args:
+      source: the data.
+      matching: of its classes with the outputs.
+      places: which of ImageNet's classes the outputs are, if they are.
+      among: 'all', 'data' (the classes that have images), or None: all, but for ImageNet-A and ImageNet-R,
+        whose published accuracies are among their own 200 classes.
+    """
+    count = len(matching.names)
+    own = _with_images(source, ask=among == 'data' or bool(re.search(r'imagenet_[ar]\b', source.name)))
+    outputs = tuple(sorted(matching.outputs[i] for i in own)) if own is not None else None
+    if outputs is None or len(outputs) == count:
+        return Judged('all', None, f'all {count} classes')
+    known = imagenet.subset({places[i] for i in outputs}) if places else None
+    if among == 'data' or (among is None and known):
+        of_which = f'{known}, as its published accuracies are' if known else 'the data'
+        words = f'the {len(outputs)} classes of {of_which}, not all {count} outputs (the other choice: all)'
+        return Judged('data', outputs, words)
+    words = f'all {count} outputs, {len(outputs)} of them classes of the data (the other choice: data)'
+    return Judged('all', None, words)
+
+
+def _with_images(source: Source, ask: bool) -> list[int] | None:
+    """The classes of which the data has images; None if it would have to be read for that, and not `ask`."""
+    labels = getattr(source, 'labels', ())
+    if len(labels) != len(source):
+        if not ask:
+            return None
+        labels = [source[i].label for i in range(len(source))]
+    found: list[int] = np.unique(labels).tolist()
+    return found
+
+
+def _check_real_labels(judged: Judged, places: tuple[int, ...] | None) -> None:
+    if judged.outputs is not None or places != tuple(range(imagenet.CLASSES)):
+        raise FlaxnetsError(
+            "the reassessed labels are those of ImageNet's validation images, for nets with its 1000 outputs "
+            'in its order, judged among all of them'
+        )
+
+
+def _mapped(batches: Any, outputs: tuple[int, ...]) -> Any:
+    places = np.array(outputs, np.int32)
+    for batch in batches:
+        labels = batch['label']
+        if labels.min() < 0 or labels.max() >= len(places):
+            raise FlaxnetsError(
+                f'the data has labels in {labels.min()}..{labels.max()}, for {len(places)} classes'
+            )
+        yield {**batch, 'label': places[labels]}
+
+
+def write(report: Report, out: Path) -> None:
+    """result.json, per_class.csv and confusion.png."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / 'result.json', report.as_json())
+    result, names = report.result, report.matching.names
+    data = dict(zip(report.matching.outputs, report.source.classes, strict=True))
+    counts = result.class_sizes
+    with (out / 'per_class.csv').open('w', newline='', encoding='utf-8') as file:
+        table = csv.writer(file)
+        table.writerow(['class', 'name', 'images', 'top1', 'data'])
+        for i in np.flatnonzero(counts).tolist():
+            table.writerow([i, names[i], counts[i], f'{result.per_class[i]:.2f}', data[i]])
+    pictures.confusion(result.confusion, names, str(out / 'confusion.png'))

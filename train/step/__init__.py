@@ -1,0 +1,1 @@
+"""The training step: state, augmentation on the device, loss, optimizer, schedules."""

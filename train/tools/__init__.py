@@ -1,0 +1,1 @@
+"""Tools beside training: plans for TPUs, descriptions of a run, export of its weights."""

@@ -1,0 +1,29 @@
+"""A run's weights as a directory of weights."""
+
+from __future__ import annotations
+
+from flaxnets.store import runs, weights
+
+
+def export(workdir: str, out: str, which: str = 'last', *, ema: bool = True, overwrite: bool = False) -> int:
+    """Writes the weights of a checkpoint as a directory that `flaxnets.load` opens.
+
+    Args:
+      workdir: of the run; `gs://` too.
+      out: directory to write, on this machine.
+      which: 'last', 'best' or a step.
+      ema: the moving averages, if the run kept them.
+      overwrite: replace an earlier directory of weights.
+
+    Returns:
+      The step.
+
+    Raises:
+      CheckpointError: no such checkpoint, a damaged one, or `out` exists.
+    """
+    weights.check_target(out, overwrite)
+    checkpoint = runs.read(workdir, which, ema=ema)
+    kind = ', averaged' if checkpoint.averaged else ''
+    source = weights.Source(notes=(f'trained by flaxnets: step {checkpoint.step}{kind}',))
+    weights.save(out, checkpoint.variables, checkpoint.config, source, overwrite=overwrite)
+    return checkpoint.step
