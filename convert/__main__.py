@@ -23,6 +23,7 @@ from .names.layouts import LAYOUTS
 from .names.tree import COUNTER
 from .verification import Verification
 
+PROG = 'python -m convert'
 DESCRIPTION = """Converts weights: PyTorch checkpoints (.pth, .safetensors, Hugging Face folders) of any
 publisher to directories that flaxnets.load opens, and back. Nothing in a file is executed, torch is only
 needed for --verify, and what is written is complete or absent."""
@@ -60,8 +61,8 @@ _WORK = (
 )  # options that change what is written
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     jobs = [options.source is not None, bool(options.compare), bool(options.average), bool(options.all)]
     if sum(jobs) != 1:
@@ -84,11 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='python -m convert',
+        prog=prog,
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace(PROG, prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument

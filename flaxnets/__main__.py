@@ -1,4 +1,4 @@
-"""python -m flaxnets: the zoo's table, one net's facts, and classification of images."""
+"""The command `flaxnets`, or `python -m flaxnets`: nets by name, classification, and the other commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,28 @@ from typing import Any
 from . import zoo
 from .errors import FlaxnetsError
 from .nets.arch import Arch
+from .siblings import sibling
 from .zoo.records import Weights
+
+DESCRIPTION = """Res2Net, Res2NeXt, ResNeXt and ResNeSt in JAX: the nets by name, their published
+weights, and all that is done with them."""
+
+# Commands of the other packages: name -> module, its first arguments, what it does.
+_ELSEWHERE = {
+    'convert': ('convert.__main__', (), 'weights in from any publisher, and back to PyTorch'),
+    'train': ('train.__main__', (), 'train by a recipe, or go on with a run'),
+    'evaluate': ('train.__main__', ('eval',), 'accuracy of weights over a data set'),
+    'recipes': ('train.__main__', ('recipes',), 'the training recipes'),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog='python -m flaxnets', description=__doc__.partition(': ')[2])
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in _ELSEWHERE:
+        module, first, _ = _ELSEWHERE[arguments[0]]
+        command: Callable[..., int] = sibling(module).main
+        return command([*first, *arguments[1:]], prog=f'flaxnets {arguments[0]}')
+    parser = argparse.ArgumentParser(prog='flaxnets', description=DESCRIPTION)
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     add = commands.add_parser('list', help='names of the nets')
@@ -39,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     for command in commands.choices.values():
         command.add_argument('--json', action='store_true', help='machine-readable output')
+    for name, (_, _, what) in _ELSEWHERE.items():
+        commands.add_parser(name, help=what, add_help=False)
     options = parser.parse_args(arguments)
     run: Callable[[argparse.Namespace], int] = options.run
     try:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flaxnets.errors import FlaxnetsError
 
+PROG = 'python -m train'
 DESCRIPTION = """Trains Res2Net, Res2NeXt, ResNeXt and ResNeSt by their published recipes, on one device or on
 all devices of many hosts, and goes on exactly where a run was stopped."""
 
@@ -34,13 +35,14 @@ exit codes: 0 done, 1 an error, 2 a wrong option, 75 stopped (SIGTERM, ctrl-C, p
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {'eval': _eval, 'export': _export, 'recipes': _recipes}
     try:
         if arguments and arguments[0] in commands:
-            return commands[arguments[0]](arguments[1:])
-        return _train(arguments)
+            own = PROG in prog  # else the command that called has a name for each of them
+            return commands[arguments[0]](arguments[1:], f'{prog} {arguments[0]}' if own else prog)
+        return _train(arguments, prog)
     except FlaxnetsError as error:
         print(f'error: {error}', file=sys.stderr, flush=True)
         _leave(1, error)
@@ -74,11 +76,11 @@ def _is_one_of_many() -> bool:
     return jax is not None and jax.distributed.is_initialized()
 
 
-def _train(arguments: Sequence[str]) -> int:
+def _train(arguments: Sequence[str], prog: str) -> int:
     from . import recipes
     from .settings import apply, validate
 
-    options = _train_parser().parse_intermixed_args(arguments)
+    options = _train_parser(prog).parse_intermixed_args(arguments)
     settings = recipes.get(options.recipe)
     changes = [f'data={options.data}'] if options.data else []
     settings = apply(settings, changes + options.changes)
@@ -106,11 +108,11 @@ def _train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _train_parser() -> argparse.ArgumentParser:
+def _train_parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog='python -m train',
+        prog=prog,
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=EXAMPLES.replace(PROG, prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
@@ -183,11 +185,11 @@ def _print(settings: Any) -> int:
     return 0
 
 
-def _recipes(arguments: Sequence[str]) -> int:
+def _recipes(arguments: Sequence[str], prog: str) -> int:
     from . import recipes
     from .settings import to_json
 
-    parser = argparse.ArgumentParser(prog='python -m train recipes', description='Lists the recipes, or one.')
+    parser = argparse.ArgumentParser(prog=prog, description='Lists the recipes, or one.')
     parser.add_argument('name', nargs='?', help='print all fields of this one')
     options = parser.parse_args(arguments)
     if options.name:
@@ -199,11 +201,11 @@ def _recipes(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _eval(arguments: Sequence[str]) -> int:
+def _eval(arguments: Sequence[str], prog: str) -> int:
     from flaxnets.zoo.classes import ORDERS, ClassesError
 
     parser = argparse.ArgumentParser(
-        prog='python -m train eval', description='Top-1, top-5 and loss of weights over every image once.'
+        prog=prog, description='Top-1, top-5 and loss of weights over every image once.'
     )
     add = parser.add_argument
     add('--model', required=True, help='anything that flaxnets.load opens')
@@ -247,9 +249,9 @@ def _count(least: int) -> Callable[[str], int]:
     return read
 
 
-def _export(arguments: Sequence[str]) -> int:
+def _export(arguments: Sequence[str], prog: str) -> int:
     parser = argparse.ArgumentParser(
-        prog='python -m train export',
+        prog=prog,
         description='The weights of a run as a directory, for flaxnets.load and python -m convert.',
     )
     add = parser.add_argument
