@@ -54,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument('--topk', type=int, default=5, metavar='K', help='how many classes to show (5)')
     add.set_defaults(run=_predict)
 
-    for command in commands.choices.values():
-        command.add_argument('--json', action='store_true', help='machine-readable output')
+    for own in commands.choices.values():
+        own.add_argument('--json', action='store_true', help='machine-readable output')
     for name, (_, _, what) in _ELSEWHERE.items():
         commands.add_parser(name, help=what, add_help=False)
     options = parser.parse_args(arguments)
