@@ -139,7 +139,7 @@ def test_interrupted_leaves_nothing(file: Path, tmp_path: Path) -> None:
     # The interrupt comes while the arrays are being written.
     program = """
 import os, signal
-from flaxnets import weights
+from flaxnets.store import weights
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 write = weights.write_into
 def interrupted(*arguments):

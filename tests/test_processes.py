@@ -149,11 +149,11 @@ if len(sys.argv) > 1:
 import numpy as np
 import flaxnets
 from train import parallel
-from train.augment import eval_transform
-from train.data import eval_batches
-from train.evaluate import Evaluator
-from train.sources import ArraySource
-from train.state import initial_variables
+from train.data.augment import eval_transform
+from train.data.batches import eval_batches
+from train.evaluation.metrics import Evaluator
+from train.data.sources import ArraySource
+from train.step.state import initial_variables
 
 BATCH = 4
 rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 ROOT = Path(__file__).parent.parent
 LOOP = """
 import sys, time
-from train.stop import Stop
+from train.run.stop import Stop
 import jax
 if len(sys.argv) > 1:
     jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[1]))

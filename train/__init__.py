@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ['Outcome', 'Settings', 'train']
 
-_MODULES = {'Outcome': 'train.loop', 'Settings': 'train.settings', 'train': 'train.loop'}
+_MODULES = {'Outcome': '.loop', 'Settings': '.settings', 'train': '.loop'}
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
+        return getattr(importlib.import_module(_MODULES[name], __name__), name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
