@@ -89,6 +89,11 @@ def train(
         notes: list[str] = []
         start = restore(job, checkpoints, notes.append)
         first = int(start.state.step)
+        if first > job.total_steps:
+            raise FlaxnetsError(
+                f'{workdir} holds a run of {first} steps, more than the {job.total_steps} asked for: give a '
+                'larger max_steps, or 0'
+            )
         log = parallel.together(
             lambda: stack.enter_context(
                 Log(
@@ -100,6 +105,7 @@ def train(
                     images_per_step=job.settings.batch_size,
                     epoch_steps=job.epoch_steps,
                     quiet=quiet,
+                    may_write=lock.check if lock else lambda: None,
                 )
             )
         )
@@ -144,12 +150,14 @@ class Start:
       damaged: newer steps that were set aside, and why.
       evaluated: whether this state has been evaluated.
       bad_images: found so far.
+      warnings: of the settings that the run began with.
     """
 
     state: TrainState
     damaged: tuple[tuple[int, str], ...] = ()
     evaluated: bool = False
     bad_images: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lambda note: None) -> Start:
@@ -166,7 +174,14 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
         return Start(parallel.together(lambda: initial_state(job, say)))
     # Earlier versions kept neither, and did not tell an evaluation that was not finite from none.
     evaluated = restored.meta.get('evaluated', restored.score is not None)
-    return Start(restored.state, restored.skipped, evaluated, restored.meta.get('bad_images', 0))
+    meta = restored.meta
+    return Start(
+        restored.state,
+        restored.skipped,
+        evaluated,
+        meta.get('bad_images', 0),
+        tuple(meta.get('warnings', ())),
+    )
 
 
 def check_same_run(job: Job, meta: dict[str, Any]) -> None:
@@ -217,6 +232,7 @@ class _Run:
             'settings': settings_json(job.settings),
             'config': to_json(job.config),
             'data': job.fingerprints,
+            'warnings': [note.message for note in job.remarks if note.kind == 'warning'],
         }
 
     def go(self, start: Start) -> Outcome:
@@ -224,6 +240,7 @@ class _Run:
         self.bad_images = self.bad_before = start.bad_images
         if first:
             self.saved = first
+            self.meta['warnings'] = list(start.warnings)
         if first == job.total_steps and start.evaluated:  # of which the log has all
             return self._finish(parallel.replicate(start.state), first, known=True)
         if first:
@@ -283,7 +300,9 @@ class _Run:
             if evaluate or logs or save or stop:
                 while pending:  # what is logged or saved has been looked at
                     self._absorb(meter, *pending.popleft())
-            self._count_bad(batches, ask=logs or evaluate or stop or last)
+            # Not at a save by the clock, which other hosts do not see.
+            by_steps = bool(job.settings.save_steps) and done % job.settings.save_steps == 0
+            self._count_bad(batches, ask=logs or evaluate or stop or last or by_steps)
             for problem in batches.new_bad():
                 self.log.event('bad_image', problem, step=done)
             if (logs or evaluate) and meter.steps:
@@ -416,8 +435,12 @@ class _Run:
 
     def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> str:
         """Puts weights and pictures into the workdir; returns where the weights are."""
+        if self.lock is not None:
+            self.lock.check()
         path = f'{self.workdir}/weights'
-        source = weights.Source(notes=(f'trained by flaxnets for {done} steps on {self.job.settings.data}',))
+        notes = [f'trained by flaxnets for {done} steps on {self.job.settings.data}']
+        notes += self.meta['warnings']
+        source = weights.Source(notes=tuple(notes))
         weights.save(path, parallel.to_host(state.variables), self.job.config, source, overwrite=True)
         self.log.flush()
         with staged(self.workdir) as here:
@@ -503,12 +526,11 @@ class _Meter:
 
 
 def _of_all_hosts(values: dict[str, float], batches: Any) -> dict[str, float]:
-    """With what each host alone knows of its images: the longest wait, the slowest feed, all bad ones."""
-    found = parallel.gather([values['wait_share'], batches.images_per_second() or 0.0, float(batches.bad)])
+    """With what each host alone knows of its images: the longest wait, the slowest feed."""
+    found = parallel.gather([values['wait_share'], batches.images_per_second() or 0.0])
     feed = float(found[:, 1].min()) * len(found)
     return {
         **values,
         'wait_share': float(found[:, 0].max()),
         **({'feed_images_per_second': feed} if feed else {}),
-        'bad_images': int(found[:, 2].sum()),
     }

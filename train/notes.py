@@ -25,7 +25,8 @@ _NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (
     ('mix_images mix_off_epochs', lambda s: s.mixup or s.cutmix, 'mixup or cutmix'),
     ('step_epochs step_rate', lambda s: s.schedule == 'step', "schedule='step'"),
     ('decay', lambda s: s.weight_decay, 'a weight_decay'),
-    ('conv_init', lambda s: not s.weights, 'a net that starts from random numbers'),
+    ('ema_warmup', lambda s: s.ema_decay, 'an ema_decay'),
+    ('conv_init zero_init_last', lambda s: not s.weights, 'a net that starts from random numbers'),
 )
 INITIAL_SHARE = 0.01  # of the net of the start in the averages at the end
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}

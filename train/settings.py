@@ -428,7 +428,7 @@ def apply(settings: Settings, changes: Iterable[str]) -> Settings:
                 values[field] = _parsed(text.strip(), kind)
                 if not _is_of_type(values[field], kind):
                     raise ValueError(text)
-            except (ValueError, ZeroDivisionError, IndexError):
+            except (ValueError, ZeroDivisionError, OverflowError, IndexError):
                 problems.append(f'{field}={text!r} must be {_described(kind)}')
     if problems:
         raise FlaxnetsError('bad changes to the settings:\n  ' + '\n  '.join(problems))
@@ -444,7 +444,7 @@ def _follow(settings: Settings, values: Mapping[str, Any]) -> dict[str, str]:
         try:
             return {'model': flaxnets.config(weights).name}
         except FlaxnetsError:
-            return {}  # a file: opened when the run starts, and compared with the model then
+            return {}  # they cannot be opened: that is said when the run starts
     return {}
 
 

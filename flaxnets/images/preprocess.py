@@ -158,4 +158,5 @@ class Preprocess:
         return (
             f'{size} px, crop {self.crop_pct:g}, {self.interpolation}, {how[self.crop_mode]}, '
             f'mean {self.mean}, std {self.std}{order}'
+            + ''.join(f'; not given: {u}' for u in self.unsupported)
         )

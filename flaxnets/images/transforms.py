@@ -159,7 +159,10 @@ class Transform:
         p = self.preprocess
         resample = FILTERS[p.interpolation]
         if p.crop_mode == 'center_first':
-            return _cut(image, self._centre(*image.size)).resize((p.width, p.height), resample)
+            left, top, right, bottom = box = self._centre(*image.size)
+            for sides in ((right - left, bottom - top), (p.width, p.height)):
+                _check_pixels(sides, f'{name}, cut and resized to {p.width} x {p.height}', self.max_pixels)
+            return _cut(image, box).resize((p.width, p.height), resample)
         width, height = self._resized(*image.size)
         resized = f'{name}, resized to {width} x {height}'
         _check_pixels((max(width, p.width), max(height, p.height)), resized, self.max_pixels)

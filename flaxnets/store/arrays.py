@@ -262,6 +262,7 @@ def move(path: Path | StorePath, target: Path | StorePath) -> None:
     names = path.files()
     path.copy_files([name for name in names if name != MARKER], target)
     path.copy_files([name for name in names if name == MARKER], target)
+    (path / MARKER).unlink(missing_ok=True)  # an error here is told: with it the old one would still count
     remove(path)
 
 

@@ -126,8 +126,11 @@ class StorePath:
 
     def is_file(self) -> bool:
         """Whether there is an object of this name."""
-        with _plainly(self._url):
-            return bool(filesystem(self._url).isfile(self._url))
+        try:  # fsspec's own `isfile` takes whatever goes wrong for "there is none"
+            with _plainly(self._url):
+                return bool(filesystem(self._url).info(self._url)['type'] == 'file')
+        except FileNotFoundError:
+            return False
 
     def is_dir(self) -> bool:
         """Whether there are objects below this name."""

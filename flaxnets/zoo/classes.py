@@ -232,7 +232,7 @@ def _as_imagenet(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] |
 
 
 def _by_number(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
-    """Classes 0, 1, 2, ... whatever their leading zeros: all of them, or some of ImageNet's."""
+    """Classes 0, 1, 2, ... whatever their leading zeros, or any of ImageNet's: the outputs' own numbers."""
     numbers = _numbers(data)
     if numbers is None:
         return None
@@ -278,7 +278,7 @@ def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | 
     if len(data) != count:
         raise ClassesError(
             f'the data has {len(data)} classes, the weights {count}, which they do not name; give classes= '
-            'with what the data calls each output'
+            "with what the data calls each output, or order='data' if its labels are the outputs' numbers"
         )
     if known == 'data':
         return places, "in the data's own order, as asked"

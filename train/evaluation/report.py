@@ -126,6 +126,8 @@ def run(options: argparse.Namespace) -> Report:
     """
     config, model, variables = load_with_config(options.model, dtype=options.dtype)
     if options.images:
+        for what in config.preprocess.unsupported:
+            print(f'note: the weights expect: {what}; images are prepared as told', file=sys.stderr)
         config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
         raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
@@ -176,7 +178,7 @@ def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, am
     own = _with_images(source, ask=among == 'data' or bool(re.search(r'imagenet_[ar]\b', source.name)))
     outputs = tuple(sorted(matching.outputs[i] for i in own)) if own is not None else None
     if outputs is None or len(outputs) == count:
-        return Judged('all', None, f'all {count} classes')
+        return Judged('all', None, f'all {count} outputs')
     known = imagenet.subset({places[i] for i in outputs}) if places else None
     if among == 'data' or (among is None and known):
         of_which = f'{known}, as its published accuracies are' if known else 'the data'

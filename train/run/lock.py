@@ -21,6 +21,7 @@ from flaxnets.store.remote import StoreError, StorePath, is_remote
 FILE = '.lock'
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 BEAT_SECONDS = 10.0  # a run in a store says that it lives
+SETTLING_SECONDS = 2.0  # in which whoever took it over at the same time has done so
 SILENT_SECONDS = 35.0  # without a sign of life, it is taken for dead
 
 
@@ -149,6 +150,11 @@ class _Lease:
             self._path.create(self._content())
         except FileExistsError:  # another one was quicker
             return False
+        if found is not None:  # a second one may have taken it for dead too, and have removed ours
+            time.sleep(SETTLING_SECONDS)
+            now = _parsed(self._read())
+            if now.get('run') != self._own['run']:
+                raise _in_use(self._workdir, now)
         return True
 
     def _watch(self, found: bytes) -> None:
@@ -208,6 +214,10 @@ def _named(holder: dict[str, Any]) -> str:
 def _parsed(content: bytes | None) -> dict[str, Any]:
     try:
         holder = json.loads(content or b'')
-        return holder if isinstance(holder, dict) else {}
+        if not isinstance(holder, dict):
+            return {}
+        if type(holder.get('pid')) is not int:
+            holder.pop('pid', None)
+        return holder
     except ValueError:
         return {}

@@ -47,6 +47,7 @@ class Log:
       images_per_step: of the global batch.
       epoch_steps: steps of an epoch.
       quiet: nothing on the terminal but what went wrong.
+      may_write: raises once another run has taken the workdir over; nothing is written to a store then.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Log:
         images_per_step: int,
         epoch_steps: int,
         quiet: bool = False,
+        may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self._primary, self._quiet = primary, quiet
         self._total, self._first, self._images = total_steps, first_step, images_per_step
@@ -70,8 +72,10 @@ class Log:
         if not primary:
             return
         try:
-            kind = _Object if is_remote(workdir) else _File
-            self._records = kind(workdir, first_step, evaluated)
+            if is_remote(workdir):
+                self._records = _Object(workdir, first_step, evaluated, may_write)
+            else:
+                self._records = _File(workdir, first_step, evaluated)
         except OSError as error:
             raise FlaxnetsError(f'{workdir}/{FILE} cannot be written: {error.strerror or error}') from error
         if tensorboard.is_available() and not is_remote(workdir):
@@ -219,8 +223,9 @@ class _Object:
     A thread does it, so that no step waits for a network that is down.
     """
 
-    def __init__(self, workdir: str, first_step: int, evaluated: bool) -> None:
+    def __init__(self, workdir: str, first_step: int, evaluated: bool, may_write: Callable[[], None]) -> None:
         self._path = StorePath(workdir) / FILE
+        self._may_write = may_write
         self._lines = _kept(workdir, first_step, evaluated)
         self._lock = threading.Lock()  # held while they are written
         self._written = -1  # how many
@@ -249,6 +254,10 @@ class _Object:
     def flush(self) -> None:
         with self._lock:
             self._tried = time.monotonic()
+            try:
+                self._may_write()
+            except FlaxnetsError:  # another run has the workdir, and its log: the next save says so
+                return
             lines = self._lines[:]
             if len(lines) != self._written:
                 self._path.write_text(''.join(lines))

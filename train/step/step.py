@@ -17,6 +17,7 @@ from flaxnets.nets.resnet import ResNet
 
 from ..settings import Settings
 from .mixing import mix
+from .optimizer import is_frozen, path_of
 from .pixels import augment, normalise
 from .schedule import drop_block, ema_decay
 from .state import TrainState
@@ -65,8 +66,15 @@ def make_train_step(
         if axis_name:
             # Where BatchNorm's spans are smaller than the batch, statistics differ from device to device.
             loss, batch_stats, grads = lax.pmean((loss, batch_stats, grads), axis_name)
+        # An average of equal numbers may differ from them by a rounding: what is frozen stays as it is.
         if model.freeze_bn:
-            batch_stats = state.batch_stats  # an average of equal numbers may differ from them by a rounding
+            batch_stats = state.batch_stats
+        elif settings.frozen_stages:
+            batch_stats = jax.tree_util.tree_map_with_path(
+                lambda keys, new, old: old if is_frozen(settings, path_of(keys)) else new,
+                batch_stats,
+                state.batch_stats,
+            )
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(batch_stats))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)

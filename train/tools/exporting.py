@@ -10,7 +10,7 @@ def export(workdir: str, out: str, which: str = 'last', *, ema: bool = True, ove
 
     Args:
       workdir: of the run; `gs://` too.
-      out: directory to write, on this machine.
+      out: directory to write; `gs://` too.
       which: 'last', 'best' or a step.
       ema: the moving averages, if the run kept them.
       overwrite: replace an earlier directory of weights.

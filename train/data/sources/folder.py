@@ -10,6 +10,7 @@ import numpy as np
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.transforms import is_image
+from flaxnets.store.remote import StoreError
 
 from . import metadata, store
 from .base import SPLITS, Labelled, Record
@@ -137,7 +138,7 @@ def _classes(root: str, left_out: LeftOut) -> tuple[tuple[str, ...], list[File]]
             left_out.add('links that lead nowhere', entry.name)
         elif entry.name == 'metadata.parquet':
             left_out.add('tables that cannot be read (metadata.csv and metadata.jsonl can)', entry.name)
-        elif entry.kind == 'file' and _is_image(root, entry.name):
+        elif entry.kind == 'file' and _is_image(root, entry.name, entry.size):
             left_out.add('images outside of every class', entry.name)
     files = []
     for label, name in enumerate(names):
@@ -169,16 +170,20 @@ def images(root: str, below: str, left_out: LeftOut) -> Iterable[tuple[str, int]
                 left_out.add('devices and pipes', inner)
             elif entry.kind == 'broken' and not named_as_image(entry.name):
                 left_out.add('links that lead nowhere', inner)
-            elif _is_image(root, inner):
+            elif _is_image(root, inner, entry.size):
                 yield inner, entry.size
             else:
                 left_out.add('files that are no images', inner)
 
 
-def _is_image(root: str, name: str) -> bool:
+def _is_image(root: str, name: str, size: int) -> bool:
     """By its name, or else by its first bytes."""
+    if named_as_image(name) or not size:
+        return named_as_image(name)
     try:
-        return named_as_image(name) or is_image(store.read(os.path.join(root, name), 0, SNIFFED))
+        return is_image(store.read(os.path.join(root, name), 0, SNIFFED))
+    except StoreError:  # the network is no property of a file
+        raise
     except OSError:
         return False
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from flaxnets.errors import FlaxnetsError
 
-from . import parts
+from . import parts, store
 from .arrays import open_arrays, open_digits
 from .base import Labelled, Source
 from .folder import open_folder
@@ -44,6 +44,13 @@ def open_source(spec: str, split: str, training: bool, *, whole: bool = False) -
     Raises:
       FlaxnetsError: no such images, or not of that form.
     """
+    try:
+        return _opened(spec, split, training, whole)
+    finally:
+        store.forget()
+
+
+def _opened(spec: str, split: str, training: bool, whole: bool) -> Source:
     kind, _, rest = spec.partition(':')
     rest = os.path.expanduser(rest)
     if kind == 'tfds' and rest:

@@ -75,7 +75,12 @@ def _scan_store(folder: str) -> list[Entry]:
     return found
 
 
-_ahead: dict[str, Future[list[Entry]]] = {}  # each is asked for once, so that nothing old is ever seen
+_ahead: dict[str, Future[list[Entry]]] = {}  # each is used once, and none after `forget`
+
+
+def forget() -> None:
+    """Drops the listings that nobody has asked for: what is opened later is listed anew."""
+    _ahead.clear()
 
 
 @cache
