@@ -11,6 +11,8 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
+import numpy as np
 import pth_files as pf
 import pytest
 
@@ -363,6 +365,92 @@ def test_work_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step:
     many = b'\x80\x02' + pf.EMPTY_LIST + start + step * (9000 if step[:1] == pf.NONE else 40) + pf.STOP
     assert len(read_pth(pf.write_zip(tmp_path / 'few.pth', few))) == 6
     pf.refused(pf.write_zip(tmp_path / 'many.pth', many), 'more than 20,000 steps')
+
+
+def of_numpy(dtype: str, copies: int) -> bytes:
+    """A list of tensors, as devices without storages have them, of one array of 1000 floats."""
+    numbers = pf.call('numpy', 'dtype', pf.text('f4'), pf.FALSE, pf.TRUE)
+    state = pf.MARK + b'K\x03' + pf.text('<') + pf.NONE * 3 + b'J' + b'\xff' * 4 + b'J' + b'\xff' * 4 + b'K\0'
+    array = pf.call(
+        'numpy._core.numeric',
+        '_frombuffer',
+        b'B' + struct.pack('<I', 4000) + np.arange(1000, dtype='<f4').tobytes(),
+        numbers + state + pf.TUPLE + pf.BUILD,
+        pf.integers([1000]),
+        pf.text('C'),
+    )
+    rebuild = '_rebuild_device_tensor_from_numpy'
+    one = pf.call('torch._utils', rebuild, b'h\x01', pf.text(dtype), pf.text('xla'), pf.FALSE)
+    return b'\x80\x04' + array + b'q\x010' + pf.EMPTY_LIST + pf.MARK + one * copies + b'e' + pf.STOP
+
+
+def test_tensors_of_devices_without_storages(tmp_path: Path) -> None:
+    path = tmp_path / 'a.pkl'
+    path.write_bytes(of_numpy('torch.bfloat16', 2))
+    for tensor in read_pth(path):
+        assert tensor.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(tensor, np.arange(1000, dtype=np.float32).astype(ml_dtypes.bfloat16))
+    path.write_bytes(of_numpy('torch.float32', 200))
+    assert len(read_pth(path)) == 200  # nothing is copied
+    path.write_bytes(of_numpy('torch.complex128', 2))
+    assert all(isinstance(tensor, Inert) for tensor in read_pth(path))
+    path.write_bytes(of_numpy('torch.bfloat16', 400))
+    pf.refused(path, '16 times the size of the file')
+
+
+def test_pickles_within_pickles_count_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('convert.formats.pickles.MAX_STEPS', 5000)
+    inner = b'\x80\x02' + (pf.NONE + b'0') * 1000 + pf.integer(pf.MAGIC) + pf.STOP
+    inner += pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+    inner += b'\x80\x02' + pf.storage(numel=0) + pf.STOP + pickle.dumps(['0'], 2) + bytes(8)
+    one = pf.call('torch.storage', '_load_from_bytes', b'h\x01')
+    start = b'\x80\x03B' + struct.pack('<I', len(inner)) + inner + b'q\x010' + pf.EMPTY_LIST + pf.MARK
+    path = tmp_path / 'a.pkl'
+    path.write_bytes(start + one + b'e' + pf.STOP)
+    assert len(read_pth(path)) == 1
+    path.write_bytes(start + one * 5 + b'e' + pf.STOP)
+    pf.refused(path, 'more than 5,000 steps')
+
+
+def test_the_names_in_many_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects that hold one large list each: it is not walked again for all of them."""
+    monkeypatch.setattr('convert.formats.pth._MAX_LOOKS', 5000)
+    many = pf.EMPTY_LIST + pf.MARK + pf.EMPTY_LIST * 1000 + b'e' + b'q\x010'
+    one = pf.name('x', 'Y') + pf.EMPTY_TUPLE + pf.REDUCE + b'h\x01' + pf.BUILD
+    inner = pf.name('x', 'Y') + pf.call('x', 'Z') + pf.TUPLE1 + pf.REDUCE
+    saved = b'\x80\x02' + many + pf.EMPTY_LIST + pf.MARK + inner + one * 1000 + b'e' + pf.STOP
+    looks: list[object] = []
+    monkeypatch.setattr(
+        'convert.formats.pth.id', lambda value: looks.append(value) or id(value), raising=False
+    )
+    first, *rest = read_pth(pf.write_zip(tmp_path / 'a.pth', saved))
+    assert first.names == ('x.Y', 'x.Z') and {inert.names for inert in rest} == {('x.Y',)}
+    assert len(looks) < 30_000
+
+
+def colliding(kind: str, count: int) -> list[bytes]:
+    """Keys that have the same hash in every Python."""
+    numbers = [i * (2**61 - 1) for i in range(count)]
+    return [pf.integer(number) if kind == 'integers' else pf.integers([number]) for number in numbers]
+
+
+@pytest.mark.parametrize('kind', ['integers', 'tuples'])
+def test_keys_of_one_hash(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / 'a.pth'
+    for count, sound in ((50, True), (200, False)):
+        saved = pf.state_dict(*(key + pf.NONE for key in colliding(kind, count)))
+        if sound:
+            assert len(read_pth(pf.write_zip(path, saved))) == count
+        else:
+            pf.refused(pf.write_zip(path, saved), 'the same hash')
+        path.unlink()
+
+
+def test_keys_of_honest_files(tmp_path: Path) -> None:
+    keys = [None, True, 0.5, 'a', b'b', (1, 'c'), 2**70, 1 + 2j, frozenset({1}), *range(10, 5000)]
+    keys += [(i, j) for i in range(100) for j in range(20)]
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([dict.fromkeys(keys), dict.fromkeys(keys)], 2))
+    assert read_pth(tmp_path / 'a.pkl') == [dict.fromkeys(keys)] * 2
 
 
 def test_something_after_the_pickle(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import functools
 import http
 import pathlib
 import pickle
+import pickletools
 import struct
 import sys
 import tracemalloc
@@ -391,6 +392,16 @@ def test_a_state_dict_by_pickle_dump(tmp_path: Path, protocol: int) -> None:
     (tmp_path / 'b.pkl').write_bytes(pickle.dumps({'model': arrays}, protocol))
     for name, array in read_pth(tmp_path / 'b.pkl')['model'].items():
         np.testing.assert_array_equal(array, arrays[name], strict=True)
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+def test_a_pickle_that_keeps_nothing_it_has_read(tmp_path: Path, protocol: int) -> None:
+    """The bytes of each storage are freed once they are read; the next may lie at the same address."""
+    state = {str(i): torch.full((9,), float(i)) for i in range(100)}
+    path = tmp_path / 'a.pkl'
+    path.write_bytes(pickletools.optimize(pickle.dumps(state, protocol)))
+    for name, tensor in read_state_dict(path).items():
+        assert_same(tensor, state[name])
 
 
 @FORMATS

@@ -24,7 +24,9 @@ from flaxnets.errors import CheckpointError, shown
 MAX_STEPS = 20_000_000
 # torch's magic number has 77 bits, the state of NumPy's generators 128; huge ones cannot be printed.
 MAX_INTEGER_BITS = 256
-_MAX_KEY = 1000  # values in a tuple that is a key: more take long to hash
+_MAX_KEY = 1000  # values in a tuple or set that is a key: more take long to hash and compare
+_MAX_ALIKE = 100  # keys of one hash: each is compared with all before it
+_OWN_HASH = 2**61 - 1  # integers below are their own hash
 MAX_NAME = 200
 
 
@@ -86,6 +88,7 @@ class Machine:
       where: the file, and the part of it, that messages name.
       names: everything the pickle may name and be understood; None refuses all names, and objects.
       persistent: makes the value of a persistent id; None refuses them all.
+      outer: the machine in whose pickle this one lies, which counts its steps.
     """
 
     def __init__(
@@ -93,14 +96,18 @@ class Machine:
         where: str,
         names: Mapping[str, object] | None = None,
         persistent: Callable[[Machine, object], object] | None = None,
+        outer: Machine | None = None,
     ) -> None:
         self.where = where
         self._names = names
         self._persistent = persistent
+        self._outer = outer
         self._stack: list[Any] = []
         self._below_marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._steps = 0
+        # Keys whose hashes somebody can choose, by kind and hash.
+        self._alike: dict[tuple[type, int], list[Any]] = {}
 
     def run(self, stream: IO[bytes] | mmap.mmap) -> Any:
         """The object pickled at the stream's position, which moves to the end of the pickle.
@@ -128,17 +135,32 @@ class Machine:
 
     def spend(self, steps: int) -> None:
         """Counts work, so that few bytes which copy much, again and again, come to an end."""
+        if self._outer is not None:
+            self._outer.spend(steps)
         self._steps += steps
         if self._steps > MAX_STEPS:
             raise self.refusal(f'the pickle takes more than {MAX_STEPS:,} steps, far beyond any net')
 
     def checked_keys(self, items: list[Any]) -> list[Any]:
-        """`items` if all can be hashed, at little cost: a tuple of shared tuples could take for ever."""
+        """`items` if all can be hashed and told apart at little cost.
+
+        A tuple of shared tuples could take for ever, and so could many keys of the same hash. Python chooses
+        the hashes of text anew each time, those of numbers and tuples follow from their values.
+        """
         for item in items:
+            if isinstance(item, str | bytes) or (type(item) is int and abs(item) < _OWN_HASH):
+                continue
             if isinstance(item, tuple):
                 self._check_tuple(item)
             elif item.__hash__ is None:
                 raise self.refusal(f'{type(item).__name__} is used as the key of a dictionary or set')
+            elif isinstance(item, frozenset) and len(item) > _MAX_KEY:
+                raise self.refusal('a set that is used as the key of a dictionary or set is too large')
+            alike = self._alike.setdefault((type(item), hash(item)), [])
+            if item not in alike:
+                alike.append(item)
+                if len(alike) > _MAX_ALIKE:
+                    raise self.refusal('too many keys of its dictionaries and sets have the same hash')
         return items
 
     def _check_tuple(self, key: tuple[Any, ...]) -> None:

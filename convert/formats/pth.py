@@ -11,6 +11,7 @@ the file with its published SHA-256.
 from __future__ import annotations
 
 import io
+import itertools
 import math
 import mmap
 import os
@@ -26,15 +27,15 @@ from flaxnets.store.files import lookalike, map_file
 from .modules import is_module, module_state
 from .pickles import Machine, Placeholder
 from .pth_zip import Archive
-from .torch_names import NAMES, NumpyArray, Storage, Storages, Tensor
+from .torch_names import MAGIC, NAMES, NumpyArray, Storage, Storages, Tensor
 
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
 _MAX_DEPTH = 64
 # As a tree, in which what is shared counts each time: ImageNet's list of images is 4 million.
 _MAX_VALUES = 20_000_000
 _MAX_NAMES = 50  # of the classes in one object
+_MAX_LOOKS = 1_000_000  # at what lies in such objects, for their names alone
 _PLAIN = (str, int, float, complex, bytes, np.generic, type(None))
 # Tensors may share a storage (a net saved twice, tied weights), but not multiply a file without end.
 _MAX_SHARING = 16
@@ -140,7 +141,7 @@ def _read_zip(data: mmap.mmap, where: str) -> Any:
 
 def _read_legacy(data: mmap.mmap, where: str) -> Any:
     first = Machine(where, NAMES).run(data)
-    if first != _LEGACY_MAGIC:
+    if first != MAGIC:
         if data.tell() != len(data):
             raise CheckpointError(f'{where}: a pickle, but not one that torch.save wrote')
         return _Builder(where, len(data), _nowhere).value(first)
@@ -203,6 +204,7 @@ class _Builder:
     def __init__(self, where: str, size: int, find: Callable[[Storage], memoryview]) -> None:
         self._where = where
         self._bytes_left = _MAX_SHARING * size
+        self._looks_left = _MAX_LOOKS
         self._find = find
         self._found: dict[str, memoryview] = {}
         # By the identity of what the pickle built: the value, and how many values it is as a tree.
@@ -246,14 +248,14 @@ class _Builder:
         if isinstance(saved, (set, frozenset)):
             return saved, 1 + len(saved)
         if isinstance(saved, NumpyArray) and saved.value is not None:
-            return saved.value, 1
+            return self._converted(saved.value, saved.dtype, trail), 1
         if isinstance(saved, Placeholder):
             if is_module(saved):
                 state = module_state(saved)
                 return self._mapping(state, trail, state)
             if saved.items and saved.state is None:
                 return self._mapping(saved.items, trail, {})
-        return Inert(_names_in(saved)), 1
+        return Inert(self._names_in(saved)), 1
 
     def _mapping(
         self, saved: dict[Any, Any], trail: tuple[Any, ...], out: dict[Any, Any]
@@ -297,11 +299,7 @@ class _Builder:
             raise self._refusal(
                 trail, f'has shape {shape} over a storage of {shown(available)} numbers: overlapping'
             )
-        self._bytes_left -= stored * itemsize
-        if self._bytes_left < 0:
-            raise self._refusal(
-                trail, f'and those before it would fill {_MAX_SHARING} times the size of the file'
-            )
+        self._spend_bytes(stored * itemsize, trail)
         if storage.key not in self._found:
             inside = storage.data
             self._found[storage.key] = self._find(storage) if inside is None else memoryview(inside)
@@ -316,25 +314,43 @@ class _Builder:
             raise self._refusal(trail, 'is a tensor of bools, but holds bytes other than 0 and 1')
         return array
 
+    def _converted(
+        self, array: np.ndarray, dtype: np.dtype[Any] | None, trail: tuple[Any, ...]
+    ) -> np.ndarray:
+        if dtype is None or dtype == array.dtype:
+            return array
+        self._spend_bytes(array.size * dtype.itemsize, trail)
+        return array.astype(dtype)
 
-def _names_in(saved: object) -> tuple[str, ...]:
-    """What an object that means nothing here is called, and the names inside it."""
-    names: dict[str, None] = {}
-    left, seen = [saved], {id(saved)}
-    while left and len(names) < _MAX_NAMES:
-        item = left.pop()
-        if isinstance(item, Placeholder):
-            names[item.name] = None
-            inner: Iterable[Any] = item.parts()
-        elif isinstance(item, dict):
-            inner = [*item, *item.values()]
-        else:
-            inner = item if isinstance(item, (list, tuple)) else ()
-        for part in inner:
-            if not isinstance(part, _PLAIN) and id(part) not in seen:
-                seen.add(id(part))
-                left.append(part)
-    if not names:
-        name = getattr(saved, 'name', None)
-        return (name if isinstance(name, str) else f'a {type(saved).__name__.lstrip("_")}',)
-    return tuple(names)
+    def _spend_bytes(self, count: int, trail: tuple[Any, ...]) -> None:
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise self._refusal(
+                trail, f'and those before it would fill {_MAX_SHARING} times the size of the file'
+            )
+
+    def _names_in(self, saved: object) -> tuple[str, ...]:
+        """What an object that means nothing here is called, and the names inside it.
+
+        Of a file of many such objects with much in them, those inside are not all looked for.
+        """
+        names: dict[str, None] = {}
+        left, seen = [saved], {id(saved)}
+        while left and len(names) < _MAX_NAMES:
+            item = left.pop()
+            if isinstance(item, Placeholder):
+                names[item.name] = None
+                inner: Iterable[Any] = item.parts()
+            elif isinstance(item, dict):
+                inner = itertools.chain(item, item.values())
+            else:
+                inner = item if isinstance(item, (list, tuple)) else ()
+            for part in itertools.islice(inner, self._looks_left):
+                self._looks_left -= 1
+                if not isinstance(part, _PLAIN) and id(part) not in seen:
+                    seen.add(id(part))
+                    left.append(part)
+        if not names:
+            name = getattr(saved, 'name', None)
+            return (name if isinstance(name, str) else f'a {type(saved).__name__.lstrip("_")}',)
+        return tuple(names)

@@ -9,6 +9,7 @@ becomes a `Placeholder` (`convert.formats.pickles`).
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,7 +51,8 @@ _TORCH_DTYPES |= {f'torch.uint{bits}': np.dtype(f'<u{bits // 8}') for bits in (1
 _TORCH_DTYPES |= {'torch.complex64': np.dtype('<c8'), 'torch.complex128': np.dtype('<c16')}
 _TORCH_DTYPES |= {f'torch.{name}': np.dtype(getattr(ml_dtypes, name)) for name in _FLOAT8}
 _NUMPY_CODES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8', 'c8', 'c16')
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first number of a file of torch.save before 1.6
+MAGIC = 0x1950A86A20F9469CFC6C  # the first number of a file of torch.save before 1.6
+_STORAGES_INSIDE = itertools.count()  # gives each storage whose bytes are in a pickle a key of its own
 _DEVICES = ('cpu', 'cuda', 'hip', 'hpu', 'meta', 'mps', 'npu', 'xla', 'xpu')
 
 
@@ -64,7 +66,7 @@ class Storage:
     key: str
     dtype: np.dtype[Any]
     numel: int
-    data: bytes | None = None
+    data: memoryview | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +85,14 @@ class Tensor:
 
 
 class NumpyArray(Stateful):
-    """An array pickled by NumPy itself, made empty and filled afterwards; empty if not of numbers."""
+    """An array pickled by NumPy itself, made empty and filled afterwards; empty if not of numbers.
 
-    def __init__(self, value: np.ndarray | None = None) -> None:
+    `dtype` is what its numbers have yet to be converted to.
+    """
+
+    def __init__(self, value: np.ndarray | None = None, dtype: np.dtype[Any] | None = None) -> None:
         self.value = value
+        self.dtype = dtype
 
     def set_state(self, machine: Machine, state: object) -> None:
         match state:
@@ -194,11 +200,15 @@ def _tensor_with_attributes(machine: Machine, arguments: tuple[Any, ...]) -> obj
 
 
 def _tensor_of_numpy(machine: Machine, arguments: tuple[Any, ...]) -> NumpyArray:
-    """A tensor of a device without storages (XLA): an array and the dtype that it stands for."""
+    """A tensor of a device without storages (XLA): an array and the dtype that it stands for.
+
+    PyTorch writes arrays of that dtype, but for bfloat16, which NumPy has not.
+    """
     match arguments:
         case (NumpyArray(value=np.ndarray() as array), str() as name, *_) if name in _TORCH_DTYPES:
-            machine.spend(array.nbytes // 64)
-            return NumpyArray(array.astype(_TORCH_DTYPES[name], copy=False))
+            dtype = _TORCH_DTYPES[name]
+            if array.dtype == dtype or (array.dtype, name) == (np.float32, 'torch.bfloat16'):
+                return NumpyArray(array, dtype)
     raise Unfit
 
 
@@ -218,18 +228,19 @@ def _storage_of_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
             raise Unfit
     machine.spend(len(data) // 64)
     where, stream, storages = f'{machine.where} (storage)', io.BytesIO(data), Storages()
-    if Machine(where).run(stream) != _MAGIC:
+    if Machine(where, outer=machine).run(stream) != MAGIC:
         raise Unfit
     for _ in ('protocol', 'system'):
-        Machine(where).run(stream)
-    storage = Machine(where, _STORAGE_TYPES, storages).run(stream)
-    keys = Machine(where).run(stream)
+        Machine(where, outer=machine).run(stream)
+    storage = Machine(where, _STORAGE_TYPES, storages, outer=machine).run(stream)
+    keys = Machine(where, outer=machine).run(stream)
     if not isinstance(storage, Storage) or keys != [storage.key]:
         raise Unfit
     start = stream.tell() + 8
     if len(data) - start != storage.numel * storage.dtype.itemsize:
         raise machine.damage(f'a storage of {shown(storage.numel)} numbers has {len(data) - start} bytes')
-    return Storage(f'in the pickle, {id(data)}', storage.dtype, storage.numel, data[start:])
+    key = f'in the pickle, {next(_STORAGES_INSIDE)}'
+    return Storage(key, storage.dtype, storage.numel, memoryview(data)[start:])
 
 
 def _mapping(machine: Machine, arguments: tuple[Any, ...]) -> _Record:
