@@ -72,13 +72,15 @@ def largest_difference(a: Any, b: Any) -> float:
 
 @pytest.mark.parametrize('bn_images', [0, 4, 8])
 def test_any_number_of_devices_does_what_one_does(bn_images: int) -> None:
-    settings = dataclasses.replace(BASE, bn_images=bn_images)
-    alone, expected = one_step(settings, 1)
-    for devices in (2, 4):
-        together, found = one_step(settings, devices)
-        assert found == pytest.approx(expected, rel=1e-5)
-        assert largest_difference(together.params, alone.params) < 1e-5
-        assert largest_difference(together.batch_stats, alone.batch_stats) < 1e-5
+    """In float64: in float32 a ReLU whose input is within rounding of 0 opens on one number of devices only."""
+    settings = dataclasses.replace(BASE, bn_images=bn_images, dtype='float64')
+    with jax.enable_x64(True):
+        alone, expected = one_step(settings, 1, param_dtype='float64')
+        for devices in (2, 4):
+            together, found = one_step(settings, devices, param_dtype='float64')
+            assert found == pytest.approx(expected, rel=1e-9)
+            assert largest_difference(together.params, alone.params) < 1e-9
+            assert largest_difference(together.batch_stats, alone.batch_stats) < 1e-9
 
 
 def test_statistics_are_averaged_over_spans_that_differ() -> None:
