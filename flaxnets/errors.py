@@ -27,6 +27,11 @@ class _ShortRepr(reprlib.Repr):
         self.maxstring = 120
         self.maxlevel = 3
 
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write very long ones as text.
+        bits = value.bit_length()
+        return super().repr_int(value, level) if bits <= 256 else f'an integer of {bits:,} bits'
+
     def repr_instance(self, value: object, level: int) -> str:
         # repr() of a container of ours could take for ever: a few shared lists nest without end.
         if isinstance(value, bytes):

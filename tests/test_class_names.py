@@ -107,6 +107,9 @@ def test_odd_content_is_passed_over() -> None:
         loop,
         deep,
         {'classes': object()},
+        {'labels': {'train': np.arange(50), 'val': np.arange(5)}},
+        {'args': {'data_path': 'x', 'data_set': np.arange(5)}},
+        {'arch': 'x', 'args': {'model': 'x', 'class_map': np.arange(5)}},
         {'class_to_idx': {object(): 0, 'a': [1]}},
         {(): 1, b'classes': FIVE},
     ):

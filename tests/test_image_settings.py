@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -136,8 +137,72 @@ def test_options_by_other_names(key: str) -> None:
     assert not image_settings({'mean': 0.83, 'state_dict': {}}).fields  # of accuracies, perhaps
 
 
+def test_options_are_found_wherever_they_are() -> None:
+    own = {'mean': [0.5] * 3, 'std': [0.25] * 3}
+    other: dict[str, Any] = {'lr': 0.1, 'mean': None, 'interpolation': ''}
+    hydra = {'data': {'root': '/x'}, 'test_dataloader': {'batch_size': 2}}
+    for saved in (
+        {'config': hydra, 'args': own},
+        {'args': other, 'config': own},
+        {'args': other, **own},
+        {'hparams': {}, 'opt': other, 'options': own, 'config': other},
+    ):
+        assert image_settings(saved).fields == {'mean': (0.5,) * 3, 'std': (0.25,) * 3}
+    tagged = {'args': {'model': 'resnext50_32x4d.tv_in1k'}, 'config': own}
+    assert image_settings(tagged).weights == 'resnext50_32x4d.tv_in1k'
+
+
+BICUBIC = Preprocess(interpolation='bicubic')
+
+
+@pytest.mark.parametrize(
+    ('args', 'expected'),
+    [
+        (
+            {'eval_crop_ratio': 1.0, 'data_set': 'IMNET', 'input_size': 192},
+            replace(BICUBIC, size=192, crop_pct=1.0),
+        ),
+        (
+            {'data_set': 'IMNET', 'input_size': 384},
+            replace(BICUBIC, size=384),
+        ),  # DeiT, before it had the option
+        ({'data_set': 'CIFAR', 'input_size': 32}, replace(BICUBIC, size=32, crop_pct=1.0)),
+        ({'nb_classes': 5, 'input_size': 224}, BICUBIC),  # MAE
+        ({'nb_classes': 5, 'input_size': 288}, replace(BICUBIC, size=288, crop_pct=1.0)),
+        ({'input_size': 224, 'crop_pct': None, 'imagenet_default_mean_and_std': True}, BICUBIC),  # ConvNeXt
+        (
+            {'input_size': 224, 'crop_pct': 0.9, 'imagenet_default_mean_and_std': True},
+            replace(BICUBIC, crop_pct=0.9),
+        ),
+        (
+            {'input_size': 384, 'crop_pct': 0.9, 'imagenet_default_mean_and_std': True},
+            replace(BICUBIC, size=384, crop_pct=1.0, crop_mode='squash'),
+        ),
+        (
+            {
+                'input_size': 384,
+                'crop_pct': None,
+                'imagenet_default_mean_and_std': False,
+                'rel_pos_bias': True,
+            },
+            replace(BICUBIC, size=384, crop_pct=1.0, mean=(0.5,) * 3, std=(0.5,) * 3),  # BEiT
+        ),
+    ],
+)
+def test_deit_and_what_was_made_from_it(args: dict[str, Any], expected: Preprocess) -> None:
+    assert prepared({'model': {}, 'args': {'data_path': '/data', **args}}) == expected
+
+
+def test_an_input_of_one_number() -> None:
+    assert timm_fields({'input_size': 224})[:2] == ({'size': (224, 224)}, ())
+    assert timm_fields({'input_size': [224]})[1]
+
+
 def test_pytorchs_imagenet_example() -> None:
-    assert prepared({'arch': 'resnext50_32x4d', 'best_acc1': 1.0}, 'resnext50_32x4d') == Preprocess()
+    saved = {'arch': 'resnext50_32x4d', 'best_acc1': 1.0, 'optimizer': {}, 'state_dict': {}}
+    assert prepared(saved, 'resnext50_32x4d') == Preprocess()
+    for name in ('arch', 'optimizer'):  # somebody's training on other images
+        assert not image_settings({key: value for key, value in saved.items() if key != name}).fields
 
 
 # mmpretrain 1.x, mmcls 0.x, and what `lazy` configurations look like, as their libraries write them.
@@ -197,6 +262,22 @@ def test_openmmlabs_configurations(where: str) -> None:
     np.testing.assert_allclose(found(MM_LAZY), pixels, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ('flags', 'order'),
+    [
+        ('', 'bgr'),
+        ('to_rgb=True', 'rgb'),
+        ('bgr_to_rgb=True', 'rgb'),
+        ('rgb_to_bgr=True', 'rgb'),  # what it exchanges is BGR, as it was loaded
+        ('bgr_to_rgb=False, rgb_to_bgr=True', 'rgb'),
+        ('bgr_to_rgb=False, rgb_to_bgr=False', 'bgr'),
+    ],
+)
+def test_channels_of_openmmlab(flags: str, order: str) -> None:
+    text = f'data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], {flags})'
+    assert image_settings({'meta': {'cfg': text}}).fields['channel_order'] == order
+
+
 def test_what_openmmlab_does_otherwise_is_said() -> None:
     def found(text: str) -> Any:
         return image_settings({'meta': {'cfg': text}})
@@ -227,6 +308,9 @@ def test_odd_content_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
         "__import__('os').system('echo called')",
         '(' * 10_000,
         'x = dict(**x)',
+        'data = ' + '-' * 2500 + '1',
+        'img_norm_cfg = dict(mean=0x' + 'f' * 9000 + ', std=1)',
+        'img_norm_cfg = dict(mean=0, std=1e-323)',
         'é\0',
     )
     leaves = (
@@ -235,7 +319,9 @@ def test_odd_content_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
         -1,
         0.5,
         math.nan,
-        10**400,
+        10**9000,
+        1e300,
+        1e-323,
         True,
         b'x',
         *texts,
@@ -274,6 +360,10 @@ def test_odd_content_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
         'to_rgb',
         'edge',
         'keep_ratio',
+        'eval_crop_ratio',
+        'data_path',
+        'nb_classes',
+        'rgb_to_bgr',
     ]
 
     def anything(depth: int) -> Any:
@@ -289,4 +379,6 @@ def test_odd_content_is_ignored(capsys: pytest.CaptureFixture[str]) -> None:
     for _ in range(1000):
         said = image_settings({name: anything(3) for name in draw.choices(names, k=6)})
         for_channels(said.applied_to(zoo.config('resnest50d').preprocess), 3)
+    for text in texts:
+        image_settings({'meta': {'cfg': text}}).applied_to(Preprocess())
     assert 'called' not in capsys.readouterr().out

@@ -151,7 +151,8 @@ def _order(around: Mapping[Any, Any]) -> str | None:
     if isinstance(around.get('arch'), str) and 'model' in args:  # timm
         return _timm_order(args)
     if 'data_path' in args:  # torchvision's references, and DeiT's, which names its data set
-        return 'text' if args.get('data_set') in (None, 'IMNET') else None
+        kind = args.get('data_set')
+        return 'text' if kind is None or (isinstance(kind, str) and kind == 'IMNET') else None
     meta = around.get('meta')
     if isinstance(meta, Mapping) and any('version' in key for key in meta if isinstance(key, str)):
         return 'text'  # mmengine, mmcv
@@ -161,7 +162,8 @@ def _order(around: Mapping[Any, Any]) -> str | None:
 
 
 def _timm_order(args: Mapping[Any, Any]) -> str | None:
-    if args.get('class_map'):
+    class_map = args.get('class_map')
+    if isinstance(class_map, str | Mapping) and class_map:
         return 'file'
     kind = args.get('dataset')
     if not isinstance(kind, str) or '/' not in kind:

@@ -1,16 +1,19 @@
 """How a checkpoint's own training prepared the images of its evaluation, by what the file says of it.
 
 Known are the options of timm's `train.py` (and `config.json` on the Hugging Face hub), of torchvision's
-reference training and of PyTorch's ImageNet example, and the configuration that OpenMMLab's libraries keep as
-text. Whatever else stands in a file is ignored: nothing here fails, and nothing is executed.
+reference training, of PyTorch's ImageNet example and of DeiT's training and its descendants, and the
+configuration that OpenMMLab's libraries keep as text. Whatever else stands in a file is ignored: nothing here
+fails, and nothing is executed.
 
-References: timm's `resolve_data_config`; torchvision's `references/classification/presets.py`; mmpretrain's
-and mmcls's transforms `ResizeEdge`, `Resize`, `CenterCrop`, `Normalize` and mmengine's `ImgDataPreprocessor`.
+References: timm's `resolve_data_config`; torchvision's `references/classification/presets.py`; the
+`build_transform` of DeiT, MAE, BEiT and ConvNeXt; mmpretrain's and mmcls's transforms `ResizeEdge`, `Resize`,
+`CenterCrop`, `Normalize` and mmengine's `ImgDataPreprocessor`.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,12 +25,26 @@ import numpy as np
 from flaxnets.errors import shown
 from flaxnets.images.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess
 
-MAX_TEXT = 2_000_000  # characters of a configuration; the longest known have some ten thousand
+MAX_TEXT = 200_000  # characters of a configuration; the longest known have some ten thousand
 
 # One of these is in each configuration of OpenMMLab's.
 _SECTIONS = ('test_pipeline', 'test_dataloader', 'data', 'img_norm_cfg', 'data_preprocessor')
 _EXAMPLE = {'size': 224, 'crop_pct': 0.875, 'crop_mode': 'center', 'interpolation': 'bilinear'}
 _IMAGENET = {'mean': Preprocess().mean, 'std': Preprocess().std}
+_MIN_STD = 1e-6
+# Whoever keeps one of these says something of images.
+_OPTIONS = (
+    'input_size',
+    'img_size',
+    'crop_pct',
+    'crop_mode',
+    'interpolation',
+    'mean',
+    'std',
+    'val_crop_size',
+    'val_resize_size',
+    'eval_crop_ratio',
+)
 
 # Steps of OpenMMLab's test pipelines that leave the pixels alone.
 _NO_CHANGE = (
@@ -77,32 +94,47 @@ def image_settings(beside: Mapping[Any, Any]) -> ImageSettings:
     Args:
       beside: what the file holds beside the weights; or the options of the training themselves.
     """
-    arguments = _options(beside)
+    options = _options(beside)
+    arguments = next((found for found in options if _says_something(found)), options[0])
     meta = beside.get('meta')
     texts = [meta.get('cfg'), meta.get('config')] if isinstance(meta, Mapping) else []
     for configuration in (beside.get('cfg'), beside.get('config'), *texts):
         if found := openmmlab_settings(configuration):
             return found
-    named = next((n for n in (arguments.get('model'), beside.get('arch')) if isinstance(n, str)), None)
+    names = (*(found.get('model') for found in options), beside.get('arch'))
+    named = next((name for name in names if isinstance(name, str)), None)
     weights = named if named and '.' in named else None
     if 'val_crop_size' in arguments or 'val_resize_size' in arguments:
         return _torchvision(arguments)
     if 'cache_dataset' in arguments and 'test_only' in arguments:  # torchvision's before it had these options
         return ImageSettings({**_EXAMPLE, **_IMAGENET})
-    if 'best_acc1' in beside and 'args' not in beside:  # pytorch/examples, imagenet/main.py
+    example = {'arch', 'best_acc1', 'optimizer'} <= beside.keys() and 'args' not in beside
+    if example:  # pytorch/examples, imagenet/main.py
         return ImageSettings({**_EXAMPLE, **_IMAGENET})
+    if found := _deit(arguments):
+        return found
     fields, unsupported, notes = timm_fields(arguments)
     return ImageSettings(fields, unsupported, notes, weights)
 
 
-def _options(beside: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The options of the training, by the names that timm, torchvision, Lightning and others give them."""
-    for key in ('args', 'hyper_parameters', 'hparams', 'opt', 'options', 'config'):
-        if isinstance(found := beside.get(key), Mapping):
-            return found
+def _options(beside: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
+    """The options of the training, by the names that timm, torchvision, Lightning and others give them.
+
+    There may be several; the last are what stands beside the weights itself.
+    """
+    names = ('args', 'hyper_parameters', 'hparams', 'opt', 'options', 'config')
+    found = [options for name in names if isinstance(options := beside.get(name), Mapping)]
     # Among the results of a training, a mean may be one of anything.
     paired = numbers(beside.get('mean')) and numbers(beside.get('std'))
-    return beside if paired else {key: v for key, v in beside.items() if key not in ('mean', 'std')}
+    return [*found, beside if paired else {k: v for k, v in beside.items() if k not in ('mean', 'std')}]
+
+
+def _says_something(options: Mapping[Any, Any]) -> bool:
+    return any(not _is_empty(options.get(name)) for name in _OPTIONS)
+
+
+def _is_empty(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value)
 
 
 def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
@@ -112,13 +144,15 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
 
     def given(name: str) -> Any:
         value = options.get(name)
-        return None if value is None or (isinstance(value, str) and not value) else value
+        return None if _is_empty(value) else value
 
     shape, side, share = given('input_size'), given('img_size'), given('crop_pct')
     if shape is not None:
         sides = _whole_numbers(shape)
         if sides and len(sides) == 3:
             found['size'] = sides[1:]
+        elif sides and _is_number(shape):  # as DeiT and many others call the side of a square
+            found['size'] = (sides[0], sides[0])
         else:
             problems.append(f'input_size={shown(shape)}')
     elif side is not None:
@@ -128,7 +162,7 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
         else:
             problems.append(f'img_size={shown(side)}')
     if share is not None and not (_is_number(share) and share == 0):  # for timm, 0 says nothing
-        if _is_number(share) and share > 0:
+        if _is_number(share) and 0.001 < share < 1000:
             found['crop_pct'] = float(share)
         else:
             problems.append(f'crop_pct={shown(share)}')
@@ -141,7 +175,7 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
     for name in ('mean', 'std'):
         value = given(name)
         values = numbers(value)
-        if values and (name == 'mean' or min(values) > 0):
+        if values and (name == 'mean' or min(values) >= _MIN_STD):
             found[name] = values
         elif value is not None:
             problems.append(f'{name}={shown(value)}')
@@ -172,6 +206,38 @@ def _torchvision(arguments: Mapping[Any, Any]) -> ImageSettings:
             f'its evaluation resized tensors (backend={shown(backend)}), which Pillow does a little else',
         )
     return ImageSettings({**_IMAGENET, 'crop_mode': 'center', **found}, problems, notes)
+
+
+def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
+    """DeiT's training and those made from it: MAE, BEiT, ConvNeXt; None if it is none of them.
+
+    All resize by bicubic interpolation; images of up to 32 pixels stay as they are. They differ in what they
+    do with large ones.
+    """
+    side = arguments.get('input_size')
+    sides = _whole_numbers(side) if _is_number(side) else None
+    has_mean = 'imagenet_default_mean_and_std' in arguments  # BEiT and ConvNeXt
+    is_deit = 'eval_crop_ratio' in arguments or {'data_path', 'data_set'} <= arguments.keys()
+    is_mae = {'data_path', 'nb_classes'} <= arguments.keys()
+    if sides is None or not (has_mean or is_deit or is_mae):
+        return None
+    share = arguments.get('eval_crop_ratio', arguments.get('crop_pct'))
+    said, problems, notes = timm_fields({**arguments, 'crop_pct': share})
+    is_beit = 'rel_pos_bias' in arguments or 'abs_pos_emb' in arguments
+    fields = {**_IMAGENET, 'crop_mode': 'center', 'interpolation': 'bicubic', 'crop_pct': 0.875}
+    if has_mean:
+        if not _is_on(arguments['imagenet_default_mean_and_std']):
+            fields |= {'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+        if sides[0] >= 384:
+            fields['crop_pct'] = 1.0
+    elif not is_deit and sides[0] > 224:
+        fields['crop_pct'] = 1.0
+    fields |= said
+    if has_mean and not is_beit and sides[0] >= 384:  # ConvNeXt, whatever its percentage
+        fields |= {'crop_pct': 1.0, 'crop_mode': 'squash'}
+    elif sides[0] <= 32:
+        fields['crop_pct'] = 1.0
+    return ImageSettings(fields, problems, notes)
 
 
 def share_of(crop: int, resize: int) -> float:
@@ -243,6 +309,8 @@ def openmmlab_settings(configuration: object) -> ImageSettings | None:
         return None
     steps = _steps(configuration)
     fields, problems, notes = _normalisation(configuration, steps)
+    if not steps and not fields and not problems:
+        return None  # other libraries have sections of these names too
     geometry, more_problems, more_notes = _geometry(steps)
     return ImageSettings({**fields, **geometry}, (*problems, *more_problems), (*notes, *more_notes))
 
@@ -289,11 +357,13 @@ def _normalisation(
     found = normalize if isinstance(normalize, Mapping) else preprocessor
     if not isinstance(found, Mapping):
         return {}, (), ()
-    usual = found is normalize  # mmcv's Normalize exchanges channels by default, the preprocessors do not
-    exchanges = found.get('to_rgb', found.get('bgr_to_rgb', usual))
+    # Images are loaded as BGR, so that either exchange of mmengine's ImgDataPreprocessor makes them RGB.
+    # mmcv's Normalize exchanges channels by default, the preprocessors do not.
+    flags = [found[name] for name in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr') if name in found]
+    exchanges = any(map(_is_on, flags)) if flags else found is normalize
     mean, std = numbers(found.get('mean')), numbers(found.get('std'))
     said = [f'{name}={shown(found[name])}' for name in ('mean', 'std') if found.get(name) is not None]
-    if len(said) > bool(mean) + bool(std) or (std and min(std) <= 0):
+    if len(said) > bool(mean) + bool(std) or (std and min(std) < _MIN_STD * 255):
         return {}, (f'normalised by {" and ".join(said)}',), ()
     notes = () if said else ('the net takes values from 0 to 255, not normalised',)
     mean, std = mean or (0.0,), std or (1.0,)
@@ -301,7 +371,7 @@ def _normalisation(
         {
             'mean': _of_bytes(mean),
             'std': _of_bytes(std),
-            'channel_order': 'rgb' if _is_on(exchanges) else 'bgr',
+            'channel_order': 'rgb' if exchanges else 'bgr',
         },
         (),
         notes,
@@ -406,7 +476,8 @@ def _assignments(text: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            found[statement.targets[0].id] = _literal(statement.value, found)
+            with contextlib.suppress(RecursionError):  # no configuration nests so deep
+                found[statement.targets[0].id] = _literal(statement.value, found)
     return found
 
 

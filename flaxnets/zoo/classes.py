@@ -13,6 +13,7 @@ which `c2` comes before `c10`. Where the two differ and nothing tells which, the
 from __future__ import annotations
 
 import json
+import operator
 import os
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -382,8 +383,12 @@ def _by_their_numbers(table: Mapping[Any, Any]) -> tuple[str, ...] | None:
 def _number(value: object) -> int | None:
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdigit() and len(value) < 9 else None
-    is_whole = hasattr(value, '__index__') and not isinstance(value, bool)  # numpy's numbers too
-    return value.__index__() if is_whole else None  # type: ignore[attr-defined]
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]  # numpy's numbers too
+    except TypeError:  # other arrays than of one number among them
+        return None
 
 
 def _name(value: object) -> str | None:
