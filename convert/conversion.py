@@ -398,8 +398,10 @@ def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
 
 def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
     """The checkpoint of a net whose images are prepared otherwise: `Preprocess.changed`."""
-    preprocess = checkpoint.config.preprocess.changed(changes)
+    before = checkpoint.config.preprocess
+    preprocess = before.changed(changes)
     notes = [note for note in checkpoint.source.notes if not note.startswith('images: ')]
+    notes += [f'images: {note}' for note in before.overruled]
     source = replace(checkpoint.source, notes=(*notes, f'images: {preprocess} (as asked for)'))
     return replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess), source=source)
 

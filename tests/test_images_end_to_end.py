@@ -20,7 +20,7 @@ from nets import random_variables
 
 import flaxnets
 from convert.__main__ import main
-from convert.conversion import as_dtype, averaged, open_checkpoint, without_head, write
+from convert.conversion import as_dtype, averaged, open_checkpoint, with_images, without_head, write
 from convert.names.tree import to_state
 from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
@@ -167,6 +167,9 @@ def test_weights_whose_images_cannot_be_prepared_convert_and_are_refused_where_a
     flaxnets.load(tmp_path / 'out')
     with pytest.raises(FlaxnetsError, match='random'):
         flaxnets.transform(tmp_path / 'out')
+    told = with_images(checkpoint, ['size=24'])
+    assert not told.config.preprocess.unsupported
+    assert any('random' in note and 'as told' in note for note in told.source.notes)  # overruled, and said
 
 
 def test_the_user_may_know_better(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

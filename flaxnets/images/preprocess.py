@@ -116,7 +116,8 @@ class Preprocess:
     def changed(self, changes: Iterable[str]) -> Preprocess:
         """The same but for fields given as text: `preprocess.changed(['mean=0.5', 'size=24,48'])`.
 
-        Whoever says how images are prepared knows it, so that nothing is `unsupported` afterwards.
+        Whoever says how images are prepared knows it, so that nothing is `unsupported` afterwards. He is to
+        be told what is `overruled`.
 
         Args:
           changes: `field=value` each; several numbers with commas between them.
@@ -145,6 +146,11 @@ class Preprocess:
                     raise
                 raise FlaxnetsError(f'{change!r}: {field} is made of numbers') from error
         return dataclasses.replace(self, **values)
+
+    @property
+    def overruled(self) -> tuple[str, ...]:
+        """What whoever changes fields is to be told: that something else is expected besides."""
+        return tuple(f'the weights expect: {what}; images are prepared as told' for what in self.unsupported)
 
     def __str__(self) -> str:
         how = {

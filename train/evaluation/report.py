@@ -126,8 +126,8 @@ def run(options: argparse.Namespace) -> Report:
     """
     config, model, variables = load_with_config(options.model, dtype=options.dtype)
     if options.images:
-        for what in config.preprocess.unsupported:
-            print(f'note: the weights expect: {what}; images are prepared as told', file=sys.stderr)
+        for note in config.preprocess.overruled:
+            print(f'note: {note}', file=sys.stderr)
         config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
         raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
