@@ -72,7 +72,7 @@ def largest_difference(a: Any, b: Any) -> float:
 
 @pytest.mark.parametrize('bn_images', [0, 4, 8])
 def test_any_number_of_devices_does_what_one_does(bn_images: int) -> None:
-    """In float64: in float32 a ReLU whose input is within rounding of 0 opens on one number of devices only."""
+    """In float64: a ReLU whose float32 input is within rounding of 0 opens on one number of devices only."""
     settings = dataclasses.replace(BASE, bn_images=bn_images, dtype='float64')
     with jax.enable_x64(True):
         alone, expected = one_step(settings, 1, param_dtype='float64')
