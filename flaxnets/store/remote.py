@@ -13,8 +13,10 @@ import logging
 import os
 import posixpath
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -38,6 +40,7 @@ LOGIN = {
     'adlfs': 'AZURE_STORAGE_ACCOUNT_NAME and `az login`, or the rights of the account',
 }
 REQUEST_SECONDS = 120.0  # without an answer: then a request is made again
+TRANSFERS = 8  # files of a folder that are copied at a time
 
 
 class StoreError(FlaxnetsError, OSError):
@@ -245,15 +248,15 @@ class StorePath:
         """Copies objects below this name to below another one, within the store."""
         if names:
             with _plainly(self._url):
-                pairs = [[f'{path}/{name}' for name in names] for path in (self._url, target._url)]
-                filesystem(self._url).copy(*pairs)
+                copy = filesystem(self._url).cp_file
+                _side_by_side([partial(copy, f'{self._url}/{n}', f'{target._url}/{n}') for n in names])
 
     def upload(self, source: Path, names: Collection[str]) -> None:
         """Copies files below a folder of this machine to objects below this name."""
         if names:
             with self._writing():
-                here, there = ([f'{path}/{name}' for name in names] for path in (source, self._url))
-                filesystem(self._url).put(here, there)
+                put = filesystem(self._url).put_file
+                _side_by_side([partial(put, f'{source}/{name}', f'{self._url}/{name}') for name in names])
 
     def download(self, target: Path, names: Collection[str]) -> None:
         """Copies objects below this name to files below a folder of this machine."""
@@ -261,8 +264,8 @@ class StorePath:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
         if names:
             with _plainly(self._url):
-                there, here = ([f'{path}/{name}' for name in names] for path in (self._url, target))
-                filesystem(self._url).get(there, here)
+                get = filesystem(self._url).get_file
+                _side_by_side([partial(get, f'{self._url}/{name}', f'{target}/{name}') for name in names])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -325,6 +328,18 @@ def _filesystem(scheme: str) -> Any:
         raise StoreError(f'{scheme}://', reason) from error
     except Exception as error:  # of each package's own kinds
         raise StoreError(f'{scheme}://', _reason(error, package)) from error
+
+
+def _side_by_side(calls: Sequence[Callable[[], object]]) -> None:
+    """Makes all calls, several at a time; once all have ended, raises the first error.
+
+    fsspec's own transfers of many files raise it while others are under way: those would still write when
+    what was written has been removed, and an older state put back in its place.
+    """
+    with ThreadPoolExecutor(TRANSFERS, thread_name_prefix='transfers') as pool:
+        running = [pool.submit(call) for call in calls]
+    for done in running:
+        done.result()
 
 
 @contextlib.contextmanager
