@@ -73,7 +73,6 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
     'old weight norm': lambda: nn.utils.weight_norm(nn.Linear(FEATURES, CLASSES)),
     'spectral norm': lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, CLASSES)),
     'old spectral norm': lambda: nn.utils.spectral_norm(nn.Linear(FEATURES, CLASSES)),
-    'two layers': lambda: nn.Sequential(nn.Linear(FEATURES, 32), nn.Linear(32, CLASSES, bias=False)),
     'norm before': lambda: nn.Sequential(
         with_statistics(nn.BatchNorm1d(FEATURES)), nn.Linear(FEATURES, CLASSES)
     ),
@@ -83,6 +82,7 @@ HEADS: dict[str, Callable[[], nn.Module]] = {
 }
 EXACT = ('linear', 'without bias', 'after dropout', '1x1 convolution')
 REFUSED_HEADS: dict[str, Callable[[], nn.Module]] = {
+    'two layers': lambda: nn.Sequential(nn.Linear(FEATURES, 32), nn.Linear(32, CLASSES, bias=False)),
     'mlp': lambda: nn.Sequential(nn.Linear(FEATURES, 32), nn.ReLU(), nn.Linear(32, CLASSES)),
     'layer norm': lambda: nn.Sequential(nn.LayerNorm(FEATURES), nn.Linear(FEATURES, CLASSES)),
     'concatenated pools': lambda: nn.Linear(2 * FEATURES, CLASSES),

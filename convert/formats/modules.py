@@ -56,12 +56,14 @@ class ModuleState(dict[str, Any]):
       kind: the class of the module.
       differences: layers that compute something else than the nets here have in their place, by the name
         of the layer.
-      gaps: layers without tensors by name, and their classes.
+      kinds: all layers by name, and their classes with the modules that these are in.
+      bare: layers without tensors by name, and their classes.
       attributes: what else was set on the module, or on a module in it that is only wrapped.
     """
 
     kind = ''
     differences: dict[str, str]
+    kinds: dict[str, str]
     bare: dict[str, str]
     attributes: dict[str, Any]
 
@@ -78,9 +80,10 @@ def module_state(module: Placeholder) -> ModuleState:
     """What `state_dict()` would give of a pickled module (`is_module`), its tensors not yet looked at."""
     state = ModuleState()
     state.kind = module.name
-    state.differences, state.bare, state.attributes = {}, {}, {}
+    state.differences, state.kinds, state.bare, state.attributes = {}, {}, {}, {}
     for prefix, inner in _walk(module, '', 0):
         attributes: Any = inner.state
+        state.kinds[prefix[:-1]] = inner.name
         if prefix.count('.') < 2:
             said = {k: v for k, v in attributes.items() if isinstance(k, str) and not k.startswith('_')}
             state.attributes = said | state.attributes

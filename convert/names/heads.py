@@ -1,12 +1,16 @@
 """Classifiers of every make, reduced to the one linear layer of the nets here where that is exact.
 
 What stands after the pooled features is read as a chain of layers: linear layers and 1x1 convolutions (with
-weight or spectral norm, with or without a bias) and BatchNorm, in the order of their numbers in an
-`nn.Sequential`. Without anything between them they are one linear layer. A layer without tensors leaves no
-trace in a state dict but a gap in the numbers: before the first layer it is harmless (dropout, flattening, or
-a ReLU of features that are averages of what a ReLU gave), between two it may be a ReLU.
+weight or spectral norm or a mask, with or without a bias) and BatchNorm, in the order of their numbers in an
+`nn.Sequential`. Without anything between them they are one linear layer. A layer that has any other tensor is
+none of these, and its head is refused.
 
-Reference: `torch.nn.utils.weight_norm`, `spectral_norm`, `torch.nn.BatchNorm1d` in evaluation.
+A layer without tensors leaves no trace in a state dict but a gap in the numbers: before the first layer it is
+harmless (dropout, flattening, or a ReLU of features that are averages of what a ReLU gave), between two it
+may be a ReLU. A function called between two layers of an `nn.ModuleList` leaves none at all: two linear
+layers are one only where a pickled model says that they are in an `nn.Sequential`.
+
+Reference: `torch.nn.utils.weight_norm`, `spectral_norm`, `prune`, `torch.nn.BatchNorm1d` in evaluation.
 """
 
 from __future__ import annotations
@@ -62,9 +66,25 @@ _ROOTS = frozenset(
         'model_head',
     ]
 )
+_SEQUENTIAL = 'torch.nn.modules.container.Sequential'
 _COUNTER = '.num_batches_tracked'
 _HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
-_LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\.weight\.(?:original[01]?|0\._[uv])|[^.]+)')
+_LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\..+|[^.]+)')
+
+# The tensors of a linear layer but its bias; the first is the matrix, the next what it is multiplied with.
+_NEW = 'parametrizations.weight'
+_PLAIN = ('weight',)
+_MASKED = ('weight_orig', 'weight_mask')
+_WEIGHT_NORMS = (('weight_v', 'weight_g'), (f'{_NEW}.original1', f'{_NEW}.original0'))
+_SPECTRAL_NORMS = (
+    ('weight_orig', 'weight_u', 'weight_v'),
+    (f'{_NEW}.original', f'{_NEW}.0._u', f'{_NEW}.0._v'),
+)
+_LINEAR = (_PLAIN, _MASKED, *_WEIGHT_NORMS, *_SPECTRAL_NORMS)
+_NORM = (
+    frozenset(['running_mean', 'running_var']),
+    frozenset(['running_mean', 'running_var', 'weight', 'bias']),
+)
 
 
 @dataclass
@@ -77,55 +97,62 @@ class Layer:
     @property
     def kind(self) -> str:
         """'linear', 'norm' (BatchNorm) or 'other'."""
-        if 'running_var' in self.tensors:
-            return 'norm'
-        matrix = self._stored_matrix()
-        if matrix is None or matrix.ndim not in (2, 4) or matrix.shape[2:] not in ((), (1, 1)):
-            return 'other'
-        return 'linear'
+        if frozenset(self.tensors) in _NORM:
+            width = self.tensors['running_var'].shape
+            same = len(width) == 1 and all(tensor.shape == width for tensor in self.tensors.values())
+            return 'norm' if same else 'other'
+        return 'linear' if self._fits(self._form()) else 'other'
 
-    def _stored_matrix(self) -> np.ndarray | None:
-        for leaf in ('weight', 'weight_v', 'weight_orig'):
-            if leaf in self.tensors and not (leaf == 'weight_v' and 'weight_orig' in self.tensors):
-                return self.tensors[leaf]
-        for leaf in ('original1', 'original'):
-            if f'parametrizations.weight.{leaf}' in self.tensors:
-                return self.tensors[f'parametrizations.weight.{leaf}']
-        return None
+    def _form(self) -> tuple[str, ...]:
+        """Which of `_LINEAR` its tensors are; none if it has any other, or lacks one."""
+        own = set(self.tensors) - {'bias'}
+        return next((form for form in _LINEAR if own == set(form)), ())
+
+    def _fits(self, form: tuple[str, ...]) -> bool:
+        """Whether the shapes are those of a linear layer."""
+        if not form:
+            return False
+        matrix, *more = (self.tensors[leaf].shape for leaf in form)
+        if len(matrix) not in (2, 4) or matrix[2:] not in ((), (1, 1)):
+            return False
+        if form == _MASKED and more != [matrix]:
+            return False
+        if form in _SPECTRAL_NORMS and more != [matrix[:1], matrix[1:2]]:
+            return False
+        if form in _WEIGHT_NORMS:  # one number, or one for each row or column
+            one_each = [tuple(n if i == axis else 1 for i, n in enumerate(matrix)) for axis in (0, 1)]
+            if more[0] not in ((), *one_each):
+                return False
+        return 'bias' not in self.tensors or self.tensors['bias'].shape == matrix[:1]
 
     @property
     def takes(self) -> int:
-        """The features that a linear layer takes."""
-        matrix = self._stored_matrix()
-        return 0 if matrix is None else matrix.shape[1]
+        """The features that its matrix takes, of whatever kind it is; 0 if it has none."""
+        form = self._form()
+        leaves = form[:1] or [leaf for leaf in self.tensors if leaf.startswith(('weight', _NEW))]
+        shapes = [self.tensors[leaf].shape for leaf in leaves]
+        return max((shape[1] for shape in shapes if len(shape) in (2, 4)), default=0)
 
     def is_plain(self) -> bool:
-        return set(self.tensors) <= {'weight', 'bias'} and self.tensors['weight'].ndim == 2
+        return self._form() == _PLAIN and self.tensors['weight'].ndim == 2
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Weight [O, I] and bias [O] of a linear layer in float64, and the dtype that they were stored in."""
-        t = self.tensors
-        stored = self._stored_matrix()
-        assert stored is not None
-        matrix = stored.astype(np.float64)
-        scale = t.get('weight_g', t.get('parametrizations.weight.original0'))
-        u = t.get('weight_u', t.get('parametrizations.weight.0._u'))
-        v = t.get('weight_v', t.get('parametrizations.weight.0._v')) if scale is None else None
-        if scale is not None:
-            axes = tuple(i for i, n in enumerate(scale.shape) if n == 1 and matrix.shape[i] != 1)
-            axes = axes or tuple(range(1, matrix.ndim))
-            norm = np.sqrt((matrix**2).sum(axis=axes, keepdims=True))
-            matrix = matrix * (scale.astype(np.float64) / norm)
-        elif u is not None and v is not None:
-            flat = matrix.reshape(len(matrix), -1)
-            matrix = matrix / (u.astype(np.float64) @ flat @ v.astype(np.float64))
+        form = self._form()
+        dtype = self.tensors[form[0]].dtype
+        matrix, *more = (self.tensors[leaf].astype(np.float64) for leaf in form)
+        if form == _MASKED:
+            matrix = matrix * more[0]
+        elif form in _WEIGHT_NORMS:
+            (scale,) = more
+            axes = tuple(i for i, n in enumerate(scale.shape) if n == 1) if scale.ndim else None
+            matrix = matrix * (scale / np.sqrt((matrix**2).sum(axis=axes, keepdims=True)))
+        elif form in _SPECTRAL_NORMS:
+            u, v = more
+            matrix = matrix / (u @ matrix.reshape(len(u), -1) @ v)
         matrix = matrix.reshape(matrix.shape[:2])
-        bias = t.get('bias')
-        return (
-            matrix,
-            np.zeros(len(matrix)) if bias is None else bias.astype(np.float64),
-            stored.dtype,
-        )
+        bias = self.tensors.get('bias')
+        return matrix, np.zeros(len(matrix)) if bias is None else bias.astype(np.float64), dtype
 
     def affine(self) -> tuple[np.ndarray, np.ndarray]:
         """Factor and offset of a BatchNorm in evaluation, in float64."""
@@ -156,6 +183,7 @@ def find_head(
     *,
     prefix: str = '',
     bare: Mapping[str, str] | None = None,
+    kinds: Mapping[str, str] | None = None,
     drop: bool = False,
     projection: bool = False,
 ) -> Head:
@@ -167,6 +195,7 @@ def find_head(
       features: how many the net gives; None if that is unknown.
       prefix: what stands before the net's own names.
       bare: of a pickled model, layers without tensors by name, and their classes.
+      kinds: of a pickled model, all layers by name, and their classes.
       drop: leave out a classifier that is no single linear layer.
       projection: leave it out whatever it is: it is of self-supervised training.
 
@@ -195,10 +224,10 @@ def find_head(
     if projection:
         return Head(used, {}, [f'left out {some(list(found))}, which self-supervised training projects with'])
     chain = [layer for layers in found.values() for layer in layers]
-    if len(found) > 1 and not _follow(found, features, prefix):
+    if len(found) > 1 and not _follow(found, prefix):
         problem = f'it has several classifiers: {some(list(found))}'
     else:
-        problem = _problem(chain, features, bare or {})
+        problem = _problem(chain, features, bare or {}, kinds or {})
     if problem and drop:
         return Head(used, {}, [f'dropped the head: {problem}'])
     if problem:
@@ -242,14 +271,15 @@ def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str
 
 def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool:
     """Whether these layers turn pooled features into numbers, rather than maps into maps."""
-    linear = [layer for layer in chain if layer.kind == 'linear']
-    maps = any(t.ndim == 4 and t.shape[2:] != (1, 1) for layer in chain for t in layer.tensors.values())
-    if maps or not linear:
+    takes = [layer.takes for layer in chain if layer.takes]
+    shapes = [tensor.shape for layer in chain for tensor in layer.tensors.values()]
+    if not takes or any(len(shape) == 4 and shape[2:] != (1, 1) for shape in shapes):
         return False
-    return widths is None or linear[0].takes in widths
+    # Without convolutions it is a classifier whatever it takes: of more than the net's features, maybe.
+    return widths is None or takes[0] in widths or all(len(shape) <= 2 for shape in shapes)
 
 
-def _follow(found: Mapping[str, Sequence[Layer]], features: int | None, prefix: str) -> bool:
+def _follow(found: Mapping[str, Sequence[Layer]], prefix: str) -> bool:
     """Whether two heads are the net's own classifier and one after it, in an `nn.Sequential`."""
     if len(found) != 2:
         return False
@@ -269,7 +299,9 @@ def _following(prefix: str) -> str:
     return f'{place}.{int(number) + 1}'.lstrip('.') if number.isdigit() else ''
 
 
-def _problem(chain: Sequence[Layer], features: int | None, bare: Mapping[str, str]) -> str | None:
+def _problem(
+    chain: Sequence[Layer], features: int | None, bare: Mapping[str, str], kinds: Mapping[str, str]
+) -> str | None:
     """Why the layers are no single linear one; None if they are."""
     listed = some([f'{plain(layer.path)} ({_said(layer)})' for layer in chain])
     odd = [layer for layer in chain if layer.kind == 'other']
@@ -279,6 +311,8 @@ def _problem(chain: Sequence[Layer], features: int | None, bare: Mapping[str, st
     if features is not None and first.takes != features:
         pooled = ', as of pools by average and by maximum side by side' if first.takes == 2 * features else ''
         return f'its head {listed} takes {first.takes} features, and the net gives {features}{pooled}'
+    if sum(layer.kind == 'linear' for layer in chain) > 1 and not _in_sequential(chain, kinds):
+        return f'its head has several layers, and no telling whether a ReLU is between them: {listed}'
     for before, after in pairwise(chain):
         between = _between(before.path, after.path, bare)
         if between is None:
@@ -295,6 +329,13 @@ def _problem(chain: Sequence[Layer], features: int | None, bare: Mapping[str, st
     return None
 
 
+def _in_sequential(chain: Sequence[Layer], kinds: Mapping[str, str]) -> bool:
+    """Whether layers are called one after the other: a pickled model says so, or they are all of the file."""
+    if len(chain) == 2 and (chain[0].path, chain[1].path) == ('0.fc', '1') and not kinds:
+        return True  # a file of `nn.Sequential(net, nn.Linear(...))`
+    return all(kinds.get(layer.path.rpartition('.')[0]) == _SEQUENTIAL for layer in chain[1:])
+
+
 def _between(before: str, after: str, bare: Mapping[str, str]) -> str | None:
     """What is between two layers of a Sequential: '' if nothing that counts, None if that cannot be told."""
     (parent, first), (other, second) = (path.rpartition('.')[::2] for path in (before, after))
@@ -303,12 +344,9 @@ def _between(before: str, after: str, bare: Mapping[str, str]) -> str | None:
         gap = [f'{start}{i}' for i in range(int(first) + 1, int(second))]
         if not gap:
             return ''
-        kinds = {
-            layer.rpartition('.')[2] and kind for layer, kind in bare.items() if layer.endswith(tuple(gap))
-        }
-        if kinds and len(kinds - _HARMLESS) == 0:
-            return ''
-        return some(sorted(kinds - _HARMLESS)) if kinds else 'a layer without tensors, such as a ReLU,'
+        if not all(layer in bare for layer in gap):
+            return 'a layer without tensors, such as a ReLU,'
+        return some(sorted({bare[layer] for layer in gap} - _HARMLESS)) or ''
     if second.isdigit() and before.endswith('.fc'):
         return ''  # a net and the layer after it (`_follow`)
     return None

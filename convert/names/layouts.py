@@ -149,6 +149,7 @@ def to_canonical(
             _features(names, tensors, place.form),
             prefix=place.prefix,
             bare=saved.bare,
+            kinds=saved.kinds,
             drop=drop_head,
             projection=saved.projection,
         )

@@ -64,6 +64,7 @@ class Unwrapped:
       images: how its training prepared them for evaluation.
       place: where in `tensors` the net is; None if it is none that is known.
       bare: of a pickled model, its layers without tensors by name, and their classes.
+      kinds: of a pickled model, all its layers by name, and their classes.
       projection: True if the net is one of the two of self-supervised training, whose heads project.
     """
 
@@ -75,6 +76,7 @@ class Unwrapped:
     images: ImageSettings = field(default_factory=ImageSettings)
     place: Place | None = None
     bare: Mapping[str, str] = field(default_factory=dict)
+    kinds: Mapping[str, str] = field(default_factory=dict)
     projection: bool = False
 
 
@@ -167,7 +169,8 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
         differences=(*_differences(meta), *other_options(around), *_of_layers(net)),
         images=image_settings(around),
         place=net.place,
-        bare=net.state.bare if isinstance(net.state, ModuleState) else {},
+        bare=_clean(net.state.bare) if isinstance(net.state, ModuleState) else {},
+        kinds=_clean(net.state.kinds) if isinstance(net.state, ModuleState) else {},
         projection=other is not None and other.role == 'momentum',
     )
 
@@ -463,6 +466,11 @@ def _label(path: tuple[Any, ...]) -> str:
 
 def _mapping(value: object) -> Mapping[Any, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _clean(layers: Mapping[str, str]) -> dict[str, str]:
+    """What is said of layers, by their names without what wrappers put into these."""
+    return {bare(f'{layer}.')[:-1]: said for layer, said in layers.items()}
 
 
 def _of_layers(net: _Net) -> tuple[str, ...]:
