@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from nets import random_variables
 
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.arch import Arch
+from flaxnets.nets.layers import Span
 from flaxnets.nets.resnet import ResNet, build
 from train.settings import Settings
 from train.step.optimizer import make_optimizer
@@ -165,3 +167,45 @@ def test_a_sharded_batch(kind: str, types: AxisType) -> None:
         found = jax.jit(functools.partial(everything, model))(variables, batch)
     assert found[0].sharding.spec[0] == 'batch'
     near(found, expected(kind))
+
+
+@each_kind
+def test_shard_map(kind: str) -> None:
+    model = short(kind).clone(bn_span=Span('batch'))
+    mesh = jax.make_mesh((2,), ('batch',), axis_types=(AxisType.Auto,))
+
+    @functools.partial(jax.shard_map, mesh=mesh, in_specs=(P(), P('batch')), out_specs=(P('batch'), P(), P()))
+    def run(variables: Any, images: Any) -> Any:
+        def loss(params: Any) -> Any:
+            both = {**variables, 'params': params}
+            (y,), changed = model.apply(both, images, True, mutable=['batch_stats'])
+            return jax.lax.pmean(jnp.square(y).mean(), 'batch'), changed['batch_stats']
+
+        # What every device holds is differentiated once: shard_map itself sums over the devices.
+        grads, stats = jax.grad(loss, has_aux=True)(variables['params'])
+        return model.apply(variables, images)[0], grads, stats
+
+    inferred, _, grads, stats = expected(kind)
+    near(jax.jit(run)(random_variables(model), images()), (inferred, grads, stats))
+
+
+@each_kind
+def test_an_export_with_free_batch_height_and_width(kind: str) -> None:
+    model = short(kind)
+    variables = random_variables(model)
+    shape = export.symbolic_shape('b, h, w, 3', constraints=['h >= 8', 'w >= 8'])
+    free = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for platforms in (['cuda'], ['tpu'], ['cpu', 'cuda', 'tpu']):
+        exported = export.export(jax.jit(model.apply), platforms=platforms)(variables, free)
+    x = images(3, 33, 46)
+    near(exported.call(variables, x), jax.jit(model.apply)(variables, x))
+
+
+def test_an_export_of_a_whole_net() -> None:
+    model = build(KINDS['resnest'], 5, global_pool='catavgmax')
+    variables = random_variables(model)
+    free = jax.ShapeDtypeStruct(export.symbolic_shape('b, h, w, 3'), jnp.float32)
+    exported = export.export(jax.jit(model.apply), platforms=['cpu', 'cuda', 'tpu'])(variables, free)
+    for size in (193, 225):
+        x = images(1, size, size)
+        near(exported.call(variables, x), jax.jit(model.apply)(variables, x))

@@ -339,7 +339,7 @@ def avg_pool_shortcut(x: Array, stride: int) -> Array:
     if stride == 1:
         return _window_sum(x, 2, 1, ((0, 1), (0, 1))) / 4
     _, h, w, _ = x.shape
-    padding = ((0, h % 2), (0, w % 2))
+    padding = ((0, 1), (0, 1))  # an even map's is in no window
     return _window_sum(x, 2, 2, padding) / _window_sum(jnp.ones((1, h, w, 1), x.dtype), 2, 2, padding)
 
 
