@@ -255,13 +255,15 @@ class SplitAttention(nn.Module):
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
         splits = relu(self.norm(name='bn0')(conv(x), train))
-        n, h, w, _ = splits.shape
-        splits = splits.reshape(n, h, w, radix, features)
-        y = splits.sum(3).mean((1, 2), keepdims=True)
-        logits = fc2(relu(self.norm(name='bn1')(fc1(y), train)))
+        # Few dimensions, also under vmaps of vmaps: XLA's fusions for CPUs (jaxlib 0.10.2) hang at seven.
+        parts = jnp.split(splits, radix, axis=-1)
+        y = sum(parts[1:], parts[0]).mean((1, 2), keepdims=True)
+        logits = fc2(relu(self.norm(name='bn1')(fc1(y), train)))[:, 0, 0]
         if radix == 1:
             weights = jax.nn.sigmoid(logits)
         else:
-            logits = logits.reshape(n, 1, 1, cardinality, radix, features // cardinality)
-            weights = jax.nn.softmax(logits, axis=4).swapaxes(3, 4)
-        return (splits * weights.reshape(n, 1, 1, radix, features)).sum(3)
+            logits = logits.reshape(-1, cardinality, radix, features // cardinality)
+            weights = jax.nn.softmax(logits, axis=2).swapaxes(1, 2)
+        weights = weights.reshape(-1, radix, features)[:, None, None]
+        weighed = [part * weights[:, :, :, i] for i, part in enumerate(parts)]
+        return sum(weighed[1:], weighed[0])
