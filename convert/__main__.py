@@ -51,14 +51,8 @@ _AS_TYPED = {
     'approximate=True': '--approximate',
     'drop_head=True': '--drop-head',
 }
-_WORK = (
-    'classes',
-    'drop_head',
-    'dtype',
-    'fold_bn',
-    'layout',
-    'format',
-)  # options that change what is written
+# Options that change what is written.
+_WORK = ('classes', 'drop_head', 'dtype', 'fold_bn', 'format', 'images', 'layout')
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:

@@ -106,7 +106,7 @@ def test_images_that_are_mixed_are_those_of_a_device() -> None:
     assert not list(without_effect(settings, 10, 1000, 2))
     (note,) = without_effect(settings, 10, 1000, 4)
     assert 'a device has 64 images' in note.message
-    with pytest.raises(FlaxnetsError, match='mixup=0.2 .* each of 256 devices one'):
+    with pytest.raises(FlaxnetsError, match='mixup=0.2,.* each of 256 devices one'):
         make_model(dataclasses.replace(settings, mix_images=0), 256)
 
 
