@@ -20,9 +20,10 @@ import sklearn.datasets  # type: ignore[import-untyped]
 from PIL import Image, ImageFile
 from timm.data.transforms_factory import create_transform
 
+from flaxnets import transform
 from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, INTERPOLATIONS, Preprocess
-from flaxnets.images.transforms import ImageLike, Transform, transform
+from flaxnets.images.transforms import ImageLike, Transform
 from flaxnets.nets.arch import Arch
 from flaxnets.zoo.records import Config
 
