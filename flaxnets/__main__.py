@@ -7,14 +7,18 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import zoo
 from .errors import FlaxnetsError
 from .nets.arch import Arch
 from .siblings import sibling
 from .zoo.records import Weights
+
+if TYPE_CHECKING:
+    from .inference.prediction import Prediction
 
 DESCRIPTION = """Res2Net, Res2NeXt, ResNeXt and ResNeSt in JAX: the nets by name, their published
 weights, and all that is done with them."""
@@ -47,12 +51,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.set_defaults(run=_info)
 
     add = commands.add_parser('predict', help='classify images')
-    add.add_argument('images', nargs='+', metavar='IMAGE', help='image files')
-    add.add_argument('--model', required=True, help='a directory of weights, or a .pth file')
-    add.add_argument('--arch', help='name of the net, for a .pth file whose name does not tell')
+    _add_images(add)
     add.add_argument('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
-    add.add_argument('--topk', type=int, default=5, metavar='K', help='how many classes to show (5)')
+    add.add_argument('--topk', type=int, default=5, metavar='K', help='how many classes to give (5)')
+    add.add_argument('--out', metavar='FILE', help='write a table: .csv, .jsonl (JSON lines) or .parquet')
     add.set_defaults(run=_predict)
+
+    add = commands.add_parser('embed', help='features of images before the classifier, nearest images')
+    _add_images(add)
+    add.add_argument('--out', required=True, metavar='FILE.npy', help='write float32 [images, features]')
+    add.add_argument('--names', metavar='FILE', help='write the names of the rows: .txt (default) or .json')
+    add.add_argument('--neighbours', type=int, default=0, metavar='K', help='draw the K nearest images')
+    add.add_argument('--query', nargs='+', default=[], metavar='IMAGE', help='whose (8 of the images)')
+    add.set_defaults(run=_embed)
 
     for own in commands.choices.values():
         own.add_argument('--json', action='store_true', help='machine-readable output')
@@ -68,6 +79,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    """What all commands for many images take."""
+    add = parser.add_argument
+    what = "images, folders, patterns ('photos/*.jpg'), tars, lists (.txt, or - for standard input)"
+    add('images', nargs='+', metavar='IMAGE', help=what)
+    add('--model', required=True, help='a directory of weights, a published name, or a .pth file')
+    add('--arch', help='name of the net, for a .pth file whose name does not tell')
+    add('--batch', type=int, default=32, metavar='N', help='images of a device at a time (32)')
+    add('--quiet', action='store_true', help='no progress bar')
+
+
+def _check_counts(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise FlaxnetsError(f'--{name} {getattr(options, name)}: must be at least 1')
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -173,21 +201,119 @@ def _print_info(facts: dict[str, Any]) -> None:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from .prediction import predict
+    from .images.listing import find_images
+    from .inference.prediction import Classifier
+    from .inference.tables import check_table, open_table
     from .zoo.classes import PRESUMED, read_classes
 
+    _check_counts(options, 'topk', 'batch')
+    if options.out:
+        check_table(options.out)
+    files = find_images(options.images)
     classes = read_classes(options.classes) if options.classes else None
-    results = predict(options.images, options.model, arch=options.arch, topk=options.topk, classes=classes)
+    classify = Classifier(options.model, arch=options.arch, classes=classes)
+    named_by = {'named_by': classify.named_by}
+    counted = _Counted(len(files), options.quiet)
+    with counted, open_table(options.out, options.topk) if options.out else nullcontext() as table:
+        kept = []
+        for prediction in classify(files, topk=options.topk, batch=options.batch):
+            if not counted.add(prediction.image, prediction.problem) and options.json:
+                kept.append(prediction.as_json() | named_by)
+            elif not prediction.problem and not table:
+                if counted.good == 1 and classify.named_by == PRESUMED:
+                    counted.print(f'the classes are named by {PRESUMED}')
+                counted.print(_for_people(prediction, short=len(files) > SHOWN_WHOLE))
+            if table:
+                table.write(prediction)
+    if options.json and kept:
+        print(json.dumps(kept, indent=1))
+    if options.out:
+        print(f'{counted.good} images are in {options.out}', file=sys.stderr if options.json else sys.stdout)
+    return counted.outcome()
+
+
+SHOWN_WHOLE = 10  # images up to which all classes of each are shown; of more only the first one
+
+
+def _for_people(prediction: Prediction, short: bool) -> str:
+    if short:
+        best = prediction.top[0]
+        return f'{best.probability:7.2%}  {best.name.partition(",")[0]:28}  {prediction.image}'
+    rows = [f'  {guess.probability:7.2%}  {guess.name}' for guess in prediction.top]
+    return '\n'.join([prediction.image, *rows])
+
+
+def _embed(options: argparse.Namespace) -> int:
+    from .images.listing import find_images
+    from .inference.features import Embedder, check_features, save_features
+
+    names = options.names or f'{Path(options.out).with_suffix(".txt")}'
+    _check_counts(options, 'batch', *(['neighbours'] if options.neighbours else []))
+    check_features(options.out, names)
+    if options.query and not options.neighbours:
+        raise FlaxnetsError('--query IMAGE asks for neighbours: give --neighbours K too')
+    files, queries = find_images(options.images), find_images(options.query) if options.query else ()
+    embed = Embedder(options.model, arch=options.arch)
+    counted = _Counted(len(files), options.quiet)
+    with counted:
+        results = embed(files, batch=options.batch)
+        rows = save_features(
+            results, options.out, names, embed.size, lambda r: counted.add(r.file.name, r.problem)
+        )
+    report: dict[str, Any] = {
+        'features': options.out,
+        'names': names,
+        'images': len(rows),
+        'size': embed.size,
+    }
+    if options.neighbours:
+        from .inference.neighbours import draw_neighbours
+
+        picture = f'{Path(options.out).with_suffix("")}-neighbours.png'
+        report['neighbours'] = draw_neighbours(embed, options.out, rows, queries, options.neighbours, picture)
+        report['picture'] = picture
     if options.json:
-        print(json.dumps(results, indent=1))
-        return 0
-    if results[0]['named_by'] == PRESUMED:
-        print(f'the classes are named by {PRESUMED}')
-    for result in results:
-        print(result['image'])
-        for guess in result['top']:
-            print(f'  {guess["probability"]:7.2%}  {guess["class"]}')
-    return 0
+        print(json.dumps(report, indent=1))
+        return counted.outcome()
+    print(f'{len(rows)} images: float32 [{len(rows)}, {embed.size}] in {options.out}, names in {names}')
+    if options.neighbours:
+        print(f'nearest images: {picture}')
+    return counted.outcome()
+
+
+class _Counted:
+    """Images that have been seen, on a bar; those that cannot be read are named and counted, on stderr."""
+
+    def __init__(self, total: int, quiet: bool) -> None:
+        from tqdm import tqdm
+
+        self.good = self.bad = 0
+        self._bar = tqdm(total=total, unit=' images', disable=quiet or None, leave=False)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def add(self, name: str, problem: str | None) -> bool:
+        """Counts an image; whether it is a bad one."""
+        self._bar.update()
+        if problem:
+            self.bad += 1
+            self._bar.write(f'error: {problem}', file=sys.stderr)
+        else:
+            self.good += 1
+        return bool(problem)
+
+    def print(self, text: str) -> None:
+        self._bar.write(text, file=sys.stdout)
+
+    def outcome(self) -> int:
+        """The exit status, after the last word about bad images."""
+        if self.bad:
+            print(f'{self.bad} of {self.good + self.bad} images cannot be read', file=sys.stderr)
+        return 1 if self.bad else 0
 
 
 if __name__ == '__main__':

@@ -18,7 +18,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ('zoo',),
         ('store',),
         ('api',),
-        ('prediction',),
+        ('inference',),
         ('__init__', '__main__'),
     ),
     'convert': (

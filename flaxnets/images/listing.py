@@ -1,0 +1,159 @@
+"""What paths stand for: images, folders, patterns, tars, and lists of all these."""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from ..errors import FlaxnetsError, ImageError
+from .names import SNIFFED, is_hidden, named_as_image, natural
+from .transforms import decode, is_image
+
+COMPRESSED = ('.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.tar.zst', '.zip')
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image that has not been read yet.
+
+    Attributes:
+      name: for people and tables; text that can be written anywhere.
+      path: of the file, or of the tar that holds it.
+      offset, size: where it lies in the tar; size None for a file of its own.
+    """
+
+    name: str
+    path: str
+    offset: int = 0
+    size: int | None = None
+
+    def open(self, in_chans: int = 3) -> str | Image.Image:
+        """What a `flaxnets.images.transforms.Transform` takes.
+
+        Raises:
+          ImageError: the tar has changed, or the image in it cannot be decoded.
+        """
+        if self.size is None:
+            return self.path
+        try:
+            with open(self.path, 'rb') as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except OSError as error:
+            raise ImageError(f'{self.name}: cannot be read: {error.strerror or error}') from error
+        return decode(data, in_chans, self.name)
+
+
+def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageFile, ...]:
+    """All images that paths stand for, in the order of the paths.
+
+    Args:
+      paths: each an image; a folder, of which all images are taken, those of its folders too, in the order
+        of their names; a pattern (`photos/**/*.jpg`); an uncompressed `.tar`; a `.txt` file with one of these
+        a line, relative to the working folder or else to the file's; or `-`, the same from standard input.
+
+    Raises:
+      FlaxnetsError: nothing is there, or no image is in it. Whether a file that is there can be read as an
+        image shows only when it is read.
+    """
+    found = [image for path in paths for image in _found(os.fspath(path))]
+    if not found:
+        raise FlaxnetsError('no images are given')
+    return tuple(found)
+
+
+def _found(path: str) -> Iterable[ImageFile]:
+    if path == '-':
+        return _listed(sys.stdin.read(), '.', 'standard input')
+    if '://' in path:
+        raise FlaxnetsError(f'{path}: images of buckets and web sites are not read here; copy them first')
+    if os.path.isdir(path):
+        return _some_of(path, _of_folder(path), 'no images in this folder')
+    if not os.path.lexists(path):
+        matches = _matching(path) if glob.has_magic(path) else []
+        if not matches:
+            what = 'nothing matches this pattern' if glob.has_magic(path) else 'no such file or folder'
+            raise FlaxnetsError(f'{path}: {what}')
+        return [image for match in matches for image in _found(match)]
+    lower = path.lower()
+    if lower.endswith(COMPRESSED):
+        raise FlaxnetsError(f'{path}: compressed archives are not read; unpack it and give the folder')
+    if lower.endswith('.tar'):
+        return _some_of(path, _of_tar(path), 'no images in this tar')
+    if lower.endswith('.txt'):
+        with open(path, encoding='utf-8', errors='surrogateescape') as file:
+            return _listed(file.read(), os.path.dirname(path), path)
+    return [ImageFile(natural(path), path)]
+
+
+def _matching(pattern: str) -> list[str]:
+    """The paths that match, each file once, whatever links lead to it; hidden ones only if asked for."""
+    asked = set(pattern.split(os.sep))
+    found: dict[str, str] = {}
+    for match in sorted(glob.glob(pattern, recursive=True)):
+        if not any(is_hidden(part) and part not in asked for part in match.split(os.sep)):
+            found.setdefault(os.path.realpath(match), match)
+    return list(found.values())
+
+
+def _some_of(path: str, images: Iterable[ImageFile], otherwise: str) -> list[ImageFile]:
+    found = list(images)
+    if not found:
+        raise FlaxnetsError(f'{path}: {otherwise}')
+    return found
+
+
+def _listed(text: str, folder: str, name: str) -> list[ImageFile]:
+    found: list[ImageFile] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        beside = os.path.join(folder, line)
+        path = beside if not os.path.lexists(line) and os.path.lexists(beside) else line
+        # One line that leads nowhere does not stop a long list: it counts as an image that cannot be read.
+        known = os.path.lexists(path) or glob.has_magic(path)
+        found += _found(path) if known else [ImageFile(natural(path), path)]
+    return _some_of(name, found, 'no images in this list; it is to hold a path on each line')
+
+
+def _of_folder(folder: str, around: frozenset[str] = frozenset()) -> Iterator[ImageFile]:
+    """The images of a folder and of its folders; links are followed, but not back to a folder `around`."""
+    identity = os.path.realpath(folder)
+    if identity in around:
+        return
+    try:
+        names = sorted(name for name in os.listdir(folder) if not is_hidden(name))
+    except OSError as error:
+        raise FlaxnetsError(f'{folder}: the folder cannot be read: {error.strerror}') from error
+    for name in names:
+        path = os.path.join(folder, name)
+        if os.path.isdir(path):
+            yield from _of_folder(path, around | {identity})
+        elif named_as_image(name) or _begins_as_image(path):
+            yield ImageFile(natural(path), path)
+
+
+def _begins_as_image(path: str) -> bool:
+    if not os.path.isfile(path):  # a pipe would be waited for
+        return False
+    try:
+        with open(path, 'rb') as file:
+            return is_image(file.read(SNIFFED))
+    except OSError:
+        return False
+
+
+def _of_tar(path: str) -> Iterator[ImageFile]:
+    try:
+        with tarfile.open(path, 'r:') as archive:
+            for info in archive:
+                parts = info.name.split('/')
+                if not info.isreg() or any(map(is_hidden, parts)) or not named_as_image(parts[-1]):
+                    continue
+                yield ImageFile(f'{natural(path)}: {natural(info.name)}', path, info.offset_data, info.size)
+    except (tarfile.TarError, OSError) as error:
+        raise FlaxnetsError(f'{path}: not an uncompressed tar file ({error})') from error

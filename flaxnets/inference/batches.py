@@ -1,0 +1,122 @@
+"""A function of images, over any number of files: decoded by threads, computed on all devices, in order."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ..errors import FlaxnetsError, ImageError
+from ..images.listing import ImageFile
+from ..images.transforms import Transform
+
+BATCH = 32  # images of a device at a time
+AHEAD = 2  # batches that are decoded while one is computed
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of an image.
+
+    Attributes:
+      file: the image.
+      value: the function's row for it; None if it cannot be read.
+      problem: why it cannot be read; None if it can.
+    """
+
+    file: ImageFile
+    value: npt.NDArray[Any] | None = None
+    problem: str | None = None
+
+
+def mapped(
+    function: Callable[[Any, jax.Array], jax.Array],
+    variables: Any,
+    transform: Transform,
+    files: Sequence[ImageFile],
+    *,
+    batch: int = BATCH,
+) -> Iterator[Result]:
+    """`function` of every image, in the order of the files; memory holds a few batches of them.
+
+    Args:
+      function: of (variables, images [N, H, W, C]), one row for each image, [N, ...].
+      variables: its first argument.
+      transform: from a file to the net's input.
+      files: the images. One that cannot be read has a `Result` that says so, and the rest go on.
+      batch: images of a device at a time. Every batch has this size, so that one program is compiled.
+
+    Raises:
+      FlaxnetsError: `batch` is not a positive number.
+    """
+    if batch < 1:
+        raise FlaxnetsError(f'batch={batch!r} must be at least 1')
+    devices = jax.local_devices()
+    devices = devices[: min(len(devices), len(files))]
+    local = min(batch, -(-len(files) // len(devices)))
+    mesh = jax.make_mesh((len(devices),), ('batch',), axis_types=(AxisType.Auto,), devices=devices)
+    apply = jax.jit(
+        jax.shard_map(function, mesh=mesh, in_specs=(P(), P('batch')), out_specs=P('batch'), check_vma=False)
+    )
+    rows = NamedSharding(mesh, P('batch'))
+    everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
+    waiting: tuple[list[_Read], jax.Array] | None = None  # computed while the next one is decoded
+    for part, images in _batches(files, transform, local * len(devices)):
+        computed = apply(everywhere, jax.device_put(images, rows))
+        if waiting:
+            yield from _results(*waiting)
+        waiting = part, computed
+    if waiting:
+        yield from _results(*waiting)
+
+
+_Read = tuple[ImageFile, str | None]
+
+
+def _results(part: Sequence[_Read], computed: jax.Array) -> Iterator[Result]:
+    for (file, problem), row in zip(part, np.asarray(computed), strict=False):  # the last batch is filled up
+        yield Result(file, None if problem else row, problem)
+
+
+def _batches(
+    files: Sequence[ImageFile], transform: Transform, size: int
+) -> Iterator[tuple[list[_Read], npt.NDArray[np.float32]]]:
+    """Files and what is wrong with them, and their images; zeros where there is none."""
+    p = transform.preprocess
+    starts = collections.deque(range(0, len(files), size))
+    pending: collections.deque[tuple[int, list[Future[Any]]]] = collections.deque()
+    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix='images') as pool:
+        try:
+            while starts or pending:
+                while starts and len(pending) <= AHEAD:
+                    start = starts.popleft()
+                    part = files[start : start + size]
+                    pending.append((start, [pool.submit(_read, file, transform) for file in part]))
+                start, futures = pending.popleft()
+                images = np.zeros((size, p.height, p.width, transform.in_chans), np.float32)
+                read: list[_Read] = []
+                for i, future in enumerate(futures):
+                    image = future.result()
+                    read.append((files[start + i], image if isinstance(image, str) else None))
+                    if not isinstance(image, str):
+                        images[i] = image
+                yield read, images
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _read(file: ImageFile, transform: Transform) -> npt.NDArray[np.float32] | str:
+    """The net's input, or why there is none."""
+    try:
+        return transform(file.open(transform.in_chans))
+    except ImageError as error:
+        return str(error)

@@ -1,0 +1,166 @@
+"""Features before the classifier, and the images that lie nearest by them: what `flaxnets embed` does."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import jax
+import numpy as np
+import numpy.typing as npt
+
+from ..api import load_with_config, transform
+from ..errors import FlaxnetsError
+from ..images.listing import ImageFile
+from .batches import BATCH, Result, mapped
+
+Floats = npt.NDArray[np.floating[Any]]
+BLOCK = 1024  # rows that are compared with all others at a time
+
+
+class Embedder:
+    """A net as a function from image files to the features that enter its classifier.
+
+    Args:
+      source: anything that `flaxnets.load` opens.
+      arch: name of the net, where the tensors of a file leave a choice.
+
+    Attributes:
+      size: how many features an image has.
+
+    Raises:
+      FlaxnetsError: unusable weights.
+    """
+
+    def __init__(self, source: str | os.PathLike[str], *, arch: str | None = None) -> None:
+        config, self._net, self._variables = load_with_config(source, model=arch)
+        self.transform = transform(config)
+        self.size = self._net.num_features
+
+    def __call__(self, files: Sequence[ImageFile], *, batch: int = BATCH) -> Iterator[Result]:
+        """A `Result` for each image, in the order of the files, its value float32 [size]."""
+        return mapped(self._features, self._variables, self.transform, files, batch=batch)
+
+    def _features(self, variables: Any, images: jax.Array) -> jax.Array:
+        found: Any = self._net.apply(variables, images, method=pooled)
+        return found
+
+
+def pooled(net: Any, images: jax.Array) -> jax.Array:
+    """The pooled features of images [N, H, W, C], [N, num_features]: a method for `net.apply`."""
+    return net.forward_head(net.forward_features(images), pre_logits=True)
+
+
+def check_features(path: str, names: str) -> None:
+    """Whether features and names can be written there.
+
+    Raises:
+      FlaxnetsError: another suffix than `.npy`, and `.txt` or `.json`; or a folder that is not there.
+    """
+    for file, suffixes in ((path, ('.npy',)), (names, ('.txt', '.json'))):
+        if Path(file).suffix.lower() not in suffixes:
+            raise FlaxnetsError(f'{file}: must end in {" or ".join(suffixes)}')
+        if not Path(file).parent.is_dir():
+            raise FlaxnetsError(f'{file}: there is no folder {Path(file).parent}')
+
+
+def save_features(
+    results: Iterator[Result],
+    path: str,
+    names: str,
+    size: int,
+    on_result: Callable[[Result], object] = lambda result: None,
+) -> list[ImageFile]:
+    """Writes features as they come, and the names of their images; both appear once they are whole.
+
+    Args:
+      results: of an `Embedder`.
+      path: `.npy`, float32 [N, size]; images that cannot be read have no row.
+      names: a name for each row: `.txt`, one a line, or `.json`, a list.
+      size: of the features.
+      on_result: is told of each image.
+
+    Returns:
+      The images of the rows.
+
+    Raises:
+      FlaxnetsError: as `check_features`; no image can be read; a name that does not fit on a line.
+    """
+    check_features(path, names)
+    part, files = f'{path}.part', []
+    try:
+        with open(part, 'wb') as out:
+            _header(out, 0, size)
+            for result in results:
+                on_result(result)
+                if result.value is not None:
+                    files.append(result.file)
+                    out.write(np.ascontiguousarray(result.value, np.float32).tobytes())
+            out.seek(0)
+            _header(out, len(files), size)
+        if not files:
+            raise FlaxnetsError('none of the images can be read')
+        _write_names([file.name for file in files], names)
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            os.remove(part)
+    return files
+
+
+def _header(out: BinaryIO, rows: int, size: int) -> None:
+    """As long for any number of rows: NumPy leaves room for the first axis to grow."""
+    fields = {'descr': '<f4', 'fortran_order': False, 'shape': (rows, size)}
+    np.lib.format.write_array_header_1_0(out, fields)
+
+
+def _write_names(names: Sequence[str], path: str) -> None:
+    if Path(path).suffix.lower() == '.json':
+        text = json.dumps(names, ensure_ascii=False, indent=0)
+    else:
+        broken = next((name for name in names if len(name.splitlines()) != 1), None)
+        if broken is not None:
+            raise FlaxnetsError(f'{broken!r} has a line break: write the names to a .json file')
+        text = '\n'.join(names)
+    Path(path).write_text(text + '\n', encoding='utf-8')
+
+
+def nearest(
+    queries: Floats, features: Floats, k: int, *, leave_out: npt.NDArray[np.integer[Any]] | None = None
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The rows of features with the largest cosine similarity to each query.
+
+    Args:
+      queries: [Q, D].
+      features: [N, D].
+      k: how many to give, at most N.
+      leave_out: [Q], for each query a row that is not given: the query itself.
+
+    Returns:
+      Numbers of rows, [Q, k], the nearest first (among equal ones the first row), and their similarities,
+      -1 to 1. Fewer than k if there are not so many.
+
+    Raises:
+      FlaxnetsError: `k` is not a positive number, or there are no others.
+    """
+    k = min(k, len(features) - (leave_out is not None))
+    if k < 1:
+        raise FlaxnetsError('neighbours are asked for, but there must be at least one, and one other image')
+    unit_queries, unit = _unit(queries), _unit(features)
+    rows, values = [], []
+    for start in range(0, len(queries), BLOCK):
+        similar = unit_queries[start : start + BLOCK] @ unit.T
+        if leave_out is not None:
+            similar[np.arange(len(similar)), leave_out[start : start + BLOCK]] = -np.inf
+        best = np.argsort(-similar, axis=1, kind='stable')[:, :k]
+        rows.append(best)
+        values.append(np.take_along_axis(similar, best, axis=1))
+    return np.concatenate(rows), np.concatenate(values)
+
+
+def _unit(features: Floats) -> Floats:
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)

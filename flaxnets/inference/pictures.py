@@ -1,0 +1,77 @@
+"""Sheets of images with captions, as PNG files. Matplotlib is imported when something is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import FlaxnetsError
+
+DPI = 110
+
+
+class Tile(NamedTuple):
+    """One small picture of a sheet: uint8 [H, W, 1 or 3] or floats 0..1, and a line or two below it."""
+
+    pixels: npt.NDArray[Any]
+    caption: str = ''
+    colour: str = 'black'
+
+
+def figure(width: float, height: float) -> Any:
+    """An empty matplotlib figure of this size in inches.
+
+    Raises:
+      FlaxnetsError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FlaxnetsError(
+            'pictures need matplotlib, which is not installed: pip install matplotlib'
+        ) from error
+    made = Figure(figsize=(width, height), layout='constrained')
+    FigureCanvasAgg(made)
+    return made
+
+
+def sheet(
+    rows: Sequence[Sequence[Tile | None]], path: str, *, heads: Sequence[str] = (), side: float = 1.7
+) -> None:
+    """Rows of tiles, as wide as the longest, to a PNG.
+
+    Args:
+      rows: None leaves a place empty.
+      heads: a line above each column.
+      side: of a tile in inches.
+    """
+    columns = max(map(len, rows))
+    lines = max(
+        [tile.caption.count('\n') + 1 for row in rows for tile in row if tile and tile.caption] or [0]
+    )
+    made = figure(columns * side, len(rows) * (side + 0.17 * lines) + (0.25 if heads else 0))
+    made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
+    grid = made.subplots(len(rows), columns, squeeze=False)
+    for i, line in enumerate(grid):
+        for j, axes in enumerate(line):
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+            tile = rows[i][j] if j < len(rows[i]) else None
+            if i == 0 and j < len(heads):
+                axes.set_title(heads[j], fontsize=9)
+            if tile is not None:
+                pixels = tile.pixels[..., 0] if tile.pixels.shape[-1] == 1 else tile.pixels
+                top = 255 if pixels.dtype == np.uint8 else 1
+                axes.imshow(pixels, cmap='gray', vmin=0, vmax=top)
+                axes.set_xlabel(tile.caption, fontsize=8, color=tile.colour, labelpad=3)
+    made.savefig(path, dpi=DPI)
+
+
+def short(name: str, length: int) -> str:
+    """The first of several names, cut to a length."""
+    first = name.partition(',')[0]
+    return first if len(first) <= length else first[: length - 1] + '…'

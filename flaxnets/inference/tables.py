@@ -1,0 +1,139 @@
+"""Predictions as files: CSV, JSON lines or parquet, whole or not there at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from ..errors import FlaxnetsError
+from .prediction import Prediction
+
+SUFFIXES = ('.csv', '.jsonl', '.parquet')
+ROWS = 4096  # of a group in a parquet file
+
+
+class Table(Protocol):
+    """Where predictions are written, one after the other."""
+
+    def write(self, prediction: Prediction) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def check_table(path: str) -> None:
+    """Whether a table can be written under this name, before hours of work for it.
+
+    Raises:
+      FlaxnetsError: an unknown suffix, a folder that is not there, or a package that parquet needs.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in SUFFIXES:
+        raise FlaxnetsError(f'{path}: a table is written as {", ".join(SUFFIXES)}, not as {suffix!r}')
+    if not Path(path).parent.is_dir():
+        raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
+    if suffix == '.parquet':
+        _arrow()
+
+
+@contextmanager
+def open_table(path: str, topk: int) -> Iterator[Table]:
+    """A table that appears under its name once it is whole.
+
+    CSV and parquet have a row for each image: `image`, then `class_1`, `index_1`, `probability_1` and so on,
+    and `error`, which says why an image cannot be read. JSON lines have what `Prediction.as_json` gives.
+
+    Args:
+      path: its suffix decides the form.
+      topk: how many classes a row has.
+
+    Raises:
+      FlaxnetsError: as `check_table` does.
+    """
+    check_table(path)
+    part = f'{path}.part'
+    kinds: dict[str, Any] = {'.csv': _Csv, '.jsonl': _JsonLines, '.parquet': _Parquet}
+    table: Table = kinds[Path(path).suffix.lower()](part, topk)
+    try:
+        yield table
+        table.close()
+        os.replace(part, path)
+    finally:
+        if os.path.exists(part):
+            table.close()
+            os.remove(part)
+
+
+def _columns(topk: int) -> list[str]:
+    each = [f'{what}_{i}' for i in range(1, topk + 1) for what in ('class', 'index', 'probability')]
+    return ['image', *each, 'error']
+
+
+def _row(prediction: Prediction, topk: int) -> list[Any]:
+    cells = [cell for g in prediction.top for cell in (g.name, g.index, g.probability)]
+    return [prediction.image, *cells, *[None] * (3 * topk - len(cells)), prediction.problem]
+
+
+class _Csv:
+    def __init__(self, path: str, topk: int) -> None:
+        self._file: TextIO = open(path, 'w', newline='', encoding='utf-8')  # noqa: SIM115 - closed by `close`
+        self._writer, self._topk = csv.writer(self._file), topk
+        self._writer.writerow(_columns(topk))
+
+    def write(self, prediction: Prediction) -> None:
+        self._writer.writerow(_row(prediction, self._topk))
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonLines:
+    def __init__(self, path: str, topk: int) -> None:
+        self._file: TextIO = open(path, 'w', encoding='utf-8')  # noqa: SIM115 - closed by `close`
+
+    def write(self, prediction: Prediction) -> None:
+        print(json.dumps(prediction.as_json(), ensure_ascii=False), file=self._file)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Parquet:
+    def __init__(self, path: str, topk: int) -> None:
+        arrow, parquet = _arrow()
+        types = {'class': arrow.string(), 'index': arrow.int32(), 'probability': arrow.float32()}
+        fields = [(c, types.get(c.rpartition('_')[0], arrow.string())) for c in _columns(topk)]
+        self._arrow, self._schema, self._topk = arrow, arrow.schema(fields), topk
+        self._writer = parquet.ParquetWriter(path, self._schema)
+        self._rows: list[list[Any]] = []
+
+    def write(self, prediction: Prediction) -> None:
+        self._rows.append(_row(prediction, self._topk))
+        if len(self._rows) == ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns: Sequence[Any] = list(zip(*self._rows, strict=True))
+        if columns:
+            arrays = [self._arrow.array(c, f.type) for c, f in zip(columns, self._schema, strict=True)]
+            self._writer.write_table(self._arrow.Table.from_arrays(arrays, schema=self._schema))
+        self._rows = []
+
+    def close(self) -> None:
+        self._flush()
+        self._writer.close()
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise FlaxnetsError(
+            'parquet needs pyarrow, which is not installed: pip install pyarrow, or write .csv'
+        ) from error
+    return pyarrow, pyarrow.parquet
