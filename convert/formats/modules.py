@@ -1,52 +1,51 @@
 """Whole models, as `torch.save(net)` pickles them: their tensors, as `net.state_dict()` would give them.
 
 A module's state is plain data: its parameters, its buffers, and the modules in it by name. Nothing of the
-module's own code is needed to read them, and none is run.
+module's own code is needed to read them, and none is run. What its layers compute is judged elsewhere
+(`convert.names.whole_models`), by what is kept here of each.
 
 Reference: `torch.nn.Module.state_dict` and `_save_to_state_dict`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from flaxnets.errors import CheckpointError
 
 from .pickles import Placeholder
 
-_MOST = 100_000  # modules in a net
+# Tensors and layers in all of a file's models, each counted wherever it is used again: a detector has 2,000.
+MOST = 100_000
 _DEPTH = 64
+_OUTER = 2  # levels of modules on which something else than tensors is of interest
+# What a layer that normalises images keeps, as a buffer or as a plain attribute.
+_STATISTIC = re.compile(r'(?!running_)(?:\w*_)?(?:mean|std)')
 
-# Layers without tensors that give other numbers than the nets here where they stand within one.
-_OTHER_ACTIVATIONS = frozenset(
-    [
-        'CELU',
-        'ELU',
-        'GELU',
-        'GELUTanh',
-        'Hardshrink',
-        'Hardsigmoid',
-        'Hardswish',
-        'HardSwish',
-        'Hardtanh',
-        'LeakyReLU',
-        'LogSigmoid',
-        'Mish',
-        'PReLU',
-        'ReLU6',
-        'RReLU',
-        'SELU',
-        'SiLU',
-        'Softplus',
-        'Softshrink',
-        'Softsign',
-        'Swish',
-        'Tanh',
-        'Tanhshrink',
-        'HardMish',
-        'HardMishJit',
-    ]
-)
-_BN_EPSILON = 1e-5
+
+@dataclass(frozen=True)
+class Layer:
+    """A module in a pickled one.
+
+    Attributes:
+      made_by: its class, as 'torch.nn.modules.conv.Conv2d'.
+      settings: its attributes, as the pickle gives them; objects among them are placeholders.
+      has_tensors: whether it has tensors of its own.
+      has_layers: whether there are modules in it.
+    """
+
+    made_by: str
+    settings: Mapping[Any, Any]
+    has_tensors: bool
+    has_layers: bool
+
+    @property
+    def kind(self) -> str:
+        """The name of its class, without its module."""
+        return self.made_by.rpartition('.')[2]
 
 
 class ModuleState(dict[str, Any]):
@@ -54,18 +53,29 @@ class ModuleState(dict[str, Any]):
 
     Attributes:
       kind: the class of the module.
-      differences: layers that compute something else than the nets here have in their place, by the name
-        of the layer.
-      kinds: all layers by name, and their classes with the modules that these are in.
-      bare: layers without tensors by name, and their classes.
+      layers: all modules in it by name, and itself as ''.
       attributes: what else was set on the module, or on a module in it that is only wrapped.
+      statistics: by name, what its layers keep under names such as `mean` and `pixel_std`.
     """
 
-    kind = ''
-    differences: dict[str, str]
-    kinds: dict[str, str]
-    bare: dict[str, str]
+    kind: str
+    layers: dict[str, Layer]
     attributes: dict[str, Any]
+    statistics: dict[str, Any]
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """All layers by name, and their classes with the modules that these are in."""
+        return {name: layer.made_by for name, layer in self.layers.items()}
+
+    @property
+    def bare(self) -> dict[str, str]:
+        """Layers without tensors by name, and their classes."""
+        return {
+            name: layer.kind
+            for name, layer in self.layers.items()
+            if name and not layer.has_tensors and not layer.has_layers
+        }
 
 
 def is_module(value: object) -> bool:
@@ -76,57 +86,56 @@ def is_module(value: object) -> bool:
     )
 
 
-def module_state(module: Placeholder) -> ModuleState:
-    """What `state_dict()` would give of a pickled module (`is_module`), its tensors not yet looked at."""
+def module_state(module: Placeholder, spend: Callable[[int], None]) -> ModuleState:
+    """What `state_dict()` would give of a pickled module (`is_module`), its values not yet looked at.
+
+    Args:
+      module: the module.
+      spend: is told of so many layers and tensors before they are listed, and raises where a file has too
+        many: modules may be shared, so that few bytes stand for many.
+
+    Raises:
+      CheckpointError: modules lie in each other without end.
+    """
     state = ModuleState()
     state.kind = module.name
-    state.differences, state.kinds, state.bare, state.attributes = {}, {}, {}, {}
-    for prefix, inner in _walk(module, '', 0):
-        attributes: Any = inner.state
-        state.kinds[prefix[:-1]] = inner.name
-        if prefix.count('.') < 2:
-            said = {k: v for k, v in attributes.items() if isinstance(k, str) and not k.startswith('_')}
-            state.attributes = said | state.attributes
-        hidden = attributes.get('_non_persistent_buffers_set') or ()
-        own = {
-            **attributes['_parameters'],
-            **{name: value for name, value in attributes['_buffers'].items() if name not in hidden},
+    state.layers, state.attributes, state.statistics = {}, {}, {}
+    for name, inner in _walk(module):
+        settings: Any = inner.state
+        spend(1 + len(settings['_parameters']) + len(settings['_buffers']) + len(settings['_modules']))
+        prefix = f'{name}.' if name else ''
+        plain = {key: v for key, v in settings.items() if isinstance(key, str) and not key.startswith('_')}
+        if prefix.count('.') < _OUTER:
+            state.attributes = plain | state.attributes
+        buffers = settings['_buffers']
+        hidden = settings.get('_non_persistent_buffers_set')
+        hidden = hidden if isinstance(hidden, set) else ()
+        own = {**settings['_parameters'], **{key: v for key, v in buffers.items() if key not in hidden}}
+        own = {key: value for key, value in own.items() if value is not None}
+        state |= {f'{prefix}{key}': value for key, value in own.items()}
+        state.statistics |= {
+            f'{prefix}{key}': value
+            for key, value in {**plain, **buffers}.items()
+            if isinstance(key, str) and _STATISTIC.fullmatch(key)
         }
-        state |= {f'{prefix}{name}': value for name, value in own.items() if value is not None}
-        if prefix and not own and not attributes['_modules']:
-            state.bare[prefix[:-1]] = inner.name.rpartition('.')[2]
-        if difference := _difference(inner.name.rpartition('.')[2], attributes):
-            state.differences[prefix[:-1]] = difference
+        state.layers[name] = Layer(inner.name, settings, bool(own), any(_inner(inner)))
     return state
 
 
-def _walk(module: Placeholder, prefix: str, depth: int) -> Iterator[tuple[str, Placeholder]]:
-    """The module and all within it, as `named_modules` without its care for modules that are shared."""
-    left = [(module, prefix, depth)]
-    seen = 0
-    while left and seen < _MOST:
-        module, prefix, depth = left.pop()
-        seen += 1
-        yield prefix, module
-        attributes: Any = module.state
-        inner = [
-            (child, f'{prefix}{name}.', depth + 1)
-            for name, child in attributes['_modules'].items()
-            if isinstance(name, str) and is_module(child) and depth < _DEPTH
-        ]
-        left += reversed(inner)
+def _walk(module: Placeholder) -> Iterator[tuple[str, Placeholder]]:
+    """The module and all within it by name, those that are shared wherever they are used."""
+    left = [('', module, 0)]
+    while left:
+        name, module, depth = left.pop()
+        if depth > _DEPTH:
+            raise CheckpointError(f'a pickled model has modules more than {_DEPTH} deep in each other')
+        yield name, module
+        start = f'{name}.' if name else ''
+        left += [(start + key, child, depth + 1) for key, child in reversed(list(_inner(module)))]
 
 
-def _difference(kind: str, attributes: dict[Any, Any]) -> str | None:
-    """What a layer of a pickled module does that none of the nets here does; None if nothing."""
-    if kind in _OTHER_ACTIVATIONS:
-        return kind
-    epsilon = attributes.get('eps')
-    if 'BatchNorm' in kind and isinstance(epsilon, float) and epsilon != _BN_EPSILON:
-        return f'{kind} with eps={epsilon}'
-    dilation = attributes.get('dilation')
-    if kind.startswith('Conv2d') and dilation not in (None, 1, (1, 1), [1, 1]):
-        return f'{kind} with dilation={dilation}'
-    if kind in ('AdaptiveMaxPool2d', 'AdaptiveConcatPool2d'):
-        return kind
-    return None
+def _inner(module: Placeholder) -> Iterator[tuple[str, Placeholder]]:
+    settings: Any = module.state
+    for name, child in settings['_modules'].items():
+        if isinstance(name, str) and is_module(child):
+            yield name, child

@@ -24,7 +24,7 @@ import numpy as np
 from flaxnets.errors import CheckpointError, shown
 from flaxnets.store.files import lookalike, map_file
 
-from .modules import is_module, module_state
+from .modules import MOST, is_module, module_state
 from .pickles import Machine, Placeholder
 from .pth_zip import Archive
 from .torch_names import MAGIC, NAMES, NumpyArray, Storage, Storages, Tensor
@@ -205,6 +205,7 @@ class _Builder:
         self._where = where
         self._bytes_left = _MAX_SHARING * size
         self._looks_left = _MAX_LOOKS
+        self._layers_left = MOST
         self._find = find
         self._found: dict[str, memoryview] = {}
         # By the identity of what the pickle built: the value, and how many values it is as a tree.
@@ -251,7 +252,9 @@ class _Builder:
             return self._converted(saved.value, saved.dtype, trail), 1
         if isinstance(saved, Placeholder):
             if is_module(saved):
-                state = module_state(saved)
+                state = module_state(saved, lambda count: self._spend_layers(count, trail))
+                for said in (state.attributes, state.statistics):
+                    self._mapping(said, trail, said)
                 return self._mapping(state, trail, state)
             if saved.items and saved.state is None:
                 return self._mapping(saved.items, trail, {})
@@ -327,6 +330,14 @@ class _Builder:
         if self._bytes_left < 0:
             raise self._refusal(
                 trail, f'and those before it would fill {_MAX_SHARING} times the size of the file'
+            )
+
+    def _spend_layers(self, count: int, trail: tuple[Any, ...]) -> None:
+        self._layers_left -= count
+        if self._layers_left < 0:
+            raise self._refusal(
+                trail,
+                f'and the models before it have more than {MOST:,} layers and tensors, shared ones each time',
             )
 
     def _names_in(self, saved: object) -> tuple[str, ...]:

@@ -217,7 +217,7 @@ def find_head(
     used = [
         name
         for name, clean in names.items()
-        if _root(clean, prefix) in found
+        if root_of(clean, prefix) in found
         and (not clean.endswith(_COUNTER) or clean.removesuffix(_COUNTER) in norms)
     ]
     problem = None
@@ -236,7 +236,7 @@ def find_head(
     return Head(used, reduced, notes)
 
 
-def _root(name: str, prefix: str) -> str | None:
+def root_of(name: str, prefix: str) -> str | None:
     """The classifier that a name belongs to: 'fc', 'head', or the number of its place beside the net."""
     place = prefix
     while True:
@@ -259,7 +259,7 @@ def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str
     """The layers of each classifier, in the file's order."""
     roots: dict[str, dict[str, Layer]] = {}
     for name, clean in names.items():
-        root = _root(clean, prefix)
+        root = root_of(clean, prefix)
         match = _LEAF.fullmatch(clean)
         if root is None or match is None or match[2] == _COUNTER[1:]:
             continue

@@ -155,7 +155,8 @@ def to_canonical(
         )
     names, beside = ({n: new for n, new in part.items() if n not in head.names} for part in (names, beside))
     layout, translation = _publisher(names, head.names, beside, place)
-    differences = [*saved.differences, *_differences(layout, names)]
+    ignored = drop_head or saved.projection
+    differences = [*saved.differences, *(() if ignored else saved.around), *_differences(layout, names)]
     if differences and not approximate:
         raise CheckpointError('; '.join(differences))
     notes += differences

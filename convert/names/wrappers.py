@@ -26,6 +26,7 @@ from .anchors import Place, bare, places
 from .class_names import Said, class_names
 from .image_settings import ImageSettings, image_settings
 from .options import other_options
+from .whole_models import differences as layer_differences
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -61,6 +62,7 @@ class Unwrapped:
       classes: what the file says of its classes, unchecked.
       named: what the file calls its net, unchecked; None if nothing.
       differences: what makes its net compute something else than those here, by its own configuration.
+      around: the same of what stands around its classifier in a pickled model.
       images: how its training prepared them for evaluation.
       place: where in `tensors` the net is; None if it is none that is known.
       bare: of a pickled model, its layers without tensors by name, and their classes.
@@ -73,6 +75,7 @@ class Unwrapped:
     classes: Said = field(default_factory=Said)
     named: str | None = None
     differences: tuple[str, ...] = ()
+    around: tuple[str, ...] = ()
     images: ImageSettings = field(default_factory=ImageSettings)
     place: Place | None = None
     bare: Mapping[str, str] = field(default_factory=dict)
@@ -161,12 +164,14 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
     arguments = _mapping(around.get('args'))
     named = next((n for n in (around.get('arch'), arguments.get('model')) if isinstance(n, str)), None)
     meta = _mapping(around.get('meta'))
+    in_body, in_head = _of_layers(net)
     return Unwrapped(
         tensors,
         notes=(*notes, *more),
         classes=class_names({**around, **_own_words(net)}),
         named=named,
-        differences=(*_differences(meta), *other_options(around), *_of_layers(net)),
+        differences=(*_differences(meta), *other_options(around), *in_body),
+        around=in_head,
         images=image_settings(around),
         place=net.place,
         bare=_clean(net.state.bare) if isinstance(net.state, ModuleState) else {},
@@ -473,19 +478,15 @@ def _clean(layers: Mapping[str, str]) -> dict[str, str]:
     return {bare(f'{layer}.')[:-1]: said for layer, said in layers.items()}
 
 
-def _of_layers(net: _Net) -> tuple[str, ...]:
-    """What layers of a pickled model compute that none of the nets here does."""
+def _of_layers(net: _Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What layers of a pickled model compute that none of the nets here does: its own, and its head's."""
     if not isinstance(net.state, ModuleState):
-        return ()
-    inside = {
-        bare(f'{layer}.'): kind
-        for layer, kind in net.state.differences.items()
-        if net.place.is_body(bare(f'{layer}.'))
-    }
-    if not inside:
-        return ()
-    listed = some([f'{layer[:-1]} is {kind}' for layer, kind in inside.items()], 3)
-    return (f'the pickled model has layers that none of the nets here has: {listed}',)
+        return (), ()
+    body, head = (
+        (f'the pickled model has layers that none of the nets here has: {some(found, 3)}',) if found else ()
+        for found in layer_differences(net.state, net.place)
+    )
+    return body, head
 
 
 def _is_mmengine(loaded: Mapping[Any, Any]) -> bool:

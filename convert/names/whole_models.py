@@ -1,0 +1,317 @@
+"""What the layers of a pickled model compute that none of the nets here does.
+
+A state dict names tensors alone. A model that was pickled whole also says of each layer what it is: its
+class, strides, padding, epsilon. All layers of the net are compared with those of the nets here, and so
+are those between it and its classifier, and after that. A layer that is not known to compute the same is
+a difference. How the layers are called, one after the other, is code, and stays unknown.
+
+References: the blocks of torchvision's and timm's `resnet.py`, timm's `res2net.py` and `resnest.py`, their
+authors' own, mmpretrain's and detectron2's backbones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flaxnets.errors import shown
+from flaxnets.nets.layers import BN_EPSILON
+
+from ..formats.modules import Layer, ModuleState
+from ..words import plain
+from .anchors import Place, bare
+from .heads import root_of
+
+Layers = Mapping[str, Layer]
+
+_SEQUENTIAL = 'Sequential'
+_JUDGED = ('torch.nn.modules.activation.', 'torch.nn.modules.pooling.')
+_NORM = re.compile(r'(?:Frozen|Sync|NaiveSync|Synchronized)?BatchNorm(?:1d|2d)?')
+_IDLE = re.compile(  # in evaluation
+    r'Identity|Flatten|Sequential|ModuleList|ModuleDict|(?:Alpha)?Dropout\w*|DropPath|DropBlock\w*|StochasticDepth'
+)
+_LOSS = re.compile(r'\w*(?:Loss|Accuracy|Metric|MetricCollection|CrossEntropy)')
+_OUTPUT = ('Softmax', 'LogSoftmax', 'Sigmoid', 'LogSigmoid')  # after a classifier: here it gives logits
+_RADIX_SOFTMAX = ('RadixSoftmax', 'rSoftMax')
+# Layers by their own names, which are these activations in all the nets.
+_ACTIVATION = re.compile(r'(?:act|relu|activation|activate)\d*')
+_POOL = re.compile(r'(?:global_?|avg|adaptive_?)?_?pool(?:ing)?|gap')
+_STAGES = {'layers': 'layer([1-4])', 'children': '([4-7])', 'detectron2': 'res([2-5])'}
+_FIRST_STAGE = {'layers': 1, 'children': 4, 'detectron2': 2}
+
+
+def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]:
+    """What is computed that none of the nets here does: by the net at `place`, and around its classifier."""
+    layers = {bare(f'{name}.')[:-1]: layer for name, layer in model.layers.items() if name}
+    body = _body(layers, place)
+    rest = {name: layer for name, layer in layers.items() if name not in body}
+    sequentials = _sequentials(layers, model.layers[''], place)
+    keepers = {name.rpartition('.')[0] for name in model.statistics}  # they normalise images
+    own = [
+        (place.prefix + name, what)
+        for name, what in _of_body({n[len(place.prefix) :]: x for n, x in body.items()}, place.form)
+        if place.prefix + name not in keepers
+    ]
+    ahead = [
+        (name, f'is {layer.kind}, before the net')
+        for name, layer in rest.items()
+        if _distance(name, sequentials) < 0
+        and not (layer.has_layers or name in keepers or _IDLE.fullmatch(layer.kind))
+    ]
+    return _told([*ahead, *own]), _told(_of_classifier(rest, sequentials, place.prefix))
+
+
+def _body(layers: Layers, place: Place) -> dict[str, Layer]:
+    """The net's own layers; without tensors all those that stand before its stages, whatever their names."""
+    names = [name for name in layers if name.startswith(place.prefix)]
+    stages = re.compile(f'{re.escape(place.prefix)}{_STAGES[place.form]}')
+    first = next((i for i, name in enumerate(names) if stages.match(name)), 0)
+    return {
+        name: layers[name]
+        for i, name in enumerate(names)
+        if place.is_body(f'{name}.') or (i < first and not layers[name].has_tensors)
+    }
+
+
+def _told(found: Iterable[tuple[str, str]]) -> list[str]:
+    return [f'{plain(name)} {what}' for name, what in found]
+
+
+# The net's own layers.
+
+
+def _of_body(body: Layers, form: str) -> Iterator[tuple[str, str]]:
+    blocks: dict[str, dict[str, Layer]] = {}
+    stem: dict[str, Layer] = {}
+    for name, layer in body.items():
+        block = re.match(rf'{_STAGES[form]}\.\d+\.', name)
+        (blocks.setdefault(block[0], {}) if block else stem)[name] = layer
+        if said := _of_layer(name, layer):
+            yield name, said
+    yield from _of_stem(stem, form)
+    for start, block_layers in blocks.items():
+        stage, number = re.findall(r'\d+', start)
+        first = number == '0'
+        stride = 2 if first and int(stage) > _FIRST_STAGE[form] else 1
+        inner = {name[len(start) :]: layer for name, layer in block_layers.items()}
+        yield from ((start + name, said) for name, said in _of_block(inner, first, stride))
+
+
+def _of_layer(name: str, layer: Layer) -> str | None:
+    """What a layer of the net does that none of those here does, wherever it stands."""
+    own, kind = name.rpartition('.')[2], layer.kind
+    if layer.has_tensors:
+        return _of_tensors(layer)
+    if layer.has_layers:
+        return None
+    if _ACTIVATION.fullmatch(own) and not _in_gate(name):
+        return None if kind in ('ReLU', 'Identity') else f'is {kind}'
+    if kind == 'ReLU' or kind in _RADIX_SOFTMAX or any(idle.fullmatch(kind) for idle in (_IDLE, _LOSS)):
+        return None
+    if kind == 'MaxPool2d':
+        return _unless(layer, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False)
+    if kind == 'AvgPool2d':
+        return _of_average_pool(layer)
+    if kind == 'AdaptiveAvgPool2d':  # of a gate
+        return _unless(layer, output_size=1)
+    gates = _in_gate(name) and kind == 'Sigmoid'
+    return None if gates or (own == 'rsoftmax' and kind == 'Softmax') else f'is {kind}'
+
+
+def _in_gate(name: str) -> bool:
+    return any(part in ('se', 'se_layer', 'se_module') for part in name.split('.'))
+
+
+def _of_tensors(layer: Layer) -> str | None:
+    if _NORM.fullmatch(layer.kind):
+        return _unless(layer, eps=BN_EPSILON)
+    if layer.kind != 'Conv2d':
+        return None if layer.kind == 'Linear' else f'is {layer.kind}'
+    kernel = _pair(layer.settings.get('kernel_size')) or (1, 1)
+    padding = tuple(side // 2 for side in kernel)
+    return _unless(layer, padding=padding, dilation=1, padding_mode='zeros')
+
+
+def _of_average_pool(layer: Layer) -> str | None:
+    """The pools of shortcuts, which cover the map once, and those of 3x3 in the blocks."""
+    kernel = _pair(layer.settings.get('kernel_size'))
+    if kernel == (3, 3):
+        return _unless(layer, padding=1, ceil_mode=False, count_include_pad=True, divisor_override=None)
+    if kernel == (1, 1):
+        return _unless(layer, stride=1, padding=0, divisor_override=None)
+    return _unless(layer, kernel_size=2, stride=2, padding=0, ceil_mode=True, divisor_override=None)
+
+
+def _of_stem(stem: Layers, form: str) -> Iterator[tuple[str, str]]:
+    convolutions = [(name, layer) for name, layer in stem.items() if layer.kind == 'Conv2d']
+    for i, (name, layer) in enumerate(convolutions):
+        if said := _unless(layer, stride=2 if i == 0 else 1):
+            yield name, said
+    leaves = {n: x for n, x in stem.items() if not x.has_layers and not x.has_tensors}
+    active = re.compile('2' if form == 'children' else rf'(?:conv1|stem|layer0)\.\d+|{_ACTIVATION.pattern}')
+    for name, layer in leaves.items():
+        if active.fullmatch(name) and layer.kind == 'Identity':
+            yield name, f'is {layer.kind}, not ReLU'
+    pools = [name for name, layer in leaves.items() if layer.kind == 'MaxPool2d']
+    if len(pools) != 1 and form != 'detectron2':  # there it is a function that the stem calls
+        yield 'the stem', f'has {len(pools)} layers MaxPool2d, not one'
+
+
+def _of_block(block: Layers, first: bool, stride: int) -> Iterator[tuple[str, str]]:
+    """A block's strides: of its 3x3 convolution or of the pool beside it, and of its shortcut."""
+    shortcut = {n: x for n, x in block.items() if n.startswith(('downsample', 'shortcut'))}
+    branch = {n: x for n, x in block.items() if n not in shortcut}
+    middle = {n: x for n, x in branch.items() if _kernel(x) == 3 and x.kind == 'Conv2d'}
+    pools = {n: x for n, x in branch.items() if x.kind == 'AvgPool2d'}
+    splits = any(name.startswith('convs.') for name in middle)  # Res2Net
+    attends = any(name.startswith('conv2.') for name in middle)  # ResNeSt
+    if not middle:
+        return
+    for name, layer in block.items():
+        own = name.rpartition('.')[2]
+        # ResNeSt's activation behind conv2 is in its split attention.
+        if layer.kind == 'Identity' and _ACTIVATION.fullmatch(own) and not (attends and name == 'act2'):
+            yield name, 'is Identity, not ReLU'
+        if layer.kind == 'MaxPool2d':
+            yield name, 'is MaxPool2d'
+    for name, layer in branch.items():
+        if layer.kind == 'Conv2d' and name not in middle and (said := _unless(layer, stride=1)):
+            yield name, said
+    wanted = int(first) if splits else int(attends and stride > 1)
+    if len(pools) != wanted:
+        yield next(iter(middle)), f'has {len(pools)} AvgPool2d beside it, not {wanted}'
+    for name, layer in (*middle.items(), *pools.items()):
+        pooled = attends and name in middle
+        if said := _unless(layer, stride=1 if pooled else stride):
+            yield name, said
+    pools = {n: x for n, x in shortcut.items() if x.kind == 'AvgPool2d'}
+    for name, layer in shortcut.items():
+        if layer.kind == 'Conv2d':
+            after_pool = bool(pools) or name == 'downsample.1'
+            if said := _unless(layer, stride=1 if after_pool else stride):
+                yield name, said
+            if after_pool and stride > 1 and not pools:
+                yield name, f'is not after AvgPool2d({stride}, {stride})'
+    for name, layer in pools.items():
+        if said := _unless(layer, stride=stride):
+            yield name, said
+
+
+# What stands around the net.
+
+
+def _sequentials(layers: Layers, outermost: Layer, place: Place) -> list[tuple[str, int]]:
+    """The `nn.Sequential`s that the net is in: their prefixes, and the net's number in each."""
+    out = []
+    parts = place.prefix.split('.')[:-1]
+    for depth, part in enumerate(parts):
+        outer = '.'.join(parts[:depth])
+        if layers.get(outer, outermost).kind == _SEQUENTIAL and part.isdigit():
+            out.append((f'{outer}.' if outer else '', int(part)))
+    return out
+
+
+def _distance(name: str, sequentials: Iterable[tuple[str, int]]) -> int:
+    """How far behind the net a layer is in an `nn.Sequential`, negative before it; 0 if in none with it."""
+    for outer, number in sequentials:
+        first = name[len(outer) :].partition('.')[0]
+        if name.startswith(outer) and first.isdigit() and int(first) != number:
+            return int(first) - number
+    return 0
+
+
+def _of_classifier(
+    rest: Layers, sequentials: Sequence[tuple[str, int]], prefix: str
+) -> Iterator[tuple[str, str]]:
+    """Layers of heads, beside heads, and behind the net in an `nn.Sequential`."""
+    heads = {name: root for name in rest if (root := root_of(f'{name}.weight', prefix))}
+    dense = {root for name, root in heads.items() if _kernel(rest[name]) not in (None, 1)}
+    heads = {name: root for name, root in heads.items() if root not in dense}
+    last = next((name for name in reversed(heads) if rest[name].has_tensors), None)
+    levels = {prefix, *(_level(root) for name, root in heads.items() if rest[name].has_tensors)}
+    passed = False
+    for name, layer in rest.items():
+        behind = name in heads or _distance(name, sequentials) > 0
+        if layer.has_layers and not layer.has_tensors:
+            continue
+        if name in heads and layer.has_tensors:
+            said = _of_head(layer)
+        elif behind:
+            said = _after(layer) if passed else _between(layer)
+        else:
+            said = _beside(name, layer, levels)
+        passed |= name == last
+        if said:
+            yield name, said
+
+
+def _level(root: str) -> str:
+    """Where a head stands: '' for 'fc', 'model.' for 'model.fc'."""
+    return root[: root.rfind('.') + 1]
+
+
+def _of_head(layer: Layer) -> str | None:
+    if _NORM.fullmatch(layer.kind):
+        return _unless(layer, eps=BN_EPSILON)
+    if layer.kind == 'Conv2d':
+        return _unless(layer, stride=1, padding=0)
+    known = ('Linear', 'NonDynamicallyQuantizableLinear')
+    return None if layer.kind in known or layer.has_layers else f'is {layer.kind}'
+
+
+def _between(layer: Layer) -> str | None:
+    """Between features, which are averages of what a ReLU gave, and the first layer of a head."""
+    if layer.kind == 'ReLU' or _IDLE.fullmatch(layer.kind) or _LOSS.fullmatch(layer.kind):
+        return None
+    if layer.kind in ('AdaptiveAvgPool1d', 'AdaptiveAvgPool2d'):
+        return _unless(layer, output_size=1)
+    if layer.kind == 'AvgPool2d' and _pair(layer.settings.get('kernel_size')) == (7, 7):
+        return _unless(layer, padding=0)  # of a map of 7x7, which nets of this kind once took alone
+    average = layer.kind in ('FastAdaptiveAvgPool', 'FastAdaptiveAvgPool2d', 'GlobalAvgPool2d')
+    return None if average else f'is {layer.kind}'
+
+
+def _after(layer: Layer) -> str | None:
+    idle = layer.kind in _OUTPUT or _IDLE.fullmatch(layer.kind) or _LOSS.fullmatch(layer.kind)
+    return None if idle else f'is {layer.kind}'
+
+
+def _beside(name: str, layer: Layer, levels: Iterable[str]) -> str | None:
+    """Beside the net or a head in a model of which only the code says what it calls when.
+
+    PyTorch's own layers count there, and what is called a pool, whatever it is.
+    """
+    for level in levels:
+        inner = name[len(level) :].split('.')
+        if not name.startswith(level) or (len(inner) > 1 and not _POOL.fullmatch(inner[0])):
+            continue
+        if layer.made_by.startswith(_JUDGED) and layer.kind not in _OUTPUT:
+            return _between(layer)
+        if 'Pool' in layer.kind or any(map(_POOL.fullmatch, inner)):
+            return _between(layer)
+    return None
+
+
+# Settings.
+
+
+def _unless(layer: Layer, **expected: Any) -> str | None:
+    """'is Conv2d with stride=1' if a setting is another; what an old PyTorch did not know is as expected."""
+    found = []
+    for name, value in expected.items():
+        got = layer.settings.get(name, value)
+        if got != value and _pair(got) != (_pair(value) or ()):
+            found.append(f'{name}={shown(got)}')
+    return f'is {layer.kind} with {", ".join(found)}' if found else None
+
+
+def _pair(value: object) -> tuple[Any, ...] | None:
+    """(height, width) of one number for both, or of two."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return (value, value)
+    return tuple(value) if isinstance(value, (list, tuple)) and len(value) == 2 else None
+
+
+def _kernel(layer: Layer) -> object:
+    return (_pair(layer.settings.get('kernel_size')) or (None,))[0]
