@@ -49,6 +49,7 @@ _AS_TYPED = {
     'ema=False': '--no-ema',
     'ema=True': 'the default',
     'approximate=True': '--approximate',
+    'overwrite=True': '--force',
     'drop_head=True': '--drop-head',
 }
 # Options that change what is written.
@@ -178,7 +179,7 @@ def _as_typed(message: str) -> str:
     """A message of the library, its arguments as options of the command line."""
     for argument, option in _AS_TYPED.items():
         message = message.replace(argument, option)
-    return re.sub(r"\b(key|prefix)=('[^']*'|\"[^\"]*\")", _option, message)
+    return re.sub(r"\b(key|prefix|model)=('[^']*'|\"[^\"]*\")", _option, message)
 
 
 def _option(match: re.Match[str]) -> str:

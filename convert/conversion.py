@@ -34,8 +34,8 @@ from .names.hub_folder import HubConfig, is_hub_folder, read_hub_folder
 from .names.identification import contradiction, identify
 from .names.image_settings import for_channels
 from .names.layouts import Canonical, caveat, from_canonical, to_canonical
+from .names.roles import AmbiguousError
 from .names.tree import COUNTER, State, is_number, to_state, to_variables
-from .names.wrappers import AmbiguousError
 from .verification import Verification, verify
 from .words import count
 
@@ -362,17 +362,29 @@ def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
     nets = {checkpoint.config.name for checkpoint in checkpoints}
     if len(nets) > 1:
         raise CheckpointError(f'cannot average different nets: {", ".join(sorted(nets))}')
-    named = {checkpoint.config.classes for checkpoint in checkpoints} - {None}
-    if len(named) > 1:
+    configs = [checkpoint.config for checkpoint in checkpoints]
+    named = {config.classes for config in configs} - {None}
+    orders = {config.class_order for config in configs} - {None}
+    if len(named) > 1 or (len(orders) > 1 and not named):
         raise CheckpointError('cannot average nets of different classes, or of the same in different orders')
     state = arithmetic.average([checkpoint.state for checkpoint in checkpoints], files)
     first = checkpoints[0]
+    images = [str(config.preprocess) for config in configs]
+    notes = [
+        f'images: {file} expects {said}'
+        for file, said in zip(files, images, strict=True)
+        if said != images[0]
+    ]
+    if notes:
+        notes.insert(0, f'images: {images[0]} (as of {files[0]})')
     source = weights.Source(
         layout=first.source.layout,
-        notes=(f'the mean of {", ".join(files)}',),
+        notes=(f'the mean of {", ".join(files)}', *notes),
         num_batches_tracked=first.source.num_batches_tracked,
     )
-    config = replace(first.config, weights=None, classes=next(iter(named), None))
+    classes = next(iter(named), None)
+    order = None if classes else next(iter(orders), None)
+    config = replace(first.config, weights=None, classes=classes, class_order=order)
     return Checkpoint(config, state, source, 'the average')
 
 
@@ -521,7 +533,7 @@ def check_out(out: str | os.PathLike[str], file_format: str | None, overwrite: b
         if path.is_dir():
             raise CheckpointError(f'{path} is a directory; choose another file')
         if path.exists() and not overwrite:
-            raise CheckpointError(f'{path} exists; choose another file or overwrite it (--force)')
+            raise CheckpointError(f'{path} exists; choose another file or overwrite it (overwrite=True)')
 
 
 def check_layout(checkpoint: Checkpoint, layout: str, approximate: bool) -> str | None:
@@ -532,7 +544,7 @@ def check_layout(checkpoint: Checkpoint, layout: str, approximate: bool) -> str 
     """
     difference = caveat(layout, checkpoint.config.arch)
     if difference and not approximate:
-        raise FlaxnetsError(f'{difference}; --approximate writes them all the same')
+        raise FlaxnetsError(f'{difference}; approximate=True writes them all the same')
     return difference
 
 

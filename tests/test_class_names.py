@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNeXt50_32X4D_Weights
 
 from convert.__main__ import main
-from convert.conversion import averaged, open_checkpoint, with_classes
+from convert.conversion import averaged, open_checkpoint, with_classes, with_images
 from convert.names.class_names import class_names
 from convert.names.hub_folder import read_hub_config
 from convert.names.layouts import to_canonical
@@ -124,7 +125,9 @@ ORDERS: dict[str, tuple[dict[str, Any], str | None]] = {
     'timm, TFDS': ({'arch': 'x', 'args': {'model': 'x', 'dataset': 'tfds/flowers'}}, None),
     'torchvision': ({'epoch': 1, 'args': {'model': 'x', 'data_path': '/data'}}, 'text'),
     'DeiT, iNaturalist': ({'args': {'model': 'x', 'data_path': '/data', 'data_set': 'INAT'}}, None),
-    'examples': ({'arch': 'x', 'best_acc1': 70.0}, 'text'),
+    'examples': ({'arch': 'x', 'best_acc1': 70.0, 'optimizer': {}}, 'text'),
+    'the Res2Net authors': ({'arch': 'x', 'best_prec1': 70.0, 'optimizer': {}}, 'text'),
+    'like the examples': ({'arch': 'x', 'best_acc1': 70.0}, None),
     'mm': ({'meta': {'mmcls_version': '0.25', 'epoch': 1}}, 'text'),
     'somebody': ({'epoch': 3, 'args': {'lr': 1}}, None),
 }
@@ -177,6 +180,27 @@ def test_names_are_kept_and_can_be_given(tmp_path: Path) -> None:
     assert averaged([named, timm]).config.classes == FIVE
     with pytest.raises(CheckpointError, match='different classes'):
         averaged([named, with_classes(timm, tuple('vwxyz'))])
+    assert main([*arguments, '--force', '--drop-head', '--classes', str(tmp_path / 'names.json')]) == 1
+    assert main([*arguments, '--force', '--drop-head']) == 0
+    assert weights.read_config(out).classes is None and weights.read_config(out).num_classes == 0
+
+
+def test_averages_keep_what_their_sources_agree_on(tmp_path: Path) -> None:
+    torch.save(tiny_state(), tmp_path / 'net.pth')
+    first = open_checkpoint(tmp_path / 'net.pth', 'resnext_tiny')
+    natural, text = (
+        replace(first, config=replace(first.config, class_order=order)) for order in ('natural', 'text')
+    )
+    assert averaged([first, text]).config.class_order == 'text'
+    with pytest.raises(CheckpointError, match='different orders'):
+        averaged([natural, text])
+    other = with_images(first, ['size=48', 'mean=0.5'])
+    assert not any('images' in note for note in averaged([first, first]).source.notes)
+    mean = averaged([first, other])
+    assert mean.config.preprocess == first.config.preprocess
+    said = [note for note in mean.source.notes if note.startswith('images: ')]
+    assert len(said) == 2 and str(first.config.preprocess) in said[0]
+    assert str(other.config.preprocess) in said[1]
 
 
 def test_names_on_a_pickled_model(tmp_path: Path) -> None:

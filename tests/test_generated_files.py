@@ -27,8 +27,8 @@ from torch import nn
 
 import flaxnets
 from convert.conversion import Checkpoint, open_checkpoint
+from convert.names.roles import AmbiguousError
 from convert.names.tree import to_state
-from convert.names.wrappers import AmbiguousError
 from flaxnets.errors import CheckpointError
 from flaxnets.nets.resnet import abstract_variables
 
@@ -254,7 +254,7 @@ def wrapped(first: State, second: State, rng: random.Random) -> Written:
         'net and ema': lambda: {'net': second, 'ema': first, **more},
         'monai': lambda: {'model_state_dict': second, 'ema_state_dict': first, **more},
         'inner ema': lambda: {'model': second, 'ema': {'module': first, 'updates': 3}, **more},
-        'student and teacher': lambda: {'student': second, 'teacher': first, **more},
+        'mean teacher': lambda: {'student': second, 'teacher': first, 'ema_decay': 0.99, **more},
         'lightning averaging': lambda: {
             'state_dict': first,
             'current_model_state': second,
@@ -309,6 +309,7 @@ def wrapped(first: State, second: State, rng: random.Random) -> Written:
         },
     }
     unknown = {
+        'student and teacher': lambda: {'teacher': first, 'student': second, **more},
         'two keys': lambda: {'a': first, 'b': second, **more},
         'two prefixes': lambda: {'state_dict': {**under(first, 'left'), **under(second, 'right')}, **more},
     }

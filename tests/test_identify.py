@@ -87,7 +87,7 @@ def test_twins_are_settled_by_name_or_asked_for(twin: str, hint: str | None, exp
     if expected:
         assert identify(shapes(twin), hint) == expected
     else:
-        question = 'resnest50d or resnest50_fast_2s1x64d: .* compute different.*--model resnest50d'
+        question = 'resnest50d or resnest50_fast_2s1x64d: .* compute different.*model=.resnest50d'
         with pytest.raises(FlaxnetsError, match=question):
             identify(shapes(twin), hint)
 
@@ -100,7 +100,7 @@ def test_openmmlabs_resnests_pool_last() -> None:
         with pytest.raises(FlaxnetsError, match=f'resnest50_fast_2s1x64d, .*{layout}.*pool after'):
             identify(state, 'resnest50_fast_2s1x64d.pth', layout=layout)
         for hint in (None, 'epoch_100.pth', 'resnest50d_4s2x40d.pth'):
-            with pytest.raises(FlaxnetsError, match='--model resnest50d_4s2x40d'):
+            with pytest.raises(FlaxnetsError, match="model='resnest50d_4s2x40d'"):
                 identify(shapes('resnest50d_4s2x40d'), hint, layout=layout)
         assert identify(shapes('resnest101e'), layout=layout) == 'resnest101e'
         assert identify(shapes('res2net50d'), layout=layout) == 'res2net50d'

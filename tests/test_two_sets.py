@@ -16,7 +16,7 @@ from torch import nn
 from convert.conversion import open_checkpoint
 from convert.formats.pth import read_pth
 from convert.names.layouts import to_canonical
-from convert.names.wrappers import AmbiguousError
+from convert.names.roles import AmbiguousError
 from flaxnets.errors import CheckpointError
 
 
@@ -180,6 +180,49 @@ def test_the_resnest_authors_detectors() -> None:
     assert found.layout == 'detectron2'
 
 
+def test_torchvisions_nets_for_detectron2() -> None:
+    """As its tools/convert-torchvision-to-d2.py names them; others may be nets with strides elsewhere."""
+    saved = {}
+    for name, tensor in small('resnext').items():
+        new = name if 'layer' in name else f'stem.{name}'
+        for stage in (1, 2, 3, 4):
+            new = new.replace(f'layer{stage}', f'res{stage + 1}')
+        for i in (1, 2, 3):
+            new = new.replace(f'bn{i}', f'conv{i}.norm')
+        new = new.replace('downsample.0', 'shortcut').replace('downsample.1', 'shortcut.norm')
+        saved[new] = tensor
+    file = {'model': saved, '__author__': 'torchvision', 'matching_heuristics': True}
+    assert_is(to_canonical(file), small('resnext'))
+    with pytest.raises(CheckpointError, match='BGR'):
+        to_canonical({'model': saved})
+    assert_is(to_canonical({'model': saved}, approximate=True), small('resnext'))
+
+
+def test_torchvisions_detectors() -> None:
+    state = {n: t for n, t in small('resnext').items() if not n.startswith('fc.')}
+    rest = {
+        'backbone.fpn.inner_blocks.0.0.weight': np.ones((8, 256, 1, 1)),
+        'rpn.head.cls_logits.weight': np.ones((3, 8, 1, 1)),
+        'roi_heads.box_predictor.cls_score.weight': np.ones((5, 8)),
+    }
+    found = to_canonical({'model': {**prefixed(state, 'backbone.body.'), **rest}})
+    assert_is(found, state)
+    assert any(all(part in note for part in ('backbone', 'rpn', 'roi_heads')) for note in found.notes)
+
+
+def test_names_of_sharding_and_of_recomputing() -> None:
+    """FSDP and activation checkpointing put parts into names at any level."""
+    state = small('resnext')
+    wrapped = {
+        '_fsdp_wrapped_module.'
+        + name.replace('layer2.0.', 'layer2.0._checkpoint_wrapped_module.').replace(
+            'layer3.0.', 'layer3.0._fsdp_wrapped_module._checkpoint_wrapped_module.'
+        ): tensor
+        for name, tensor in state.items()
+    }
+    assert_is(to_canonical({'state_dict': wrapped}), state)
+
+
 def test_counters_of_every_kind(tmp_path: Path) -> None:
     """timm's averaging script writes them as float32, `.half()` as float16."""
     net = small_net('resnext')
@@ -233,6 +276,7 @@ def test_a_layer_after_the_classifier() -> None:
                 to_canonical(saved)
             continue
         found = to_canonical(saved)
+        assert any('nn.Sequential' in note for note in found.notes)
         x = np.random.default_rng(0).random((4, 2048))
         inner = torch.from_numpy(x @ state['fc.weight'].T.astype(np.float64) + state['fc.bias'])
         expected = after.double()(inner).detach().numpy()

@@ -211,7 +211,18 @@ GEOMETRY = [
     ("backbone=dict(type='ResNeXt', depth=50, style='caffe')", "style='caffe'"),
     ('{"backbone": {"style": "caffe"}}', "style='caffe'"),
     ("dict(type='ResNeSt', avg_down_stride=False)", 'avg_down_stride=False'),
+    ('backbone = dict(\n    strides=(\n        1,\n        2,\n        1,\n        1,\n    ))', 'strides'),
+    ('{"backbone": {"strides": [1, 2, 1, 1]}}', 'strides'),
+    ("dict(type='ResNeXt', dilations=(1, 1, 2, 4))", 'dilations'),
+    ("model=dict(backbone=dict(norm_cfg=dict(type='SyncBN', eps=0.001, momentum=0.01)))", 'epsilon'),
+    ("dict(conv_cfg=dict(type='ConvWS'))", 'ConvWS'),
     ("backbone=dict(type='ResNeXt', depth=50, style='pytorch', avg_down_stride=True)", None),
+    (
+        "model=dict(backbone=dict(strides=(1, 2, 2, 2), dilations=(1, 1, 1, 1), norm_cfg=dict(type='BN', "
+        'eps=1e-05)), rpn_head=dict(strides=[4, 8, 16, 32, 64]), decode_head=dict(dilations=(1, 12, 24, 36)))'
+        "\noptimizer=dict(type='Adam', eps=1e-8)",
+        None,
+    ),
 ]
 
 

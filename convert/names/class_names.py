@@ -156,9 +156,9 @@ def _order(around: Mapping[Any, Any]) -> str | None:
     meta = around.get('meta')
     if isinstance(meta, Mapping) and any('version' in key for key in meta if isinstance(key, str)):
         return 'text'  # mmengine, mmcv
-    if isinstance(around.get('arch'), str) and any(f'best_{k}' in around for k in ('acc1', 'prec1')):
-        return 'text'  # pytorch/examples, whose descendants are many
-    return None
+    judged = 'best_acc1' in around or 'best_prec1' in around
+    is_example = judged and isinstance(around.get('arch'), str) and 'optimizer' in around and not args
+    return 'text' if is_example else None  # pytorch/examples, whose descendants are many
 
 
 def _timm_order(args: Mapping[Any, Any]) -> str | None:

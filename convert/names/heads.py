@@ -224,6 +224,8 @@ def find_head(
     if projection:
         return Head(used, {}, [f'left out {some(list(found))}, which self-supervised training projects with'])
     chain = [layer for layers in found.values() for layer in layers]
+    if _is_own(chain, prefix) and chain[0].kind == 'other' and not drop:
+        return Head()  # what does not fit is said of it as of every other layer of the net
     if len(found) > 1 and not _follow(found, prefix):
         problem = f'it has several classifiers: {some(list(found))}'
     else:
@@ -233,7 +235,19 @@ def find_head(
     if problem:
         raise CheckpointError(f'{problem}. drop_head=True takes the net without it')
     reduced, notes = _reduced(chain, f'{prefix}fc')
+    if len(found) > 1 and not kinds:
+        notes.append(
+            f'took {" and ".join(found)} for an nn.Sequential, as they are numbered: nothing between'
+        )
     return Head(used, reduced, notes)
+
+
+def _is_own(chain: Sequence[Layer], prefix: str) -> bool:
+    """Whether these are the classifier of the net itself, with a weight and a bias of whatever shapes."""
+    return [layer.path for layer in chain] == [f'{prefix}fc'] and chain[0].tensors.keys() <= {
+        'weight',
+        'bias',
+    }
 
 
 def root_of(name: str, prefix: str) -> str | None:

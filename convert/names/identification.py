@@ -63,7 +63,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
             raise FlaxnetsError(
                 f'it has the tensors of {name}, which pools before its split attention, but the names of '
                 f"{layout}'s ResNeSts, which pool after it. If it is {name} all the same, say so "
-                f'(--model {name})'
+                f'(model={name!r})'
             )
         found = after
     meant = found[0] if len(found) == 1 else named
@@ -73,7 +73,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
             'their tensors look alike, but they compute different things' if alike else 'tensors are missing'
         )
         raise FlaxnetsError(
-            f'it may be {_some(found, "or")}: {why}. Say which one it is, as with --model {found[0]}'
+            f'it may be {_some(found, "or")}: {why}. Say which one it is, as with model={found[0]!r}'
         )
     return meant
 

@@ -57,6 +57,7 @@ _DETECTRON2_STEM = {
     'stem.conv1_2.norm': 'conv1.4',
     'stem.conv1_3': 'conv1.6',
     'stem.conv1_3.norm': 'bn1',
+    'stem.fc': 'fc',  # as tools/convert-torchvision-to-d2.py leaves it
 }
 # The stem as the first stage: Sequential(conv1, bn1, relu, maxpool).
 _STEM_LIST = {'layer0.0': 'conv1', 'layer0.1': 'bn1'}
@@ -156,7 +157,11 @@ def to_canonical(
     names, beside = ({n: new for n, new in part.items() if n not in head.names} for part in (names, beside))
     layout, translation = _publisher(names, head.names, beside, place)
     ignored = drop_head or saved.projection
-    differences = [*saved.differences, *(() if ignored else saved.around), *_differences(layout, names)]
+    differences = [
+        *saved.differences,
+        *(() if ignored else saved.around),
+        *_differences(layout, names, saved.author),
+    ]
     if differences and not approximate:
         raise CheckpointError('; '.join(differences))
     notes += differences
@@ -316,10 +321,10 @@ def _detectron2(layers: set[str]) -> dict[str, str]:
     return out
 
 
-def _differences(layout: str, names: Names) -> list[str]:
+def _differences(layout: str, names: Names, author: object) -> list[str]:
     """What makes the publisher's net compute something else than ours of the same tensors."""
     if layout == 'detectron2' and not any('.conv2.bn0.' in name for name in names.values()):
-        return [_DETECTRON2_RESNEXT]
+        return [] if author == 'torchvision' else [_DETECTRON2_RESNEXT]
     if layout == 'cadene':
         return [_CADENE_POOL]
     if layout == 'mmdetection' and 'layer1.0.convs.0.weight' in names.values():

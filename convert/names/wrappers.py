@@ -11,9 +11,9 @@ and `StochasticWeightAveraging`; Composer's `EMA`; `ema_pytorch`; `torch_ema`.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -26,30 +26,36 @@ from .anchors import Place, bare, places
 from .class_names import Said, class_names
 from .image_settings import ImageSettings, image_settings
 from .options import other_options
+from .roles import (
+    AVERAGED_WORDS,
+    Net,
+    choose,
+    holds_tensors,
+    is_anothers,
+    label,
+    scopes,
+    split_by_role,
+    words_of,
+)
 from .whole_models import differences as layer_differences
 
 Tensors = Mapping[str, np.ndarray]
 
-# Keys of averaged and of trained weights, where a file has several of either: the first counts.
-_AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict')
-_TRAINED = ('state_dict', 'model')
-
-# Words in the keys and prefixes of averages, of what is trained beside one, and of the slower of the two
-# encoders of self-supervised training, which nobody uses afterwards (MoCo, BYOL).
-_WORDS_AVERAGED = frozenset(['ema', 'swa', 'averaged', 'average', 'avg', 'shadow', 'polyak', 'teacher'])
-_WORDS_TRAINED = frozenset(['student', 'online', 'training', 'current', 'raw', 'query'])
-_WORDS_MOMENTUM = frozenset(['momentum', 'target'])
-
 # What of a net holds tensors, by the last part of its name.
 _LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
-_STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 _SHADOWS = 20  # tensors in a list that is taken for averaged parameters without names
 
 # Options in the configuration inside mm files that change what a net computes, but none of its tensors.
 _OTHER_GEOMETRY = {
-    r"""\bstyle['"]?\s*[=:]\s*['"]caffe['"]""": "style='caffe' (stride in the first 1x1 convolutions)",
-    r"""\bavg_down_stride['"]?\s*[=:]\s*False""": 'avg_down_stride=False (no average pool in the blocks)',
+    r'\bstyle=caffe\b': "style='caffe' (stride in the first 1x1 convolutions)",
+    r'\bavg_down_stride=(?i:false)\b': 'avg_down_stride=False (no average pool in the blocks)',
+    # Four small numbers: the strides of anchors and the dilations of a decoder are called alike.
+    r'\bstrides=\((?!1,2,2,2\b)[12](?:,[12]){3},?\)': 'other strides than (1, 2, 2, 2)',
+    r'\bdilations=\((?!1,1,1,1\b)[124](?:,[124]){3},?\)': 'dilations (convolutions that skip pixels)',
+    r'\bnorm_cfg=\([^()]*\beps=(?!1e-0?5\b|0?\.00001\b)': 'another epsilon in its BatchNorm',
+    r'\bconv_cfg=\([^()]*\bConvA?WS\b': 'standardised weights (ConvWS)',
 }
+_BRACKETS = str.maketrans({'[': '(', ']': ')', '{': '(', '}': ')', ':': '=', "'": '', '"': ''})
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class Unwrapped:
       bare: of a pickled model, its layers without tensors by name, and their classes.
       kinds: of a pickled model, all its layers by name, and their classes.
       projection: True if the net is one of the two of self-supervised training, whose heads project.
+      author: whose weights detectron2's tools say that they have renamed.
     """
 
     tensors: Tensors
@@ -81,49 +88,7 @@ class Unwrapped:
     bare: Mapping[str, str] = field(default_factory=dict)
     kinds: Mapping[str, str] = field(default_factory=dict)
     projection: bool = False
-
-
-@dataclass
-class _Net:
-    """One of the nets in what was saved.
-
-    Attributes:
-      path: the keys that lead to its state dict.
-      state: that, with whatever else is in it.
-      place: where in it the net is.
-      role: 'averaged', 'trained', 'momentum' or '' by what it is called.
-    """
-
-    path: tuple[Any, ...]
-    state: Mapping[Any, Any]
-    place: Place
-    role: str
-
-    @property
-    def key(self) -> str:
-        return _label(self.path)
-
-    @property
-    def steps(self) -> list[Any]:
-        """The keys that lead to it and the parts of its prefix."""
-        return [*self.path, *self.place.prefix.split('.')]
-
-    @property
-    def called(self) -> str:
-        prefix = plain(self.place.prefix) if self.place.prefix else ''
-        return f'{self.key} {prefix}'.strip() or 'the file'
-
-    def named(self) -> dict[str, Any]:
-        """Its tensors by their names within the net, the classifier left out."""
-        return self.place.body(self.state)
-
-
-class AmbiguousError(CheckpointError):
-    """A file holds several nets. `choices` are the keywords for `open_checkpoint` that take each."""
-
-    def __init__(self, message: str, choices: Sequence[Mapping[str, str]]) -> None:
-        super().__init__(message)
-        self.choices = tuple(choices)
+    author: object = None
 
 
 def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None = None) -> Unwrapped:
@@ -140,43 +105,39 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
       CheckpointError: there is no state dict; a tensor of the net is something else; no such key or prefix.
     """
     walk = _Walk(loaded)
-    nets = _asked_for(walk.nets, key, prefix)
-    if not nets:
+    if not walk.nets and not walk.aside:
+        if key is not None or prefix is not None:
+            raise CheckpointError('holds none of these nets, whatever the key and prefix')
         return Unwrapped(*_without_net(loaded, walk))
-    if ema and key is None and walk.shadows and not any(net.role == 'averaged' for net in nets):
+    if ema and key is None and walk.shadows and not any(net.role == 'averaged' for net in walk.nets):
         raise CheckpointError(
             f'{walk.shadows[0]} has averaged weights as a list without names, which only the code that '
             'trained them can put back; ema=False takes the trained ones'
         )
-    if not ema and all(net.role == 'averaged' for net in nets) and key is None and prefix is None:
-        raise CheckpointError(
-            f'holds averaged weights only ({nets[0].called}), and ema=False asks for others'
-        )
-    net, other = _choice(nets, ema)
-    notes = _notes(loaded, net, other, ema)
-    tensors: Tensors = _checked(net, notes)
-    if other and ema and net.role == 'averaged':
+    net, other, by_ema = choose(walk.nets, walk.aside, ema, key, prefix)
+    notes = _notes(loaded, net, other if by_ema else None, ema)
+    tensors: Tensors = _checked(net, walk, notes)
+    if other and net.role == 'averaged' and other.role != 'momentum':
         tensors = _with_statistics(tensors, net, other, notes)
-    tensors, more = _without_mmcv_average(tensors, ema)
+    tensors = _without_flat_average(tensors, net.place, ema, notes)
     if walk.inert:
         notes.append(f'left alone, and not called: {some([plain(name) for name in walk.inert])}')
-    around = _around(loaded, net)
-    arguments = _mapping(around.get('args'))
-    named = next((n for n in (around.get('arch'), arguments.get('model')) if isinstance(n, str)), None)
-    meta = _mapping(around.get('meta'))
     in_body, in_head = _of_layers(net)
+    arch, args, meta = (net.around.get(name) for name in ('arch', 'args', 'meta'))
+    module = net.state if isinstance(net.state, ModuleState) else None
     return Unwrapped(
         tensors,
-        notes=(*notes, *more),
-        classes=class_names({**around, **_own_words(net)}),
-        named=named,
-        differences=(*_differences(meta), *other_options(around), *in_body),
+        notes=tuple(notes),
+        classes=class_names({**net.around, **_own_words(net)}),
+        named=next((n for n in (arch, _mapping(args).get('model')) if isinstance(n, str)), None),
+        differences=(*_differences(_mapping(meta)), *other_options(net.around), *in_body),
         around=in_head,
-        images=image_settings(around),
+        images=image_settings(net.around),
         place=net.place,
-        bare=_clean(net.state.bare) if isinstance(net.state, ModuleState) else {},
-        kinds=_clean(net.state.kinds) if isinstance(net.state, ModuleState) else {},
-        projection=other is not None and other.role == 'momentum',
+        bare=_clean(module.bare) if module else {},
+        kinds=_clean(module.kinds) if module else {},
+        projection=other is not None and 'momentum' in (net.role, other.role),
+        author=net.around.get('__author__'),
     )
 
 
@@ -184,192 +145,46 @@ class _Walk:
     """What there is in `loaded`: nets, state dicts of anything, lists of averages, objects left alone."""
 
     def __init__(self, loaded: object) -> None:
-        self.nets: list[_Net] = []
         self.states: list[tuple[tuple[Any, ...], Mapping[Any, Any]]] = []
         self.shadows: list[str] = []
         self.inert: dict[str, None] = {}
+        self._found: list[Net] = []
         self._seen: set[int] = set()
-        self._look(loaded, (), None)
-        steps = [net.steps for net in self.nets]
-        common = frozenset.intersection(*map(frozenset, steps)) if len(steps) > 1 else frozenset()
-        for net in self.nets:
-            net.role = _role(net, loaded, common)
-        known = [*_AVERAGED, *_TRAINED]
-        self.nets.sort(key=lambda net: known.index(net.key) if net.key in known else len(known))
+        self._look(loaded, (), ())
+        self.nets, self.aside = split_by_role(self._found)
 
-    def _look(self, value: object, path: tuple[Any, ...], parent: object) -> None:
+    def _look(self, value: object, path: tuple[Any, ...], above: tuple[Any, ...]) -> None:
         if isinstance(value, Inert):
             self.inert |= dict.fromkeys(value.names)
         if not isinstance(value, (Mapping, list, tuple)) or id(value) in self._seen:
             return
         self._seen.add(id(value))
         if isinstance(value, Mapping):
-            if _holds_tensors(value):
+            if holds_tensors(value):
                 self.states.append((path, value))
             names = [k for k, v in value.items() if isinstance(k, str) and isinstance(v, np.ndarray | Inert)]
-            self.nets += [_Net(path, value, place, '') for place in places(names)]
+            found = places(names)
+            self._found += [
+                Net(path, above, value, place, scope)
+                for place, scope in zip(found, scopes(found), strict=True)
+            ]
         elif sum(isinstance(item, np.ndarray) for item in value) >= _SHADOWS and any(
-            _words(step) & _WORDS_AVERAGED for step in path
+            words_of(step) & AVERAGED_WORDS for step in path
         ):
-            self.shadows.append(_label(path))
+            self.shadows.append(label(path))
         for key, item in value.items() if isinstance(value, Mapping) else enumerate(value):
             if isinstance(item, (Mapping, list, tuple, Inert)):
-                self._look(item, (*path, key), value)
+                self._look(item, (*path, key), (*above, value))
 
 
-def _role(net: _Net, loaded: object, common: frozenset[object]) -> str:
-    """Which of two sets of weights this is, by the innermost of its names that says so.
-
-    Names that all nets of the file have in `common` tell none from another.
-    """
-    around = _at(loaded, net.path[:-1])
-    if net.path and isinstance(around, Mapping):
-        last = net.path[-1]
-        if _is_mmengine(around):
-            return {'state_dict': 'averaged', 'ema_state_dict': 'trained'}.get(last, '')
-        if last == 'state_dict' and _holds_tensors(around.get('current_model_state')):
-            return 'averaged'  # Lightning's WeightAveraging exchanges the two when it saves
-    for step in reversed(net.steps):
-        words = frozenset() if step in common else _words(step)
-        if words & _WORDS_TRAINED:
-            return 'trained'
-        if words & _WORDS_AVERAGED:
-            return 'averaged'
-        if words & _WORDS_MOMENTUM or {'encoder', 'k'} <= words:
-            return 'momentum'
-    return ''
-
-
-def _words(step: object) -> frozenset[str]:
-    """'EMACallback' -> ema, callback; 'model_ema' -> model, ema."""
-    found = re.findall('[A-Z]+(?![a-z])|[A-Z]?[a-z]+', step[:200]) if isinstance(step, str) else ()
-    return frozenset(word.lower() for word in found)
-
-
-def _asked_for(nets: list[_Net], key: str | None, prefix: str | None) -> list[_Net]:
-    """Those of the nets that the user means by `key` and `prefix`."""
-    found = nets
-    if key is not None:
-        exact = [net for net in nets if net.key == key]
-        below = [net for net in nets if net.key.startswith(f'{key}.')]
-        found = exact or below or [net for net in nets if net.key.endswith(f'.{key}')]
-    if prefix is not None:
-        wanted = prefix.rstrip('.')
-        found = [
-            net for net in found if wanted in (net.place.prefix.rstrip('.'), net.place.written.rstrip('.'))
-        ]
-    if nets and not found:
-        asked = [
-            f'{name}={value!r}' for name, value in (('key', key), ('prefix', prefix)) if value is not None
-        ]
-        raise AmbiguousError(f'has no net at {", ".join(asked)}; {_listed(nets)}', _choices(nets))
-    if not nets and (key is not None or prefix is not None):
-        raise CheckpointError('holds none of these nets, whatever the key and prefix')
-    return found
-
-
-def _choice(nets: list[_Net], ema: bool) -> tuple[_Net, _Net | None]:
-    """The net to take, and the other one of an averaged and a trained set."""
-    chosen = _by_role(nets, ema) or _by_role(_without_twins(nets), ema)
-    if chosen is None:
-        raise AmbiguousError(f'no telling which net is meant: {_listed(nets)}', _choices(nets))
-    return chosen
-
-
-def _by_role(nets: list[_Net], ema: bool) -> tuple[_Net, _Net | None] | None:
-    if len(nets) == 1:
-        return nets[0], None
-    fast = [net for net in nets if net.role != 'momentum']
-    if len(fast) == 1:
-        return fast[0], next(net for net in nets if net is not fast[0])
-    averaged = _preferred([net for net in fast if net.role == 'averaged'], _AVERAGED)
-    trained = _preferred([net for net in fast if net.role != 'averaged'], _TRAINED)
-    if averaged is None or trained is None or not _same_net(averaged, trained):
-        return None
-    return (averaged, trained) if ema else (trained, averaged)
-
-
-def _preferred(nets: list[_Net], keys: Sequence[str]) -> _Net | None:
-    """The only one, or that under the first of the keys."""
-    if len(nets) == 1:
-        return nets[0]
-    known = {net.key: net for net in nets if net.key in keys}
-    if len({net.key for net in nets}) < len(nets) or '' in {net.key for net in nets}:
-        return None
-    return next((known[key] for key in keys if key in known), None)
-
-
-def _same_net(averaged: _Net, trained: _Net) -> bool:
-    """Whether two nets have tensors of the same names and shapes; an average may have no statistics."""
-    first, second = averaged.named(), trained.named()
-    missing = [name for name in second if name not in first]
-    return all(name.endswith(_STATISTICS) for name in missing) and all(
-        name in second and np.shape(tensor) == np.shape(second[name]) for name, tensor in first.items()
-    )
-
-
-def _without_twins(nets: list[_Net]) -> list[_Net]:
-    """One of each set of nets that hold the same numbers, the one with most tensors."""
-    kept: list[_Net] = []
-    for net in nets:
-        twin = next((other for other in kept if _equal(net, other)), None)
-        if twin is None:
-            kept.append(net)
-            continue
-        roles = {net.role, twin.role} - {''}
-        larger = net if len(net.state) > len(twin.state) else twin
-        role = roles.pop() if len(roles) == 1 else ''
-        kept[kept.index(twin)] = _Net(larger.path, larger.state, larger.place, role)
-    return kept
-
-
-def _equal(first: _Net, second: _Net) -> bool:
-    a, b = first.named(), second.named()
-    return a.keys() == b.keys() and all(_same_numbers(tensor, b[name]) for name, tensor in a.items())
-
-
-def _same_numbers(a: Any, b: Any) -> bool:
-    if a is b:
-        return True
-    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
-        return False
-    return (
-        a.shape == b.shape
-        and a.dtype == b.dtype
-        and bool((np.ascontiguousarray(a).view(np.uint8) == np.ascontiguousarray(b).view(np.uint8)).all())
-    )
-
-
-def _choices(nets: list[_Net]) -> list[dict[str, str]]:
-    """The keywords that take each of the nets, as few as tell them apart."""
-    keys, prefixes = {net.key for net in nets}, {net.place.prefix for net in nets}
-    by_key = len(keys) > 1 and all(keys)
-    out = []
-    for net in nets:
-        choice = {'key': net.key} if by_key else {}
-        if len(prefixes) > 1 and (not by_key or sum(n.key == net.key for n in nets) > 1):
-            choice['prefix'] = net.place.prefix
-        out.append(choice)
-    return out
-
-
-def _listed(nets: list[_Net]) -> str:
-    words = [
-        ' and '.join(f'{name}={value!r}' for name, value in choice.items()) or net.called
-        for net, choice in zip(nets, _choices(nets), strict=True)
-    ]
-    return f'it holds {count(len(nets), "net")}, which are taken by {some(words)}'
-
-
-def _notes(loaded: object, net: _Net, other: _Net | None, ema: bool) -> list[str]:
+def _notes(loaded: object, net: Net, other: Net | None, ema: bool) -> list[str]:
     """What was taken, what the other choice is, and what stands beside."""
     notes = []
     if isinstance(net.state, ModuleState):
         notes.append(f'read the tensors of a pickled {plain(net.state.kind)}; nothing of it was called')
     if net.path or other:
         took = f'took {net.called}' if other and other.key == net.key else f'took {net.key}'
-        around = _at(loaded, net.path[:-1])
-        if isinstance(around, Mapping) and _is_mmengine(around):
+        if net.is_mmengines:
             took += f', where mmengine puts the {"averaged" if ema else "trained"} weights when it saves'
         if other is not None and other.role == 'momentum':
             took += f', the encoder that is trained (its momentum twin: {other.called})'
@@ -384,14 +199,17 @@ def _notes(loaded: object, net: _Net, other: _Net | None, ema: bool) -> list[str
     return notes
 
 
-def _checked(net: _Net, notes: list[str]) -> dict[str, np.ndarray]:
-    """The tensors of the dictionary that holds the net; whatever else is in it is left out.
+def _checked(net: Net, walk: _Walk, notes: list[str]) -> dict[str, np.ndarray]:
+    """The tensors of the net and of what is beside it; of its dictionary, what is of no other net.
 
     Raises:
       CheckpointError: something of the net itself is no tensor.
     """
     tensors, left_out, wrong = {}, [], []
+    within = {other.scope for other in (*walk.nets, *walk.aside) if other.state is net.state}
     for key, value in net.state.items():
+        if isinstance(key, str) and is_anothers(bare(key), net, within):
+            continue
         if isinstance(key, str) and isinstance(value, np.ndarray):
             tensors[key] = value
         elif isinstance(key, str) and key.endswith('num_batches_tracked') and type(value) is int:
@@ -408,10 +226,9 @@ def _checked(net: _Net, notes: list[str]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def _with_statistics(tensors: Tensors, net: _Net, other: _Net, notes: list[str]) -> Tensors:
+def _with_statistics(tensors: Tensors, net: Net, other: Net, notes: list[str]) -> Tensors:
     """An average of parameters alone, completed with BatchNorm's statistics of the trained weights."""
-    have, trained = net.named(), other.named()
-    missing = {name: t for name, t in trained.items() if name not in have and isinstance(t, np.ndarray)}
+    missing = {n: t for n, t in other.body.items() if n not in net.body and isinstance(t, np.ndarray)}
     if missing:
         notes.append(
             f'took {count(len(missing), "statistic")} of BatchNorm from {other.called}: the average has none'
@@ -431,7 +248,7 @@ def _without_net(loaded: object, walk: _Walk) -> tuple[Tensors, tuple[str, ...]]
     if len(walk.states) == 1:
         path, state = walk.states[0]
         named = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
-        return named, ((f'took {_label(path)}',) if path else ())
+        return named, ((f'took {label(path)}',) if path else ())
     items = loaded.items() if isinstance(loaded, Mapping) else enumerate(loaded)
     described = [f'{plain(key)} ({_kind(value)})' for key, value in items]
     problem = (
@@ -442,31 +259,11 @@ def _without_net(loaded: object, walk: _Walk) -> tuple[Tensors, tuple[str, ...]]
     raise CheckpointError(f'{problem}; what it holds: {some(described) or "nothing"}')
 
 
-def _around(loaded: object, net: _Net) -> dict[Any, Any]:
-    """What stands beside the net, on whichever level: the nearest counts."""
-    around: dict[Any, Any] = {}
-    for depth in range(len(net.path)):
-        level = _at(loaded, net.path[:depth])
-        if isinstance(level, Mapping):
-            around |= level
-    return around
-
-
-def _own_words(net: _Net) -> dict[Any, Any]:
+def _own_words(net: Net) -> dict[Any, Any]:
     """What a state dict holds beside tensors, and what was set on a pickled model (`net.class_to_idx`)."""
     if isinstance(net.state, ModuleState):
         return net.state.attributes
     return {key: value for key, value in net.state.items() if not isinstance(value, np.ndarray)}
-
-
-def _at(loaded: object, path: tuple[Any, ...]) -> Any:
-    for step in path:
-        loaded = loaded[step]  # type: ignore[index]  # a path that was walked
-    return loaded
-
-
-def _label(path: tuple[Any, ...]) -> str:
-    return '.'.join(plain(step) if isinstance(step, str) else str(step) for step in path)
 
 
 def _mapping(value: object) -> Mapping[Any, Any]:
@@ -478,7 +275,7 @@ def _clean(layers: Mapping[str, str]) -> dict[str, str]:
     return {bare(f'{layer}.')[:-1]: said for layer, said in layers.items()}
 
 
-def _of_layers(net: _Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _of_layers(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What layers of a pickled model compute that none of the nets here does: its own, and its head's."""
     if not isinstance(net.state, ModuleState):
         return (), ()
@@ -487,16 +284,6 @@ def _of_layers(net: _Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
         for found in layer_differences(net.state, net.place)
     )
     return body, head
-
-
-def _is_mmengine(loaded: Mapping[Any, Any]) -> bool:
-    """True if it has the two sets of weights that mmengine's EMAHook exchanges when it saves."""
-    averaged = loaded.get('ema_state_dict')
-    return _holds_tensors(averaged) and 'steps' in averaged and _holds_tensors(loaded.get('state_dict'))
-
-
-def _holds_tensors(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    return isinstance(value, Mapping) and any(isinstance(leaf, np.ndarray) for leaf in value.values())
 
 
 def _kind(value: object) -> str:
@@ -508,34 +295,56 @@ def _kind(value: object) -> str:
     return 'tensor' if isinstance(value, np.ndarray) else type(value).__name__
 
 
-def _without_mmcv_average(tensors: Tensors, ema: bool) -> tuple[Tensors, tuple[str, ...]]:
-    """Takes out the twin that mmcv's EMA hook keeps of each parameter, such as `ema_backbone_conv1_weight`.
+def _without_flat_average(tensors: Tensors, place: Place, ema: bool, notes: list[str]) -> Tensors:
+    """Takes out the second value that mmcv's EMA hook and latent diffusion's `LitEma` keep of a parameter.
 
-    The hook exchanges the two at the end of an epoch, before the file is written: the twin is the value
-    as trained.
+    mmcv's twin of `backbone.conv1.weight` is `ema_backbone_conv1_weight`. The hook exchanges the two at the
+    end of an epoch, before the file is written: the twin is the value as trained. LitEma's twin of
+    `model.layer1.0.conv1.weight` is `model_ema.layer10conv1weight`, named from within what it averages; it is
+    the average.
     """
     twins = {name: 'ema_' + name.replace('.', '_') for name in tensors}
     twins = {name: twin for name, twin in twins.items() if twin in tensors}
+    owner, swap, left_out = "mmcv's EMA hook", not ema, {*twins.values()}
     if not twins:
-        return tensors, ()
-    note = (
-        f"took the {'averaged' if ema else 'trained'} of two values that mmcv's EMA hook saves of "
+        owner, swap = 'LitEma', ema
+        twins, left_out = _of_lit_ema(tensors, place)
+    if not twins:
+        return tensors
+    notes.append(
+        f'took the {"averaged" if ema else "trained"} of two values that {owner} saves of '
         f'{count(len(twins), "parameter")} (ema={not ema} takes the other)'
     )
-    left_out = set(twins.values())
-    kept = {
-        name: tensor if ema else tensors[twins.get(name, name)]
+    return {
+        name: tensors[twins.get(name, name)] if swap else tensor
         for name, tensor in tensors.items()
         if name not in left_out
     }
-    return kept, (note,)
+
+
+def _of_lit_ema(tensors: Tensors, place: Place) -> tuple[dict[str, str], set[str]]:
+    """The names of parameters and of their averages in `LitEma`, and all names in there, its counters' too.
+
+    None where it did not average this net.
+    """
+    flat = {match[1]: name for name in tensors if (match := re.fullmatch(r'(?:.+\.)?\w*ema\.([^.]+)', name))}
+    parts = place.prefix.split('.')
+    for outer in (''.join(f'{part}.' for part in parts[:n]) for n in range(len(parts) if flat else 0)):
+        inner = {name: bare(name)[len(outer) :] for name in tensors if bare(name).startswith(outer)}
+        twins = {name: flat[n.replace('.', '')] for name, n in inner.items() if n.replace('.', '') in flat}
+        twins = {name: twin for name, twin in twins.items() if name != twin}
+        if any(place.is_body(bare(name)) for name in twins):
+            return twins, {*flat.values()}
+    return {}, set()
 
 
 def _differences(meta: Mapping[Any, Any]) -> tuple[str, ...]:
     """Options of `_OTHER_GEOMETRY` in the configuration where mmengine (1.x) or mmcv (0.x) keeps it."""
     configs = [text for text in (meta.get('cfg'), meta.get('config')) if isinstance(text, str)]
+    # Python's `dict(a=1)` and JSON's `{"a": 1}` alike become `(a=1)`.
+    text = re.sub(r'\s*([,()=])\s*', r'\1', ' '.join(configs).translate(_BRACKETS)).replace('dict(', '(')
     return tuple(
         f'its configuration has {option}, which none of the nets here computes'
         for pattern, option in _OTHER_GEOMETRY.items()
-        if any(re.search(pattern, text) for text in configs)
+        if re.search(pattern, text)
     )
