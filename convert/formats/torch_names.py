@@ -436,7 +436,11 @@ def _names() -> dict[str, object]:
         functions |= {f'{module}.{name}': build for name, build in builtins.items()}
     names: dict[str, object] = {name: Function(name, build) for name, build in functions.items()}
     names |= {name: Class(name) for name in ('torch.Tensor', 'numpy.ndarray')}
-    for name in ('argparse.Namespace', 'mmengine.logging.history_buffer.HistoryBuffer'):
+    for name in (
+        'argparse.Namespace',
+        'mmengine.logging.history_buffer.HistoryBuffer',
+        'timm.models._pretrained.PretrainedCfg',
+    ):
         names[name] = Class(name, make=_Record)
     names |= {name: name for name in _TORCH_DTYPES}
     return names | _STORAGE_TYPES

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -25,6 +26,10 @@ import numpy as np
 from flaxnets.errors import shown
 from flaxnets.images.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess
 
+from ..formats.modules import ModuleState
+from ..words import plain, some
+from .anchors import bare
+
 MAX_TEXT = 200_000  # characters of a configuration; the longest known have some ten thousand
 
 # One of these is in each configuration of OpenMMLab's.
@@ -32,6 +37,10 @@ _SECTIONS = ('test_pipeline', 'test_dataloader', 'data', 'img_norm_cfg', 'data_p
 _EXAMPLE = {'size': 224, 'crop_pct': 0.875, 'crop_mode': 'center', 'interpolation': 'bilinear'}
 _IMAGENET = {'mean': Preprocess().mean, 'std': Preprocess().std}
 _MIN_STD = 1e-6
+_MOST_CHANNELS = 64
+_OF_OUTPUTS = re.compile('target|label|output|latent|feat|embed|action|head|loss|metric')
+# What layers that normalise images call their numbers: 'normalizer.new_mean', 'pixel_mean'.
+_MEAN = re.compile(r'(?:(?P<layer>.+)\.)?(?!running_)(?:\w*_)?mean')
 # Whoever keeps one of these says something of images.
 _OPTIONS = (
     'input_size',
@@ -88,12 +97,25 @@ class ImageSettings:
         return replace(usual, **self.fields, unsupported=(*usual.unsupported, *self.unsupported))
 
 
-def image_settings(beside: Mapping[Any, Any]) -> ImageSettings:
+def image_settings(
+    beside: Mapping[Any, Any], model: Mapping[Any, Any] | None = None, prefix: str = ''
+) -> ImageSettings:
     """How the training evaluated that wrote a file.
 
     Args:
       beside: what the file holds beside the weights; or the options of the training themselves.
+      model: the state dict that the weights are in; it may be a pickled model's.
+      prefix: what stands before the names of the net in it.
     """
+    found = _of_training(beside)
+    if model is not None:
+        found = _with_layers(found, model, prefix)
+    if isinstance(model, ModuleState):
+        found = _with_timm_configuration(found, model.attributes)
+    return found
+
+
+def _of_training(beside: Mapping[Any, Any]) -> ImageSettings:
     options = _options(beside)
     arguments = next((found for found in options if _says_something(found)), options[0])
     meta = beside.get('meta')
@@ -292,6 +314,101 @@ def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
         return replace(preprocess, **fitted)
     problem = f'nothing gives a mean and a std of {channels} channels'
     return replace(preprocess, unsupported=(*preprocess.unsupported, problem))
+
+
+# Layers of the model that normalise.
+
+
+def _with_timm_configuration(found: ImageSettings, attributes: Mapping[str, Any]) -> ImageSettings:
+    """What a net of timm's says of its images, where the training says nothing else."""
+    own = next(
+        (attributes.get(name) for name in ('pretrained_cfg', 'default_cfg') if attributes.get(name)), None
+    )
+    if not isinstance(own, Mapping):
+        return found
+    fields, unsupported, notes = timm_fields(own)
+    weights = '.'.join(str(own[name]) for name in ('architecture', 'tag') if own.get(name))
+    return ImageSettings(
+        {**fields, **found.fields},
+        (*found.unsupported, *unsupported),
+        (*found.notes, *notes),
+        found.weights or (weights if '.' in weights else None),
+    )
+
+
+def _with_layers(found: ImageSettings, model: Mapping[Any, Any], prefix: str) -> ImageSettings:
+    """The same for a model that normalises the images itself, by layers beside the net or in front of it."""
+    pairs = _normalising(model, prefix)
+    if len({pair for _, pair in pairs}) > 1:
+        problem = f'the model normalises by several layers: {some([name for name, _ in pairs])}'
+        return replace(found, unsupported=(*found.unsupported, problem))
+    if not pairs:
+        return found
+    name, (mean, std) = pairs[0]
+    order, notes = _order(name, mean, model)
+    if max(mean) > 2 or max(std) > 2:
+        mean, std = _of_bytes(mean), _of_bytes(std)
+    notes = (*notes, f'mean and std are those of {plain(name)} in the model')
+    outer: list[Any] = [found.fields.get('mean', mean), found.fields.get('std', std)]
+    if outer != [mean, std] and (set(outer[0]), set(outer[1])) != ({0.0}, {1.0}):
+        problem = (
+            f'its training normalised by mean {outer[0]} and std {outer[1]}, and {plain(name)} once more'
+        )
+        return replace(found, unsupported=(*found.unsupported, problem))
+    fields = {'channel_order': order, **found.fields, 'mean': mean, 'std': std}
+    return replace(found, fields=fields, notes=(*found.notes, *notes))
+
+
+def _normalising(
+    model: Mapping[Any, Any], prefix: str
+) -> list[tuple[str, tuple[tuple[float, ...], tuple[float, ...]]]]:
+    """The layers around a net that keep a mean and a std, and these."""
+    values = model.statistics if isinstance(model, ModuleState) else model
+    named = {bare(name): value for name, value in values.items() if isinstance(name, str)}
+    out = []
+    for name, value in named.items():
+        match = _MEAN.fullmatch(name)
+        beside = named.get(f'{name[:-4]}std')
+        if match is None or beside is None:
+            continue
+        layer = match['layer'] or ''
+        outer = layer[: layer.rfind('.') + 1]
+        mean, std = _decimals(value), _decimals(beside)
+        if _OF_OUTPUTS.search(name):
+            continue
+        likely = len(mean or ()) > 1 or re.search('norm|prep|transform|pixel|image|img', name.lower())
+        if likely and mean and std and min(std) >= _MIN_STD and prefix.startswith(outer):
+            out.append((layer or name, (mean, std)))
+    return out
+
+
+def _decimals(value: object) -> tuple[float, ...] | None:
+    """A few numbers, as somebody wrote them whom float32 has rounded."""
+    if isinstance(value, np.ndarray) and value.size <= _MOST_CHANNELS and value.dtype.kind in 'fV':
+        value = [float(str(number)) for number in value.reshape(-1)]
+    found = numbers(value)
+    return found if found and len(found) <= _MOST_CHANNELS else None
+
+
+def _order(name: str, mean: Sequence[float], model: Mapping[Any, Any]) -> tuple[str, tuple[str, ...]]:
+    """The channel order of a layer's numbers, by its own options or by ImageNet's means; and notes."""
+    settings: dict[Any, Any] = {}
+    if isinstance(model, ModuleState):
+        for layer in ('', name):
+            settings |= model.layers[layer].settings if layer in model.layers else {}
+    for option in ('to_rgb', 'channel_conversion', '_channel_conversion'):
+        if isinstance(settings.get(option), bool):  # OpenMMLab's load images as BGR
+            return ('rgb' if settings[option] else 'bgr'), ()
+    if settings.get('input_format') in ('RGB', 'BGR'):  # detectron2
+        return settings['input_format'].lower(), ()
+    scale = 255 if max(mean) > 2 else 1
+    usual = [scale * value for value in _IMAGENET['mean']]
+    near = [np.allclose(mean, values, rtol=0.02) for values in (usual, usual[::-1])]
+    if near[1]:
+        return 'bgr', ("the channels are in the order of ImageNet's means: blue first",)
+    if near[0] or len(set(mean)) == 1:
+        return 'rgb', ()
+    return 'rgb', ('took the channels as red, green, blue: the model does not say',)
 
 
 # OpenMMLab.

@@ -124,15 +124,17 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
         notes.append(f'left alone, and not called: {some([plain(name) for name in walk.inert])}')
     in_body, in_head = _of_layers(net)
     arch, args, meta = (net.around.get(name) for name in ('arch', 'args', 'meta'))
+    own = _own_words(net).get('pretrained_cfg')  # of a pickled model of timm's
+    names = (arch, _mapping(args).get('model'), _mapping(own).get('architecture'))
     module = net.state if isinstance(net.state, ModuleState) else None
     return Unwrapped(
         tensors,
         notes=tuple(notes),
         classes=class_names({**net.around, **_own_words(net)}),
-        named=next((n for n in (arch, _mapping(args).get('model')) if isinstance(n, str)), None),
+        named=next((name for name in names if isinstance(name, str)), None),
         differences=(*_differences(_mapping(meta)), *other_options(net.around), *in_body),
         around=in_head,
-        images=image_settings(net.around),
+        images=image_settings(net.around, net.state, net.place.prefix),
         place=net.place,
         bare=_clean(module.bare) if module else {},
         kinds=_clean(module.kinds) if module else {},
