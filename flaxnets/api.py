@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from .siblings import sibling
 from .store import runs, weights
 from .store.remote import names_store
 from .zoo.records import Config
+
+_PUBLISHED, _DIRECTORY, _RUN = 'the name of published weights', 'a directory of weights', 'a training run'
 
 
 def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
@@ -41,7 +44,42 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
     return build(zoo.NETS[arch_name], num_classes, in_chans, **options)
 
 
-def config(source: str | os.PathLike[str], *, model: str | None = None) -> Config:
+@dataclass(frozen=True)
+class Asked:
+    """What is asked for of a source that holds several things, or something else than one of the nets.
+
+    Attributes:
+      model: name of the architecture, where the tensors of a file leave a choice; refused if they contradict.
+      key: of a file with several state dicts, where the one to take is: 'state.model'.
+      prefix: of a state dict with several nets, what stands before the names of the one to take.
+      ema: the averaged weights, where there are those and the trained ones.
+      approximate: take weights of a net that computes a little otherwise.
+      drop_head: leave out the classifier, also one that none of the nets can have.
+    """
+
+    model: str | None = None
+    key: str | None = None
+    prefix: str | None = None
+    ema: bool = True
+    approximate: bool = False
+    drop_head: bool = False
+
+    def of_file(self) -> dict[str, Any]:
+        """What only a file of another library leaves open, as arguments of the converter."""
+        return {name: value for name, value in vars(self).items() if name != 'model'}
+
+    def refuse(self, source: object, kind: str, *allowed: str) -> None:
+        """Raises if anything is asked for that means nothing for this kind of source."""
+        usual = Asked().of_file()
+        given = [f'{name}={value!r}' for name, value in self.of_file().items() if value != usual[name]]
+        wrong = [text for text in given if text.partition('=')[0] not in allowed]
+        if wrong:
+            raise FlaxnetsError(
+                f'{source} is {kind}, which holds one net as it is: it takes no {", ".join(wrong)}'
+            )
+
+
+def config(source: str | os.PathLike[str], *, model: str | None = None, **asked: Any) -> Config:
     """What weights are: architecture, preprocessing, classes, origin.
 
     A published name is looked up and nothing is downloaded; of a directory of weights or of a training run
@@ -50,15 +88,18 @@ def config(source: str | os.PathLike[str], *, model: str | None = None) -> Confi
     Args:
       source: anything that `load` opens.
       model: name of the architecture, where the tensors of a file leave a choice.
+      **asked: `key`, `prefix`, `ema`, `approximate`, `drop_head`: see `Asked`.
 
     Raises:
       FlaxnetsError: no such source, or a damaged one.
     """
+    wanted = Asked(model, **asked)
     if is_published_name(source):
+        wanted.refuse(source, _PUBLISHED)
         found = zoo.config(os.fspath(source))
         _check_name(source, model, found)
         return found
-    return _opened(source, model)[0]
+    return _opened(source, wanted)[0]
 
 
 def transform(
@@ -67,6 +108,7 @@ def transform(
     model: str | None = None,
     exif: bool = False,
     max_pixels: int = MAX_PIXELS,
+    **asked: Any,
 ) -> Transform:
     """What turns an image into exactly the array that weights expect.
 
@@ -75,6 +117,7 @@ def transform(
     Args:
       source: anything that `load` opens, a `Config` or a `Preprocess`.
       model: as `config` takes it.
+      **asked: as `config` takes it.
       exif: turn the picture as its EXIF orientation says; timm and torchvision do not.
       max_pixels: larger images are refused before they are decoded.
 
@@ -87,7 +130,7 @@ def transform(
     """
     if isinstance(source, Preprocess):
         return Transform(source, exif=exif, max_pixels=max_pixels)
-    found = source if isinstance(source, Config) else config(source, model=model)
+    found = source if isinstance(source, Config) else config(source, model=model, **asked)
     return Transform(found.preprocess, found.in_chans, exif, max_pixels)
 
 
@@ -114,7 +157,8 @@ def load(
       in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
       model: name of the architecture, where the tensors leave a choice; refused if they contradict it.
       seed: of a new classifier.
-      **options: as of `create`.
+      **options: `key`, `prefix`, `ema`, `approximate`, `drop_head`, which choose among what a file holds:
+        see `Asked`. All others as of `create`.
 
     Returns:
       The Flax module, and {'params': ..., 'batch_stats': ...} as JAX arrays for `model.apply`.
@@ -136,7 +180,8 @@ def load_with_config(
     **options: Any,
 ) -> tuple[Config, ResNet, weights.Variables]:
     """`load`, and the `Config` of the weights as they are stored."""
-    conf, read = _opened(source, model)
+    asked = {field.name: options.pop(field.name) for field in fields(Asked) if field.name in options}
+    conf, read = _opened(source, Asked(model, **asked))
     net = build(
         conf.arch,
         conf.num_classes if num_classes is None else num_classes,
@@ -160,44 +205,48 @@ def is_published_name(source: str | os.PathLike[str]) -> bool:
     return True
 
 
-def _opened(
-    source: str | os.PathLike[str], model: str | None
-) -> tuple[Config, Callable[[], weights.Variables]]:
+def _opened(source: str | os.PathLike[str], asked: Asked) -> tuple[Config, Callable[[], weights.Variables]]:
     """What weights are, and how to read them."""
     if names_store(source):
-        return _opened_in_store(source, model)
+        return _opened_in_store(source, asked)
     path = Path(source)
     if weights.is_directory(path):
-        return _of_directory(path, model)
+        asked.refuse(source, _DIRECTORY)
+        return _of_directory(path, asked.model)
     if path.is_dir() and runs.is_checkpoint(path):
+        asked.refuse(source, _RUN, 'ema')
         found = runs.read_config(path)
-        _check_name(path, model, found)
-        return found, lambda: runs.read(path).variables
+        _check_name(path, asked.model, found)
+        return found, lambda: runs.read(path, ema=asked.ema).variables
     conversion = sibling('convert.conversion')  # the middle floor, only when needed
     if is_published_name(source) or not path.exists():
+        if is_published_name(source):
+            asked.refuse(source, _PUBLISHED)
         path = conversion.converted(os.fspath(source))
         if weights.is_directory(path):
-            return _of_directory(path, model)
-    checkpoint = conversion.open_checkpoint(path, model)
+            return _of_directory(path, asked.model)
+    checkpoint = conversion.open_checkpoint(path, asked.model, **asked.of_file())
     return checkpoint.config, lambda: checkpoint.variables
 
 
 def _opened_in_store(
-    source: str | os.PathLike[str], model: str | None
+    source: str | os.PathLike[str], asked: Asked
 ) -> tuple[Config, Callable[[], weights.Variables]]:
     """What is described beside the arrays is read alone, until the arrays are wanted."""
     if weights.is_directory(source):
+        asked.refuse(source, _DIRECTORY)
         conf = weights.read_config(source)
     elif runs.is_checkpoint(source):
+        asked.refuse(source, _RUN, 'ema')
         conf = runs.read_config(source)
     else:
         with runs.fetched(source) as here:
-            conf, _ = _opened(here, model)
-    _check_name(source, model, conf)
+            conf, _ = _opened(here, asked)
+    _check_name(source, asked.model, conf)
 
     def read() -> weights.Variables:
         with runs.fetched(source) as here:
-            return _opened(here, model)[1]()
+            return _opened(here, asked)[1]()
 
     return conf, read
 
