@@ -65,6 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument('--query', nargs='+', default=[], metavar='IMAGE', help='whose (8 of the images)')
     add.set_defaults(run=_embed)
 
+    add = commands.add_parser('explain', help='where in an image a net sees its class, as a picture')
+    add.add_argument('images', nargs='+', metavar='IMAGE', help='as of predict')
+    add.add_argument('--model', nargs='+', required=True, help='weights, of several nets side by side')
+    add.add_argument('--out', default='explained.png', metavar='FILE.png', help='the picture (explained.png)')
+    what = 'gradcam (default), gradcam++, hirescam, layercam, eigencam; several side by side'
+    add.add_argument('--method', nargs='+', default=['gradcam'], metavar='METHOD', help=what)
+    what = 'whose map is explained: 0 the stem, 1 to 4 the stages (4); several side by side'
+    add.add_argument('--stage', nargs='+', type=int, default=[4], metavar='STAGE', help=what)
+    what = 'name or number of an output (the most probable one of each image)'
+    add.add_argument('--class', dest='wanted', metavar='CLASS', help=what)
+    add.set_defaults(run=_explain)
+
     for own in commands.choices.values():
         own.add_argument('--json', action='store_true', help='machine-readable output')
     for name, (_, _, what) in _ELSEWHERE.items():
@@ -246,12 +258,16 @@ def _for_people(prediction: Prediction, short: bool) -> str:
 def _embed(options: argparse.Namespace) -> int:
     from .images.listing import find_images
     from .inference.features import Embedder, check_features, save_features
+    from .inference.pictures import check_picture
 
     names = options.names or f'{Path(options.out).with_suffix(".txt")}'
     _check_counts(options, 'batch', *(['neighbours'] if options.neighbours else []))
     check_features(options.out, names)
     if options.query and not options.neighbours:
         raise FlaxnetsError('--query IMAGE asks for neighbours: give --neighbours K too')
+    picture = f'{Path(options.out).with_suffix("")}-neighbours.png'
+    if options.neighbours:
+        check_picture(picture)
     files, queries = find_images(options.images), find_images(options.query) if options.query else ()
     embed = Embedder(options.model, arch=options.arch)
     counted = _Counted(len(files), options.quiet)
@@ -269,7 +285,6 @@ def _embed(options: argparse.Namespace) -> int:
     if options.neighbours:
         from .inference.neighbours import draw_neighbours
 
-        picture = f'{Path(options.out).with_suffix("")}-neighbours.png'
         report['neighbours'] = draw_neighbours(embed, options.out, rows, queries, options.neighbours, picture)
         report['picture'] = picture
     if options.json:
@@ -279,6 +294,21 @@ def _embed(options: argparse.Namespace) -> int:
     if options.neighbours:
         print(f'nearest images: {picture}')
     return counted.outcome()
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from .images.listing import find_images
+    from .inference.explained import explain
+
+    files = find_images(options.images)
+    found = explain(files, options.model, options.out, options.method, options.stage, options.wanted)
+    if options.json:
+        print(json.dumps(found, indent=1))
+        return 0
+    for row in found:
+        print(f'{row["image"]}: {row["class"]} ({row["probability"]:.2%}, {row["model"]})')
+    print(f'the picture: {options.out}')
+    return 0
 
 
 class _Counted:

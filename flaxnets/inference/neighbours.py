@@ -12,8 +12,9 @@ from ..errors import FlaxnetsError
 from ..images.listing import ImageFile
 from ..images.transforms import Transform
 from .features import Embedder, nearest
-from .pictures import Tile, sheet, short
+from .pictures import Tile, sheet
 
+LETTERS = 18  # that fit below a picture
 QUERIES = 8  # images of the set whose neighbours are drawn if none are asked for
 
 
@@ -47,15 +48,15 @@ def draw_neighbours(
         places = np.unique(np.linspace(0, len(rows) - 1, min(QUERIES, len(rows)), dtype=int))
         queries = [rows[i] for i in places]
         found, similar = nearest(there[places], there, k, leave_out=places)
+    shown = [[query, *(rows[i] for i in line)] for query, line in zip(queries, found, strict=True)]
+    names = iter(_names([file for line in shown for file in line]))
+    words = [['query', *(f'{s:.3f}' for s in values)] for values in similar]
     tiles = [
         [
-            _tile(embed.transform, query, 'query\n' + _name(query)),
-            *(
-                _tile(embed.transform, rows[i], f'{s:.3f}\n{_name(rows[i])}')
-                for i, s in zip(line, values, strict=True)
-            ),
+            _tile(embed.transform, file, f'{word}\n{next(names)}')
+            for file, word in zip(line, said, strict=True)
         ]
-        for query, line, values in zip(queries, found, similar, strict=True)
+        for line, said in zip(shown, words, strict=True)
     ]
     sheet(tiles, path, side=1.3)
     return [
@@ -73,8 +74,9 @@ def _tile(transform: Transform, file: ImageFile, caption: str) -> Tile:
     return Tile(transform.pixels(file.open(transform.in_chans)), caption)
 
 
-def _name(file: ImageFile) -> str:
-    """The end of a name: beginnings are often alike."""
-    folder, name = os.path.split(file.name.rpartition(': ')[2])
-    both = os.path.join(os.path.basename(folder), name)
-    return both if len(both) <= 22 else short(name, 22)
+def _names(files: Sequence[ImageFile]) -> list[str]:
+    """The names without the folders that all have in common, and of long ones the end."""
+    plain = [file.name.rpartition(': ')[2] for file in files]
+    common = os.path.commonpath([os.path.dirname(name) for name in plain]) if len(plain) > 1 else ''
+    ends = [os.path.relpath(name, common) if common else name for name in plain]
+    return [end if len(end) <= LETTERS else '…' + end[1 - LETTERS :] for end in ends]

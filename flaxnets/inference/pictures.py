@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +40,19 @@ def figure(width: float, height: float) -> Any:
     return made
 
 
+def check_picture(path: str) -> None:
+    """Whether a picture can be written there.
+
+    Raises:
+      FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.
+    """
+    if Path(path).suffix.lower() != '.png':
+        raise FlaxnetsError(f'{path}: a picture is written as .png')
+    if not Path(path).parent.is_dir():
+        raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
+    figure(1, 1)
+
+
 def sheet(
     rows: Sequence[Sequence[Tile | None]], path: str, *, heads: Sequence[str] = (), side: float = 1.7
 ) -> None:
@@ -50,10 +64,8 @@ def sheet(
       side: of a tile in inches.
     """
     columns = max(map(len, rows))
-    lines = max(
-        [tile.caption.count('\n') + 1 for row in rows for tile in row if tile and tile.caption] or [0]
-    )
-    made = figure(columns * side, len(rows) * (side + 0.17 * lines) + (0.25 if heads else 0))
+    below = _lines([tile.caption for row in rows for tile in row if tile])
+    made = figure(columns * side, len(rows) * (side + 0.17 * below) + 0.2 * _lines(heads))
     made.get_layout_engine().set(w_pad=0.03, h_pad=0.03, wspace=0.02, hspace=0.02)
     grid = made.subplots(len(rows), columns, squeeze=False)
     for i, line in enumerate(grid):
@@ -69,6 +81,11 @@ def sheet(
                 axes.imshow(pixels, cmap='gray', vmin=0, vmax=top)
                 axes.set_xlabel(tile.caption, fontsize=8, color=tile.colour, labelpad=3)
     made.savefig(path, dpi=DPI)
+
+
+def _lines(texts: Sequence[str]) -> int:
+    """Of the longest of them."""
+    return max((text.count('\n') + 1 for text in texts if text), default=0)
 
 
 def short(name: str, length: int) -> str:

@@ -163,6 +163,13 @@ class ResNet(nn.Module):
             maps.append(x)
         return maps
 
+    def forward_from(self, x: Array, stage: int) -> Array:
+        """Logits from a map of `forward_maps`, in inference: of the stem (stage 0) or of a stage, 1 to 4."""
+        x = x if stage else max_pool_3x3(x)
+        for following in (self.layer1, self.layer2, self.layer3, self.layer4)[stage:]:
+            x = following(x, False)
+        return self.forward_head(x)
+
     def _frozen(self, x: Array, stage: int) -> Array:
         """A stage's map, past which no gradient goes back if the stage is frozen."""
         return lax.stop_gradient(x) if stage < self.frozen_stages else x

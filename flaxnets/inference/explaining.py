@@ -1,0 +1,150 @@
+"""Class activation maps: where in an image a net finds what speaks for a class."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ..errors import FlaxnetsError
+from ..nets.resnet import ResNet
+
+EPSILON = 1e-6  # keeps Grad-CAM++'s fraction finite; that of the package grad-cam
+
+
+def _grad_cam(maps: Array, grads: Array) -> Array:
+    return (maps * grads.mean((1, 2), keepdims=True)).sum(-1)
+
+
+def _grad_cam_plus_plus(maps: Array, grads: Array) -> Array:
+    squares = grads**2
+    alpha = squares / (2 * squares + maps.sum((1, 2), keepdims=True) * squares * grads + EPSILON)
+    weights = (jnp.maximum(grads, 0) * jnp.where(grads != 0, alpha, 0)).sum((1, 2), keepdims=True)
+    return (maps * weights).sum(-1)
+
+
+def _hires_cam(maps: Array, grads: Array) -> Array:
+    return (maps * grads).sum(-1)
+
+
+def _layer_cam(maps: Array, grads: Array) -> Array:
+    return (maps * jnp.maximum(grads, 0)).sum(-1)
+
+
+def _eigen_cam(maps: Array, grads: Array) -> Array:
+    n, h, w, c = maps.shape
+    rows = maps.reshape(n, h * w, c)
+    rows = rows - rows.mean(1, keepdims=True)
+    # The first principal component by the smaller of the two matrices of products, pixels by pixels.
+    _, vectors = jnp.linalg.eigh(rows @ rows.swapaxes(1, 2))
+    found = vectors[..., -1]
+    # Its sign is free: it is taken so that the brighter end is the farther one.
+    low, high = found.min(1, keepdims=True), found.max(1, keepdims=True)
+    return jnp.where(-low > high, -found, found).reshape(n, h, w)
+
+
+METHODS: dict[str, Callable[[Array, Array], Array]] = {
+    'gradcam': _grad_cam,
+    'gradcam++': _grad_cam_plus_plus,
+    'hirescam': _hires_cam,
+    'layercam': _layer_cam,
+    'eigencam': _eigen_cam,
+}
+
+
+def class_activation_map(
+    model: ResNet,
+    variables: Any,
+    images: Any,
+    classes: Sequence[int] | Any | None = None,
+    *,
+    method: str = 'gradcam',
+    stage: int = 4,
+) -> tuple[Array, Array]:
+    """Where the net finds what speaks for a class.
+
+        maps, classes = class_activation_map(model, variables, transform('cat.jpg')[None])
+
+    Args:
+      model: a net with a classifier.
+      variables: its variables.
+      images: [N, H, W, C], prepared as the net expects them.
+      classes: for each image the number of an output; None takes the most probable one.
+      method: 'gradcam' (Selvaraju et al., arXiv 1610.02391), 'gradcam++' (Chattopadhyay et al., arXiv
+        1710.11063), 'hirescam' (Draelos and Carin, arXiv 2011.08891), 'layercam' (Jiang et al., 2021) or
+        'eigencam' (Muhammad and Yeasin, arXiv 2008.00299; the first principal component of the map,
+        whatever the class; its sign, which is free, makes the largest value positive).
+      stage: whose map is explained: 0 the stem, 1 to 4 the stages. Deep ones know more of classes, shallow
+        ones see finer.
+
+    Returns:
+      float32 [N, H, W], each map from 0 to 1 and as large as the image (bilinear); all 0 where nothing speaks
+      for the class. And the classes, int [N]. The numbers are those of the package grad-cam.
+
+    Raises:
+      FlaxnetsError: a net without classifier, an unknown method, stage or class; a map of one pixel.
+    """
+    _check(model, classes, len(images), method, stage)
+    asked = jnp.full(len(images), -1) if classes is None else jnp.asarray(classes, jnp.int32)
+    maps, grads, chosen = _maps_and_grads(model, stage, variables, jnp.asarray(images), asked)
+    if maps.shape[1] * maps.shape[2] == 1:
+        raise FlaxnetsError(
+            f'for images of {images.shape[1]} x {images.shape[2]} the map of stage {stage} has one pixel, which '
+            'tells no places apart: choose a stage before it'
+        )
+    return _as_images(METHODS[method](maps, grads), images.shape[1:3]), chosen
+
+
+def _check(model: ResNet, classes: Any, count: int, method: str, stage: int) -> None:
+    problems = []
+    if not model.num_classes or model.features_only:
+        problems.append('the net has no classifier, so there are no classes to explain')
+    if method not in METHODS:
+        problems.append(f'method={method!r} is not one of {", ".join(METHODS)}')
+    if stage not in range(5):
+        problems.append(f'stage={stage!r} is not one of 0 (the stem), 1, 2, 3, 4')
+    if classes is not None:
+        numbers = [int(number) for number in classes]
+        if len(numbers) != count:
+            problems.append(f'{len(numbers)} classes are given for {count} images')
+        strange = [number for number in numbers if not 0 <= number < model.num_classes]
+        if strange and model.num_classes:
+            problems.append(f'class {strange[0]} is none of the {model.num_classes} outputs, 0 and up')
+    if problems:
+        raise FlaxnetsError('; '.join(problems))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _maps_and_grads(
+    model: ResNet, stage: int, variables: Any, images: Array, asked: Array
+) -> tuple[Array, Array, Array]:
+    """The stage's maps [N, h, w, C], the gradient of each image's class score by them, and the classes.
+
+    `asked` has -1 for the most probable class.
+    """
+    found: Any = model.apply(variables, images, upto=stage, method='forward_maps')
+
+    def scores(maps: Array) -> tuple[Array, Array]:
+        logits: Any = model.apply(variables, maps, stage, method='forward_from')
+        chosen = jnp.where(asked < 0, logits.argmax(-1), asked)
+        return jnp.take_along_axis(logits, chosen[:, None], 1).sum(), chosen
+
+    grads, chosen = jax.grad(scores, has_aux=True)(found[-1])
+    return found[-1].astype(jnp.float32), grads.astype(jnp.float32), chosen
+
+
+def _as_images(found: Array, size: tuple[int, int]) -> Array:
+    """What speaks for the class, from 0 to 1, as large as the images."""
+    positive = _scaled(jnp.maximum(found, 0))
+    # Scaled before and after: resizing a coarse map can lower its maximum.
+    return _scaled(jax.image.resize(positive, (len(found), *size), 'linear', antialias=False))
+
+
+def _scaled(maps: Array) -> Array:
+    """Each map from 0 to 1."""
+    maps = maps - maps.min((1, 2), keepdims=True)
+    return maps / (1e-7 + maps.max((1, 2), keepdims=True))
