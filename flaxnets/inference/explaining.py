@@ -93,8 +93,8 @@ def class_activation_map(
     maps, grads, chosen = _maps_and_grads(model, stage, variables, jnp.asarray(images), asked)
     if maps.shape[1] * maps.shape[2] == 1:
         raise FlaxnetsError(
-            f'for images of {images.shape[1]} x {images.shape[2]} the map of stage {stage} has one pixel, which '
-            'tells no places apart: choose a stage before it'
+            f'for images of {images.shape[1]} x {images.shape[2]} the map of stage {stage} has one pixel, '
+            'which tells no places apart: choose a stage before it'
         )
     return _as_images(METHODS[method](maps, grads), images.shape[1:3]), chosen
 
