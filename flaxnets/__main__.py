@@ -18,6 +18,7 @@ from .siblings import sibling
 from .zoo.records import Weights
 
 if TYPE_CHECKING:
+    from .images.preprocess import Preprocess
     from .inference.prediction import Prediction
 
 DESCRIPTION = """Res2Net, Res2NeXt, ResNeXt and ResNeSt in JAX: the nets by name, their published
@@ -225,6 +226,7 @@ def _predict(options: argparse.Namespace) -> int:
     classes = read_classes(options.classes) if options.classes else None
     classify = Classifier(options.model, arch=options.arch, classes=classes)
     named_by = {'named_by': classify.named_by}
+    _print_approximations(classify.preprocess)
     counted = _Counted(len(files), options.quiet)
     with counted, open_table(options.out, options.topk) if options.out else nullcontext() as table:
         kept = []
@@ -242,6 +244,11 @@ def _predict(options: argparse.Namespace) -> int:
     if options.out:
         print(f'{counted.good} images are in {options.out}', file=sys.stderr if options.json else sys.stdout)
     return counted.outcome()
+
+
+def _print_approximations(images: Preprocess) -> None:
+    for what in images.approximations:
+        print(f'note: {what}', file=sys.stderr)
 
 
 SHOWN_WHOLE = 10  # images up to which all classes of each are shown; of more only the first one
@@ -270,6 +277,7 @@ def _embed(options: argparse.Namespace) -> int:
         check_picture(picture)
     files, queries = find_images(options.images), find_images(options.query) if options.query else ()
     embed = Embedder(options.model, arch=options.arch)
+    _print_approximations(embed.transform.preprocess)
     counted = _Counted(len(files), options.quiet)
     with counted:
         results = embed(files, batch=options.batch)

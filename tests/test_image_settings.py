@@ -127,8 +127,8 @@ def test_torchvisions_reference_training(args: Any, resize: int, crop: int, inte
 
 
 def test_notes_of_torchvision() -> None:
-    assert not image_settings({'args': {'val_crop_size': 224, 'backend': 'pil'}}).notes
-    assert 'tensor' in image_settings({'args': {'val_crop_size': 224, 'backend': 'tensor'}}).notes[0]
+    assert not image_settings({'args': {'val_crop_size': 224, 'backend': 'pil'}}).approximations
+    assert 'tensor' in image_settings({'args': {'val_crop_size': 224, 'backend': 'tensor'}}).approximations[0]
 
 
 @pytest.mark.parametrize('key', ['hyper_parameters', 'hparams', 'opt', 'config'])
@@ -283,7 +283,7 @@ def test_what_openmmlab_does_otherwise_is_said() -> None:
         return image_settings({'meta': {'cfg': text}})
 
     opencv = found(MM_1.replace("backend='pillow', ", ''))
-    assert 'OpenCV' in opencv.notes[0] and opencv.fields['size'] == 224 and not opencv.unsupported
+    assert 'OpenCV' in opencv.approximations[0] and opencv.fields['size'] == 224 and not opencv.unsupported
     assert not found(MM_1).notes
     ten = found(MM_1.replace('CenterCrop', 'TenCrop'))
     assert 'TenCrop' in ten.unsupported[0] and 'size' not in ten.fields

@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from nets import random_variables
+from PIL import Image
 
 import flaxnets
 from convert.__main__ import main
 from convert.conversion import as_dtype, averaged, open_checkpoint, with_images, without_head, write
 from convert.names.tree import to_state
 from flaxnets import zoo
+from flaxnets.__main__ import main as flaxnets_command
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.store import arrays, runs, weights
@@ -32,6 +34,7 @@ from train.evaluation import report as evaluation_job
 from train.evaluation.metrics import Evaluation
 from train.job import make_job
 from train.loop import train
+from train.notes import about_images
 from train.settings import from_json
 
 NET = 'resnext_tiny'
@@ -170,6 +173,35 @@ def test_weights_whose_images_cannot_be_prepared_convert_and_are_refused_where_a
     told = with_images(checkpoint, ['size=24'])
     assert not told.config.preprocess.unsupported
     assert any('random' in note and 'as told' in note for note in told.source.notes)  # overruled, and said
+
+
+def test_what_images_get_only_nearly_is_said_by_every_command(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ('prediction', 'features'):
+        monkeypatch.setattr(f'flaxnets.inference.{module}.mapped', lambda *_, **__: iter(()))
+    model, variables = flaxnets.load(folder)
+    state = {name: torch.from_numpy(np.array(t)) for name, t in to_state(variables, model).items()}
+    steps = "[dict(type='Resize', size=(32, -1)), dict(type='CenterCrop', crop_size=32)]"
+    meta = {'cfg': f'data = dict(test=dict(pipeline={steps}))', 'CLASSES': CLASSES}
+    torch.save({'meta': meta, 'state_dict': state}, tmp_path / 'x.pth')
+    assert main([str(tmp_path / 'x.pth'), '--model', NET, '--out', str(tmp_path / 'net')]) == 0
+    assert 'OpenCV' in capsys.readouterr().out
+    net, image = str(tmp_path / 'net'), str(tmp_path / 'a.png')
+    Image.new('RGB', (40, 40)).save(image)
+    for command in (
+        ['info', net],
+        ['predict', image, '--model', net],
+        ['embed', image, '--model', net, '--out', str(tmp_path / 'features.npy')],
+    ):
+        flaxnets_command(command)
+        printed = capsys.readouterr()
+        assert 'OpenCV' in printed.out + printed.err, command
+    settings = dataclasses.replace(recipes.RECIPES['finetune'], weights=net, model=NET)
+    assert 'OpenCV' in str(flaxnets.config(net).preprocess)  # which an evaluation prints
+    told = [note.message for note in about_images(settings, settings, flaxnets.config(net).preprocess)]
+    assert any('OpenCV' in message for message in told)
+    assert not flaxnets.config(net).preprocess.changed(['interpolation=box']).approximations
 
 
 def test_the_user_may_know_better(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -149,7 +149,7 @@ def test_on_screen(
     count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Told:
-        named_by = 'the weights'
+        named_by, preprocess = 'the weights', Preprocess()
 
         def __init__(self, *_: object, **__: object) -> None:
             pass

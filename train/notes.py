@@ -74,6 +74,8 @@ def about_images(given: Settings, settings: Settings, expected: Preprocess | Non
             for field in other
         )
         yield Note('note', f'other than weights={given.weights} expect: {values}')
+    for what in expected.approximations:
+        yield Note('note', f'weights={given.weights}: {what}')
     if expected.unsupported:
         what = '; '.join(expected.unsupported)
         yield Note('warning', f'weights={given.weights} expect what images here do not get: {what}')

@@ -83,7 +83,8 @@ class ImageSettings:
     Attributes:
       fields: of `flaxnets.Preprocess`; what the file does not say is missing.
       unsupported: what it says and no `Preprocess` can express, in words.
-      notes: what is honoured approximately, in words.
+      notes: what was made of what it says, in words.
+      approximations: what is honoured only nearly, in words.
       weights: timm's full name of published weights, whose settings are meant by what is missing.
     """
 
@@ -91,10 +92,16 @@ class ImageSettings:
     unsupported: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     weights: str | None = None
+    approximations: tuple[str, ...] = ()
 
     def applied_to(self, usual: Preprocess) -> Preprocess:
         """`usual`, but for what the file says."""
-        return replace(usual, **self.fields, unsupported=(*usual.unsupported, *self.unsupported))
+        return replace(
+            usual,
+            **self.fields,
+            unsupported=(*usual.unsupported, *self.unsupported),
+            approximations=(*usual.approximations, *self.approximations),
+        )
 
 
 def image_settings(
@@ -222,12 +229,11 @@ def _torchvision(arguments: Mapping[Any, Any]) -> ImageSettings:
     else:
         problems = (*problems, f'val_crop_size={shown(crop)}, val_resize_size={shown(resize)}')
     backend = arguments.get('backend')
+    nearly: tuple[str, ...] = ()
     if isinstance(backend, str) and backend.lower() != 'pil':
-        notes = (
-            *notes,
-            f'its evaluation resized tensors (backend={shown(backend)}), which Pillow does a little else',
-        )
-    return ImageSettings({**_IMAGENET, 'crop_mode': 'center', **found}, problems, notes)
+        nearly = (f'its evaluation resized tensors (backend={shown(backend)}), here Pillow resizes images',)
+    fields = {**_IMAGENET, 'crop_mode': 'center', **found}
+    return ImageSettings(fields, problems, notes, approximations=nearly)
 
 
 def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
@@ -328,11 +334,12 @@ def _with_timm_configuration(found: ImageSettings, attributes: Mapping[str, Any]
         return found
     fields, unsupported, notes = timm_fields(own)
     weights = '.'.join(str(own[name]) for name in ('architecture', 'tag') if own.get(name))
-    return ImageSettings(
-        {**fields, **found.fields},
-        (*found.unsupported, *unsupported),
-        (*found.notes, *notes),
-        found.weights or (weights if '.' in weights else None),
+    return replace(
+        found,
+        fields={**fields, **found.fields},
+        unsupported=(*found.unsupported, *unsupported),
+        notes=(*found.notes, *notes),
+        weights=found.weights or (weights if '.' in weights else None),
     )
 
 
@@ -428,8 +435,13 @@ def openmmlab_settings(configuration: object) -> ImageSettings | None:
     fields, problems, notes = _normalisation(configuration, steps)
     if not steps and not fields and not problems:
         return None  # other libraries have sections of these names too
-    geometry, more_problems, more_notes = _geometry(steps)
-    return ImageSettings({**fields, **geometry}, (*problems, *more_problems), (*notes, *more_notes))
+    geometry, more_problems, more_notes, nearly = _geometry(steps)
+    return ImageSettings(
+        {**fields, **geometry},
+        (*problems, *more_problems),
+        (*notes, *more_notes),
+        approximations=nearly,
+    )
 
 
 def _steps(configuration: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
@@ -497,20 +509,21 @@ def _normalisation(
 
 def _geometry(
     steps: Sequence[Mapping[Any, Any]],
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Size, crop and interpolation; what cannot be expressed; notes."""
+) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Size, crop and interpolation; what cannot be expressed; notes; what is only nearly so."""
     kinds = [_kind(step) for step in steps]
     if not steps:
-        return {}, (), ()
+        return {}, (), (), ()
     if set(kinds) & set(_DENSE):
         return (
             {},
             (),
             ('its images have no fixed size: they are of the size that classifiers of this net take',),
+            (),
         )
     resize: tuple[int, int] | int | None = None
     crop: tuple[int, ...] | None = None
-    filters, notes, problems = [], [], []
+    filters, problems = [], []
     for kind, step in zip(kinds, steps, strict=True):
         if kind in ('Resize', 'ResizeEdge'):
             resize = _resized(kind, step)
@@ -525,8 +538,10 @@ def _geometry(
             pass
         else:
             problems.append(f'{kind or "a step without a type"} in its test pipeline')
-    if any(backend != "'pillow'" for backend, _ in filters):
-        notes.append('its evaluation resized with OpenCV, without antialiasing; here Pillow resizes')
+    opencv = any(backend != "'pillow'" for backend, _ in filters)
+    nearly = (
+        ('its evaluation resized with OpenCV, without antialiasing, here Pillow resizes',) if opencv else ()
+    )
     found: dict[str, Any] = {}
     if filters and filters[0][1] in INTERPOLATIONS:
         found['interpolation'] = filters[0][1]
@@ -538,7 +553,7 @@ def _geometry(
             problems.append(f'resized to {resize}, then cropped to {crop}')
         else:
             found |= shape
-    return found, tuple(problems), tuple(notes)
+    return found, tuple(problems), (), nearly
 
 
 def _shape(resize: tuple[int, int] | int | None, crop: tuple[int, ...] | None) -> dict[str, Any] | None:

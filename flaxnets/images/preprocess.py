@@ -40,6 +40,7 @@ class Preprocess:
       channel_order: in which the net takes colours, 'rgb' or 'bgr'.
       unsupported: what the weights expect of their images besides, in words, and cannot be given: such
         weights load, but nothing prepares images for them.
+      approximations: what images here get only nearly as the weights expect it, in words.
     """
 
     size: int | tuple[int, int] = 224
@@ -50,6 +51,7 @@ class Preprocess:
     std: tuple[float, ...] = IMAGENET_STD
     channel_order: str = 'rgb'
     unsupported: tuple[str, ...] = ()
+    approximations: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         problems = []
@@ -141,6 +143,8 @@ class Preprocess:
                 else:
                     known = 'size, crop_pct, crop_mode, interpolation, mean, std and channel_order'
                     raise FlaxnetsError(f'{change!r}: images have no {field!r}; they have {known}')
+                if field == 'interpolation':
+                    values['approximations'] = ()
             except (ValueError, ZeroDivisionError, OverflowError) as error:
                 if isinstance(error, FlaxnetsError):
                     raise
@@ -165,4 +169,5 @@ class Preprocess:
             f'{size} px, crop {self.crop_pct:g}, {self.interpolation}, {how[self.crop_mode]}, '
             f'mean {self.mean}, std {self.std}{order}'
             + ''.join(f'; not given: {u}' for u in self.unsupported)
+            + ''.join(f'; nearly: {a}' for a in self.approximations)
         )

@@ -60,6 +60,7 @@ class Classifier:
         (`flaxnets.zoo.classes.output_names`).
 
     Attributes:
+      preprocess: how images are prepared.
       names: of the outputs.
       named_by: where the names are from, in words.
 
@@ -80,6 +81,7 @@ class Classifier:
                 f'{source}: these weights have no classifier, so there are no classes to show'
             )
         self._transform = transform(config)
+        self.preprocess = config.preprocess
         self.names, self.named_by = output_names(config, classes)
 
     def __call__(
