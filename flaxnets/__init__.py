@@ -7,6 +7,7 @@ images = flaxnets.transform('resnest101e')('photo.jpg')[None]
 
 from .api import config, create, load, transform
 from .errors import CheckpointError, FlaxnetsError, ImageError
+from .exporting.files import export
 from .images.preprocess import Preprocess
 from .nets.arch import Arch
 from .nets.resnet import ResNet
@@ -25,6 +26,7 @@ __all__ = [
     '__version__',
     'config',
     'create',
+    'export',
     'list_models',
     'load',
     'transform',

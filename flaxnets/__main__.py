@@ -65,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add.add_argument('--neighbours', type=int, default=0, metavar='K', help='draw the K nearest images')
     add.add_argument('--query', nargs='+', default=[], metavar='IMAGE', help='whose (8 of the images)')
     add.set_defaults(run=_embed)
+    _add_export(commands.add_parser('export', help='a net with its weights as a file for other programs'))
 
     add = commands.add_parser('explain', help='where in an image a net sees its class, as a picture')
     add.add_argument('images', nargs='+', metavar='IMAGE', help='as of predict')
@@ -103,6 +104,18 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add('--arch', help='name of the net, for a .pth file whose name does not tell')
     add('--batch', type=int, default=32, metavar='N', help='images of a device at a time (32)')
     add('--quiet', action='store_true', help='no progress bar')
+
+
+def _add_export(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add('name', metavar='NAME', help='published weights, a directory of weights, or whatever else loads')
+    add('--out', required=True, metavar='FILE', help='net.stablehlo for JAX, net.onnx for other runtimes')
+    add('--size', type=_size, metavar='PX', help="of the images: 224, or 96,128, or 'free' for any size")
+    add('--arch', metavar='NET', help='name of the net, for a file whose tensors leave a choice')
+    add('--dtype', default='float32', metavar='TYPE', help='float32, or bfloat16 for a .stablehlo file')
+    add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
+    add('--force', action='store_true', help='overwrite what stands at FILE')
+    parser.set_defaults(run=_export)
 
 
 def _check_counts(options: argparse.Namespace, *names: str) -> None:
@@ -352,6 +365,35 @@ class _Counted:
         if self.bad:
             print(f'{self.bad} of {self.good + self.bad} images cannot be read', file=sys.stderr)
         return 1 if self.bad else 0
+
+
+def _size(text: str) -> int | tuple[int, ...] | str:
+    sides = text.split(',')
+    if text == 'free' or not all(side.strip().isdecimal() for side in sides):
+        return text
+    return int(text) if len(sides) == 1 else tuple(map(int, sides))
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .exporting.files import export
+    from .zoo.classes import read_classes
+
+    found = export(
+        options.name,
+        options.out,
+        size=options.size,
+        model=options.arch,
+        dtype=options.dtype,
+        classes=read_classes(options.classes) if options.classes else None,
+        overwrite=options.force,
+    )
+    if options.json:
+        print(json.dumps(found.as_json(), indent=1))
+        return 0
+    for note in found.description.notes:
+        print(f'note: {note}', file=sys.stderr)
+    print(f'wrote {found}')
+    return 0
 
 
 if __name__ == '__main__':

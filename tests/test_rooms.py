@@ -18,7 +18,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ('zoo',),
         ('store',),
         ('api',),
-        ('inference',),
+        ('inference', 'exporting'),
         ('__init__', '__main__'),
     ),
     'convert': (

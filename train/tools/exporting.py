@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from flaxnets.errors import FlaxnetsError
 from flaxnets.store import runs, weights
 
 
@@ -20,7 +23,12 @@ def export(workdir: str, out: str, which: str = 'last', *, ema: bool = True, ove
 
     Raises:
       CheckpointError: no such checkpoint, a damaged one, or `out` exists.
+      FlaxnetsError: `out` names a file of another program.
     """
+    if Path(out).suffix.lower() in ('.onnx', '.stablehlo'):
+        raise FlaxnetsError(
+            f'{out}: this writes directories of weights; `flaxnets export {workdir} --out {out}` writes the file'
+        )
     weights.check_target(out, overwrite)
     checkpoint = runs.read(workdir, which, ema=ema)
     kind = ', averaged' if checkpoint.averaged else ''

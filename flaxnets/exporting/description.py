@@ -1,0 +1,113 @@
+"""What an exported file says of itself, so that whoever runs it needs nothing else. JAX is not imported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import FlaxnetsError
+from ..images.preprocess import Preprocess
+from ..version import VERSION
+from ..zoo.classes import output_names
+from ..zoo.records import Config, to_json
+
+FREE = 'free'
+BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
+Size = int | tuple[int, int] | str | None
+Dimension = int | str  # a name where it is free
+
+
+@dataclass(frozen=True)
+class Description:
+    """A net as a program: what goes in and comes out.
+
+    Attributes:
+      config: of the weights; its preprocessing has the size of the program's images.
+      height, width: of the images in pixels, or their names where any is taken.
+      names: what the outputs are called, in their order; none without a classifier.
+      named_by: who calls them so, in words.
+      notes: what the user is to be told.
+    """
+
+    config: Config
+    height: Dimension
+    width: Dimension
+    names: tuple[str, ...]
+    named_by: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def output(self) -> str:
+        """What comes out: 'logits', or 'features' where there is no classifier."""
+        return 'logits' if self.config.num_classes else 'features'
+
+    def as_json(self, shape: Sequence[Dimension], layout: str, outputs: int, **more: Any) -> dict[str, Any]:
+        """For the file. The longest comes last, so that a person reads the rest first.
+
+        Args:
+          shape: of the images.
+          layout: of that shape, as 'NHWC'.
+          outputs: how many numbers come out for an image.
+          **more: what else there is to say.
+        """
+        config = self.config
+        weights = config.weights
+        return {
+            'architecture': config.name,
+            'weights': weights.name if weights else None,
+            'licence': weights.licence if weights else None,
+            'input': {'name': 'images', 'shape': list(shape), 'layout': layout, 'dtype': 'float32'},
+            'output': {'name': self.output, 'shape': [BATCH, outputs], 'dtype': 'float32'},
+            'preprocess': _preprocess(config),
+            **more,
+            'named_by': self.named_by,
+            'classes': list(self.names),
+        }
+
+
+def describe(config: Config, size: Size, classes: Sequence[str] | None) -> Description:
+    """Describes the program of a net.
+
+    Args:
+      config: of the weights.
+      size: of the images in pixels: one side of a square, (height, width), 'free' for any, or None for the
+        size that the weights expect.
+      classes: what the outputs are called, in place of what the weights say.
+
+    Raises:
+      FlaxnetsError: no such size; more or fewer names than outputs.
+    """
+    preprocess = config.preprocess
+    if isinstance(size, str) and size != FREE:
+        raise FlaxnetsError(f'size={size!r} must be a number of pixels, (height, width) or {FREE!r}')
+    if size is not None and not isinstance(size, str):
+        preprocess = replace(preprocess, size=size)
+    height, width = (HEIGHT, WIDTH) if size == FREE else (preprocess.height, preprocess.width)
+    config = replace(config, preprocess=preprocess)
+    notes = tuple(f'images: {problem}' for problem in _preprocess(config)['unsupported'])
+    if not config.num_classes:
+        return Description(config, height, width, (), 'nothing: these are features', notes)
+    names, named_by = output_names(config, classes)
+    return Description(config, height, width, names, named_by, notes)
+
+
+def _preprocess(config: Config) -> dict[str, Any]:
+    """The preprocessing with a mean and std for each channel, and what of it nobody can give."""
+    preprocess: Preprocess = config.preprocess
+    said: dict[str, Any] = to_json(preprocess)
+    said['size'] = [preprocess.height, preprocess.width]
+    said['unsupported'] = list(preprocess.unsupported)
+    try:
+        said['mean'], said['std'] = map(list, preprocess.channel_values(config.in_chans))
+    except FlaxnetsError as error:
+        if not preprocess.unsupported:
+            said['unsupported'] = [str(error)]
+    return {**said, 'in_words': str(preprocess)}
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Of flaxnets, and of the packages that made a file."""
+    from importlib import metadata
+
+    return {'flaxnets': VERSION, **{name: metadata.version(name) for name in packages}}

@@ -1,0 +1,159 @@
+"""From weights to a file that other programs run: what `flaxnets.export` and its command do."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..api import load_with_config
+from ..errors import FlaxnetsError
+from ..store.files import written_whole
+from ..store.remote import StorePath, is_remote, place, staged
+from .description import BATCH, Description, Size, describe
+from .onnx_file import check_onnx, write_onnx
+from .stablehlo import stablehlo
+
+STABLEHLO, ONNX = '.stablehlo', '.onnx'
+DTYPES = ('float32', 'bfloat16')
+_ELSEWHERE = {
+    '.pth': 'python -m convert',
+    '.pt': 'python -m convert',
+    '.ckpt': 'python -m convert',
+    '.bin': 'python -m convert',
+    '.safetensors': 'python -m convert',
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+      files: all files; the first is the one to open.
+      size: bytes of all of them.
+      description: of the net in it.
+      input_shape: of the images, with the names of what is free.
+      outputs: numbers that come out for each image.
+    """
+
+    files: tuple[str, ...]
+    size: int
+    description: Description
+    input_shape: tuple[int | str, ...]
+    outputs: int
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            'files': list(self.files),
+            'bytes': self.size,
+            'architecture': self.description.config.name,
+            'input': list(self.input_shape),
+            'output': [BATCH, self.outputs],
+            'notes': list(self.description.notes),
+        }
+
+    def __str__(self) -> str:
+        said = self.description
+        what = said.config.weights.name if said.config.weights else said.config.name
+        shape = ', '.join(map(str, self.input_shape))
+        return (
+            f'{" and ".join(self.files)} ({self.size / 1e6:.1f} MB): {what}, images [{shape}] to '
+            f'{said.output} [{BATCH}, {self.outputs}]'
+        )
+
+
+def export(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    size: Size = None,
+    model: str | None = None,
+    dtype: str = 'float32',
+    classes: Sequence[str] | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a net with its weights as one file for programs that do not know flaxnets.
+
+        flaxnets.export('resnest50d', 'resnest50d.onnx')
+
+    `net.stablehlo` is for JAX on CPUs, CUDA and TPUs (`flaxnets.exporting.stablehlo` says how to open it);
+    its images are [N, H, W, C]. `net.onnx` is for ONNX Runtime, OpenVINO, TensorRT and browsers; its images
+    are [N, C, H, W]. Both take any number of float32 images, prepared as the file says, and give float32
+    logits (features, if the weights have no classifier).
+
+    Args:
+      source: anything that `load` opens.
+      out: file to write, ending in `.stablehlo` or `.onnx`; `gs://` too.
+      size: of the images in pixels: one side of a square, (height, width), 'free' for any, or None for the
+        size that the weights expect.
+      model: as `load` takes it.
+      dtype: in which a StableHLO program keeps its weights and computes: 'float32' or 'bfloat16'.
+      classes: what the outputs are called, in place of what the weights say.
+      overwrite: replace what is there.
+
+    Returns:
+      What was written.
+
+    Raises:
+      FlaxnetsError: another ending, bad values, no such weights, or `out` cannot or must not be written.
+    """
+    kind = _kind(out, dtype)
+    _check_free(out, overwrite)
+    if is_remote(out):
+        there = StorePath(out)
+        with staged(there.parent) as here:
+            found = export(source, here / there.name, size=size, model=model, dtype=dtype, classes=classes)
+        return Exported(
+            tuple(f'{there.parent}/{Path(file).name}' for file in found.files),
+            found.size,
+            found.description,
+            found.input_shape,
+            found.outputs,
+        )
+    width = jnp.dtype(dtype)
+    config, net, variables = load_with_config(source, model=model, dtype=width, param_dtype=width)
+    description = describe(config, size, classes)
+    sides = (description.height, description.width)
+    outputs = net.num_classes or net.num_features
+    path = Path(out)
+    if kind == ONNX:
+        files = write_onnx(path, net, variables, description)
+        shape: tuple[int | str, ...] = (BATCH, net.in_chans, *sides)
+    else:
+        content = stablehlo(net, variables, description)
+        with written_whole(path) as file:
+            file.write(content)
+        files, shape = (path,), (BATCH, *sides, net.in_chans)
+    written = sum(file.stat().st_size for file in files)
+    return Exported(tuple(map(os.fspath, files)), written, description, shape, outputs)
+
+
+def _kind(out: str | os.PathLike[str], dtype: str) -> str:
+    """The ending of `out`, if it is one of ours and can be written with this dtype."""
+    suffix = Path(out).suffix.lower()
+    if suffix not in (STABLEHLO, ONNX):
+        other = f' ({_ELSEWHERE[suffix]} writes {suffix} files)' if suffix in _ELSEWHERE else ''
+        raise FlaxnetsError(f'{os.fspath(out)}: must end in {STABLEHLO} or {ONNX}{other}')
+    if dtype not in DTYPES:
+        raise FlaxnetsError(f'dtype={dtype!r} is not one of {", ".join(DTYPES)}')
+    if suffix == ONNX:
+        if dtype != 'float32':
+            raise FlaxnetsError(
+                f'dtype={dtype!r}: ONNX files are written in float32, since runtimes have no convolutions '
+                f'in {dtype} on CPUs; a {STABLEHLO} file takes it'
+            )
+        check_onnx()
+    return suffix
+
+
+def _check_free(out: str | os.PathLike[str], overwrite: bool) -> None:
+    target = place(out)
+    if target.is_dir():
+        raise FlaxnetsError(f'{target} is a directory; choose another file')
+    if target.exists() and not overwrite:
+        raise FlaxnetsError(f'{target} exists; choose another file or overwrite it (--force)')
