@@ -44,7 +44,7 @@ def as_shapes(state: Mapping[str, torch.Tensor]) -> State:
     return {name: np.broadcast_to(np.float32(0), tuple(t.shape)) for name, t in state.items()}
 
 
-def small_net(kind: str) -> torch.nn.Module:
+def small_net(kind: str, in_chans: int = 3) -> torch.nn.Module:
     """timm's net of `SMALL[kind]` with 5 classes and random numbers everywhere."""
     arch = SMALL[kind]
     block_args: dict[str, Any] = {}
@@ -56,6 +56,7 @@ def small_net(kind: str) -> torch.nn.Module:
         BLOCKS[arch.block],
         arch.layers,
         num_classes=5,
+        in_chans=in_chans,
         cardinality=arch.cardinality,
         base_width=arch.base_width,
         stem_type='deep' if arch.deep_stem else '',

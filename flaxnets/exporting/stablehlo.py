@@ -52,7 +52,8 @@ def stablehlo(model: ResNet, variables: Variables, description: Description) -> 
 
     @jax.jit
     def net(images: jax.Array) -> Any:
-        return model.apply(variables, images).astype(jnp.float32)
+        logits: Any = model.apply(variables, images)
+        return logits.astype(jnp.float32)
 
     shape = (BATCH, description.height, description.width, model.in_chans)
     free = export.symbolic_shape(', '.join(map(str, shape)))

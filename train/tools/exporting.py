@@ -27,7 +27,7 @@ def export(workdir: str, out: str, which: str = 'last', *, ema: bool = True, ove
     """
     if Path(out).suffix.lower() in ('.onnx', '.stablehlo'):
         raise FlaxnetsError(
-            f'{out}: this writes directories of weights; `flaxnets export {workdir} --out {out}` writes the file'
+            f'{out}: no directory of weights; such a file is written by flaxnets export {workdir} --out {out}'
         )
     weights.check_target(out, overwrite)
     checkpoint = runs.read(workdir, which, ema=ema)
