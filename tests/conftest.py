@@ -9,6 +9,9 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: t
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
+# Compiling is what takes the time here: without LLVM's optimisation it takes a fifth. What XLA does by
+# default is tried in `test_modes.py`, and by `XLA_FLAGS= make test` everywhere.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false')
 
 import jax
 import pytest

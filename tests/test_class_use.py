@@ -78,7 +78,7 @@ def test_the_folder_that_timm_names_the_output_of(twelve: Path, tmp_path: Path) 
     assert report.result.top1 == pytest.approx(100 / 12)
     found = json.loads((out / 'result.json').read_text())
     assert 'natural' in found['matched'] and found['among'] == 'all' and found['among_classes'] == 12
-    assert 'natural' in report.text() and 'all 12 classes' in report.text()
+    assert 'natural' in report.text() and 'all 12 outputs' in report.text()
 
 
 def test_what_nothing_tells_is_asked(
@@ -119,7 +119,9 @@ def test_imagenet_a_is_judged_as_timm_does(tmp_path: Path) -> None:
     ):
         report = evaluate(file, root, among=among)
         own = judged.gather(1, labels[:, None])
-        np.testing.assert_array_equal(report.result.ranks, (judged > own).sum(1).numpy())
+        # An output within rounding of the right one may stand on either side of it.
+        fewest, most = ((judged > own + margin).sum(1).numpy() for margin in (1e-4, -1e-4))
+        assert (fewest <= report.result.ranks).all() and (report.result.ranks < most).all()
         best = judged.argmax(1).numpy()
         np.testing.assert_array_equal(report.result.predictions, best if among else np.array(valid)[best])
         loss = torch.nn.functional.cross_entropy(judged, labels).item()

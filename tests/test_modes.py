@@ -238,12 +238,16 @@ def test_vmap_jvp_and_gradients_by_example(kind: str) -> None:
     np.testing.assert_allclose(slopes, sum(jax.tree.leaves(products)), rtol=1e-3)
 
 
-ENVIRONMENT = {'XLA_FLAGS': '--xla_cpu_experimental_ynn_fusion_type=', 'JAX_REMAT3': '1'}
-
-
-def test_modes_of_the_environment(tmp_path: Path) -> None:
-    """Without XLA's CPU fusions to YNNPACK (the default from jaxlib 0.10.2); with another remat."""
-    variables = {**os.environ, **ENVIRONMENT, 'JAX_NUM_CPU_DEVICES': '1'}
+@pytest.mark.parametrize(
+    'environment',
+    [
+        {'XLA_FLAGS': ''},  # XLA's defaults, which the other tests do without
+        {'XLA_FLAGS': '--xla_cpu_experimental_ynn_fusion_type=', 'JAX_REMAT3': '1'},
+    ],
+    ids=['optimised', 'without YNNPACK, another remat'],
+)
+def test_modes_of_the_environment(tmp_path: Path, environment: dict[str, str]) -> None:
+    variables = {**os.environ, **environment, 'JAX_NUM_CPU_DEVICES': '1'}
     subprocess.run([sys.executable, __file__, str(tmp_path / 'found')], env=variables, check=True)
     for kind, found in pickle.loads((tmp_path / 'found').read_bytes()).items():
         near(found, expected(kind))
