@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from train import parallel, recipes
+from train.fields import sides
 from train.job import initial_state, make_job
 from train.loop import train
-from train.settings import Settings, sides
+from train.settings import Settings
 from train.step.step import make_train_step
 
 STEPS = 12

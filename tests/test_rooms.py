@@ -30,6 +30,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ('__main__',),
     ),
     'train': (
+        ('fields',),
         ('settings', 'parallel'),
         ('recipes',),
         ('data', 'step'),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from nets import timm_net
 
 from flaxnets.errors import FlaxnetsError
 from train import recipes
+from train.__main__ import main
+from train.settings import FIELDS as DECLARED
 from train.settings import MAY_CHANGE, Settings, apply, difference, from_json, to_json, validate
 from train.tools.description import describe
 
@@ -19,9 +22,24 @@ DIGITS = recipes.get('digits')
 FIELDS = [field.name for field in dataclasses.fields(Settings)]
 
 
-def test_every_field_is_documented_once() -> None:
-    lines = re.findall(r'^ {6}([a-z_]+(?:, [a-z_]+)*):', Settings.__doc__ or '', re.MULTILINE)
-    assert [name for line in lines for name in line.split(', ')] == FIELDS
+def test_the_docs_are_made_of_the_declarations(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(['fields', '--markdown']) == 0
+    docs = Path(__file__).parents[1] / 'docs' / 'settings.md'
+    assert docs.read_text('utf-8') == capsys.readouterr().out
+    assert main(['fields']) == 0
+    text, docstring = capsys.readouterr().out, Settings.__doc__ or ''
+    for name, field in DECLARED.items():
+        assert re.search(rf'^  {name}\b', text, re.MULTILINE) and f'  {name}: {field.what}.' in docstring
+        if name != 'model':  # the defaults are values that are allowed
+            assert field.problem(field.default) is None
+            assert (
+                field.parse(
+                    ','.join(map(str, field.default))
+                    if isinstance(field.default, tuple)
+                    else str(field.default)
+                )
+                == field.default
+            )
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ EXAMPLES = """examples:
   python -m train --recipe resnest50d --data tfds:imagenet2012 --print
   python -m train --recipe resnest50d --plan v5e:4x4         does it fit, how fast, without a TPU
   python -m train recipes                                    list the recipes
+  python -m train fields                                     what every field means
   python -m train eval --model resnest50d --data folder:imagenet
   python -m train export runs/flowers --out weights/flowers
 
@@ -37,7 +38,7 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {'eval': _eval, 'export': _export, 'recipes': _recipes}
+    commands = {'eval': _eval, 'export': _export, 'recipes': _recipes, 'fields': _fields}
     try:
         if arguments and arguments[0] in commands:
             own = PROG in prog  # else the command that called has a name for each of them
@@ -198,6 +199,16 @@ def _recipes(arguments: Sequence[str], prog: str) -> int:
         return 0
     for name, settings in recipes.RECIPES.items():
         print(f'{name:24} {settings.model:22} {settings.epochs:4} epochs, batch {settings.batch_size}')
+    return 0
+
+
+def _fields(arguments: Sequence[str], prog: str) -> int:
+    from .tools.description import fields_as_markdown, fields_as_text
+
+    parser = argparse.ArgumentParser(prog=prog, description='What every field of the settings means.')
+    parser.add_argument('--markdown', action='store_true', help='as docs/settings.md')
+    options = parser.parse_args(arguments)
+    print(fields_as_markdown() if options.markdown else fields_as_text())
     return 0
 
 

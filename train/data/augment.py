@@ -17,7 +17,8 @@ from PIL import Image, ImageEnhance
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.images.transforms import FILTERS, Transform
 
-from ..settings import Settings, Size, complete, sides
+from ..fields import Size, sides
+from ..settings import Settings, complete
 from .autoaugment import Policy, make_policy
 from .planes import PILLOWS, plane_pixels
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import textwrap
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import flaxnets
 from flaxnets.nets.resnet import abstract_variables
 
 from .. import parallel
+from ..fields import Field
 from ..job import expected_images
 from ..notes import about_images, without_effect
-from ..settings import PLAIN, Settings, complete, validate
+from ..settings import FIELDS, PLAIN, Settings, complete, validate
 from ..step.optimizer import decays, is_frozen, path_of
 from ..step.schedule import count_steps, drop_block, learning_rate
 
@@ -46,6 +48,40 @@ def describe(settings: Settings, examples: int, devices: int) -> str:
     ]
     lines += ['', *(f'{note.kind}: {note.message}' for note in notes)] if notes else []
     return '\n'.join(lines)
+
+
+def fields_as_text() -> str:
+    """Every field with its default, its values and its meaning, for a terminal."""
+    lines = []
+    for field in FIELDS.values():
+        lines += [f'\n{field.chapter}'] if field.chapter else []
+        lines.append(f'  {field.name}{f" ({_default(field)})" if _default(field) else ""}')
+        said = f'{field.what} [{field.values_words}]'
+        lines += textwrap.wrap(said, 100, initial_indent=6 * ' ', subsequent_indent=6 * ' ')
+    return '\n'.join(lines).lstrip()
+
+
+def fields_as_markdown() -> str:
+    """The same as `docs/settings.md`."""
+    lines = [
+        '# Settings of a training run',
+        '',
+        'Every field can be given as `field=value`; `python -m train fields` shows them in a terminal. A run',
+        'may be resumed with other values of those marked "yes". This page is written by',
+        '`python -m train fields --markdown > docs/settings.md`.',
+    ]
+    for field in FIELDS.values():
+        if field.chapter:
+            lines += ['', f'## {field.chapter}', '']
+            lines += ['| field | default | values | at a resume | meaning |', '|---|---|---|---|---|']
+        default = f'`{_default(field)}`' if _default(field) else ''
+        change = 'yes' if field.may_change else ''
+        lines.append(f'| `{field.name}` | {default} | {field.values_words} | {change} | {field.what} |')
+    return '\n'.join(lines)
+
+
+def _default(field: Field) -> str:
+    return '' if field.default in (dataclasses.MISSING, '', ()) else _text(field.default)
 
 
 def _run(s: Settings, examples: int, devices: int) -> list[str]:

@@ -25,8 +25,9 @@ from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.resnet import abstract_variables
 
 from .. import parallel
+from ..fields import sides
 from ..job import expected_images, make_model
-from ..settings import PLAIN, Settings, complete, sides, validate
+from ..settings import PLAIN, Settings, complete, validate
 from ..step.optimizer import make_optimizer
 from ..step.schedule import count_steps
 from ..step.state import create_state
