@@ -493,7 +493,7 @@ with Checkpoints(sys.argv[1], 2, 1) as checkpoints:
         assert save(checkpoints, step, save_state, step % 7) is None
 """
     rng, last, grown, kills = np.random.default_rng(0), 0, 0, 0
-    while kills < (30 if FULL else 5) or grown < 2:  # a slow machine may not get to the end of a save
+    while kills < (30 if FULL else 3) or grown < 2:  # a slow machine may not get to the end of a save
         kills += 1
         assert kills < 100
         process = run(program, tmp_path)

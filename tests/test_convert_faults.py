@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope='module')
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp('faults') / 'net.pth'
-    write_pth(path, numpy_state(randomise(timm_net('resnest14d'))))
+    write_pth(path, numpy_state(randomise(timm_net('resnest_tiny'))))
     return path
 
 
@@ -71,10 +71,10 @@ def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path, 
     out, rng = tmp_path / target, np.random.default_rng(0)
     expected = read_state_dict(file)
     outcomes = []
-    for _ in range(20 if FULL else 4):
+    for _ in range(20 if FULL else 3):
         process = start(file, '--out', out, '--force')
         until_ready(process)
-        time.sleep(rng.uniform(0, 1.0))
+        time.sleep(rng.uniform(0, 0.4))
         process.kill()
         process.communicate()
         assert visible(tmp_path) in ([], [target], [target, target + '.json'])
@@ -177,10 +177,11 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 def test_too_little_space_is_said_beforehand(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)._replace(free=5_000_000)
+    usage = shutil.disk_usage(tmp_path)._replace(free=500_000)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage)
     assert main([str(file), '--out', str(tmp_path / 'net')]) == 1
-    assert '43 MB are needed, 5 MB are free' in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert 'MB are needed, 0 MB are free' in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -257,7 +258,7 @@ def test_a_flipped_bit_of_a_zip_is_never_used(tiny: dict[str, np.ndarray], tmp_p
     path = written(tiny, tmp_path, 'zip')
     clean, rng = path.read_bytes(), np.random.default_rng(0)
     refused = 0
-    for _ in range(1000 if FULL else 40):
+    for _ in range(1000 if FULL else 20):
         damaged = bytearray(clean)
         damaged[int(rng.integers(len(clean)))] ^= 1 << int(rng.integers(8))
         path.write_bytes(damaged)
@@ -265,7 +266,7 @@ def test_a_flipped_bit_of_a_zip_is_never_used(tiny: dict[str, np.ndarray], tmp_p
         refused += found is None
         # What a bit of padding or of a date says is of no consequence.
         assert found is None or same(found, tiny)
-    assert refused > (900 if FULL else 30)
+    assert refused > (900 if FULL else 15)
     path.write_bytes(clean)
     found = convert_damaged(path)
     assert found is not None and same(found, tiny)
@@ -279,7 +280,7 @@ def test_damaged_files_raise_nothing_but_our_own_error(
     path = written(tiny, tmp_path, kind)
     clean, rng = path.read_bytes(), np.random.default_rng(0)
     refused = 0
-    for _ in range(3400 if FULL else 60):
+    for _ in range(3400 if FULL else 40):
         damaged = bytearray(clean)
         # Most of the damage where the structure is: at the start and at the end.
         reach = len(clean) if rng.random() < 0.2 else 20_000
@@ -297,7 +298,7 @@ def test_damaged_files_raise_nothing_but_our_own_error(
         found = convert_damaged(path)
         refused += found is None
         assert kind != 'zip' or found is None or same(found, tiny)
-    assert refused > (1700 if FULL else 20)
+    assert refused > (1700 if FULL else 14)
 
 
 def test_a_directory_s_json_may_hold_anything(file: Path, tmp_path: Path) -> None:
@@ -325,7 +326,7 @@ def test_a_directory_s_json_may_hold_anything(file: Path, tmp_path: Path) -> Non
             with contextlib.suppress(FlaxnetsError):
                 open_checkpoint(out)
         (out / name).write_bytes(clean)
-    assert weights.read_config(out).name == 'resnest14d'
+    assert weights.read_config(out).name == 'resnest_tiny'
 
 
 @pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='needs /proc')
