@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import timm
 import torch
 from nets import randomise, timm_net
 
@@ -25,8 +24,8 @@ from flaxnets.store import weights
 
 State = dict[str, torch.Tensor]
 
-# One net of each block kind; of what has a plain stem and a gate, and an average pool of its own. All names of
-# the zoo go back in test_layouts_back.py.
+# One net of each block kind; one with a gate, one with an average pool in its blocks. All names of the zoo go
+# back in test_layouts_back.py.
 KINDS = ['resnext_tiny', 'res2net_tiny', 'resnest_tiny', 'seresnext50_32x4d', 'resnest14d']
 
 
