@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,22 @@ def test_the_classes_of_training_are_the_classes(tmp_path: Path) -> None:
     (tmp_path / 'train' / 'empty').mkdir()
     with pytest.raises(FlaxnetsError, match='train: no images in empty'):
         make_job(job.settings)
+
+
+def test_classes_of_the_parts_that_are_written_otherwise(tmp_path: Path) -> None:
+    put(tmp_path, *(f'train/{name}/{i}.jpg' for name in ('ant', 'bee_fly', 'cat') for i in (1, 2, 3)))
+    put(tmp_path, 'val/CAT/1.jpg', 'val/Bee-Fly/2.jpg')
+    job = make_job(few(f'folder:{tmp_path}'))
+    assert job.evaluation.classes == ('ant', 'bee_fly', 'cat')
+    assert sorted(pairs(job.evaluation)) == [('1.jpg', 'cat'), ('2.jpg', 'bee_fly')]
+    assert any('without regard to case' in note for note in job.notes)
+    shutil.rmtree(tmp_path / 'val')
+    put(tmp_path, 'val/n02123045/1.jpg')
+    with pytest.raises(FlaxnetsError, match='n02123045'):
+        make_job(job.settings)
+    shutil.rmtree(tmp_path / 'train')
+    put(tmp_path, *(f'train/{name}/{i}.jpg' for name in ('tench', 'tabby') for i in (1, 2, 3)))
+    assert pairs(make_job(few(f'folder:{tmp_path}')).evaluation) == [('1.jpg', 'tabby')]
 
 
 def test_numbers_and_arrays_whose_highest_class_is_missing(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def match(
     if names is not None and order is not None:
         raise FlaxnetsError(f'order={order!r} is for weights whose classes have no names; {whose} names them')
     if names is not None:
-        outputs, rule = _by_names(data, names)
+        outputs, rule = match_names(data, names)
         rule = f'{rule}; the outputs are named by {whose}'
         return Matching(outputs, rule, _for_people(names))
     if config.class_order == 'file' and order is None:
@@ -168,7 +168,12 @@ def _for_people(names: Sequence[str]) -> tuple[str, ...]:
 Found = tuple[tuple[int, ...], str]
 
 
-def _by_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
+def match_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
+    """For each of the data's names its place among `names`, and by which rule they were matched.
+
+    Raises:
+      ClassesError: a name is none of them, or it is not certain which.
+    """
     if data == names:
         return tuple(range(len(names))), 'by name'
     rules: tuple[tuple[Callable[..., tuple[int, ...] | None], str], ...] = (

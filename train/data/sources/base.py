@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flaxnets.errors import FlaxnetsError
+from flaxnets.zoo.classes import ClassesError, match_names
 
 from .entries import some
 
@@ -66,7 +67,9 @@ class Source(Protocol):
         ...
 
     def among(self, classes: Sequence[str]) -> Source:
-        """The same images, their labels counted among `classes`, which may be more or in another order.
+        """The same images, their labels counted among `classes`.
+
+        These may be more, in another order, or written otherwise: `flaxnets.zoo.classes` has the rule.
 
         Raises:
           FlaxnetsError: an image is of none of them.
@@ -107,16 +110,21 @@ class Labelled:
     def among(self, classes: Sequence[str]) -> Labelled:
         if self.classes == tuple(classes):
             return self
-        places = {name: i for i, name in enumerate(classes)}
-        there = np.unique(self.labels)
-        strange = [self.classes[i] for i in there if self.classes[i] not in places]
-        if strange:
+        there = np.unique(self.labels).tolist()
+        named = tuple(self.classes[i] for i in there)
+        try:
+            found, rule = match_names(named, tuple(classes))
+        except ClassesError as error:
+            strange = [name for name in named if name not in classes]
             raise FlaxnetsError(
-                f'{self.name} has images of {some(strange)}, which is none of the {len(places)} classes of '
+                f'{self.name} has images of {some(strange)}, which is none of the {len(classes)} classes of '
                 f'training ({some(list(classes))})'
-            )
-        numbers = np.array([places.get(name, -1) for name in self.classes])
-        return View(self.name, self, np.arange(len(self)), numbers[self.labels], classes)
+            ) from error
+        numbers = np.full(self.num_classes, -1)
+        numbers[there] = found
+        exact = all(classes[place] == name for place, name in zip(found, named, strict=True))
+        notes = () if exact else (f'the classes of {self.name} are matched with those of training {rule}',)
+        return View(self.name, self, np.arange(len(self)), numbers[self.labels], classes, notes)
 
     def empty_classes(self) -> tuple[str, ...]:
         counts = np.bincount(self.labels, minlength=self.num_classes)
@@ -144,6 +152,7 @@ class View(Labelled):
       places: which images of it, [N].
       labels: [N], numbers of `classes`.
       classes: their names.
+      notes: what is to be known of it beside the source's own.
     """
 
     def __init__(
@@ -153,8 +162,9 @@ class View(Labelled):
         places: npt.NDArray[np.integer[Any]],
         labels: npt.NDArray[np.integer[Any]],
         classes: Sequence[str],
+        notes: Sequence[str] = (),
     ) -> None:
-        super().__init__(name, classes, labels, source.notes)
+        super().__init__(name, classes, labels, (*source.notes, *notes))
         self._source, self._places = source, places
 
     def __getitem__(self, index: int, /) -> Record:
