@@ -34,7 +34,8 @@ seconds = time.perf_counter() - start
 print(json.dumps([seconds, (peak() - before) * 1024]))
 """
 CONVERT = """
-from convert.conversion import open_checkpoint, write
+from convert.conversion import open_checkpoint
+from convert.writing import write
 """
 PLAIN_COPY = """
 shutil.copyfile(source, target)

@@ -1,4 +1,5 @@
 """Weights in and out: PyTorch checkpoints to directories that `flaxnets.load` opens, and back.
 
-`python -m convert --help` is the command; `convert.conversion` holds the same as functions.
+`python -m convert --help` is the command. The same as functions: `convert.conversion` opens weights of any
+kind, `convert.arithmetic` works on them, `convert.writing` writes them.
 """

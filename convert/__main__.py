@@ -15,13 +15,14 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
 from flaxnets.zoo.classes import read_classes
 
-from . import conversion
-from .arithmetic import DTYPES
+from .arithmetic import DTYPES, as_dtype, averaged, folded, with_classes, with_images
+from .checkpoint import Checkpoint
 from .comparison import Comparison, compare
-from .conversion import FORMATS, Checkpoint, open_checkpoint
+from .conversion import kept, named, open_checkpoint
 from .names.layouts import LAYOUTS
 from .names.tree import COUNTER
-from .verification import Verification
+from .verification import Verification, verify
+from .writing import FORMATS, Target
 
 PROG = 'python -m convert'
 DESCRIPTION = """Converts weights: PyTorch checkpoints (.pth, .safetensors, Hugging Face folders) of any
@@ -120,47 +121,33 @@ def _parser(prog: str) -> argparse.ArgumentParser:
 def _convert(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     out = options.out or _own_place(options)
-    conversion.check_out(out, options.format, options.force)
-    is_file = conversion.file_kind(out, options.format) is not None
-    if options.layout and not is_file:
-        raise FlaxnetsError(
-            f'--layout is for files, and {out} names a directory: end it in .pth, or --format'
-        )
+    target = Target.of(out, options.layout, options.format, options.approximate, options.force)
     for source in options.average or [options.source]:
         if Path(source).exists() and Path(out).resolve() in Path(source).resolve().parents:
             raise FlaxnetsError(f'{source} is inside {out}, which would be overwritten; choose another --out')
     if options.average:
         sources = [_open(source, options) for source in options.average]
-        checkpoint = conversion.averaged(sources)
+        checkpoint = averaged(sources)
     else:
         checkpoint = _open(options.source, options)
     if options.classes:
-        checkpoint = conversion.with_classes(checkpoint, read_classes(options.classes))
+        checkpoint = with_classes(checkpoint, read_classes(options.classes))
     if options.images:
-        checkpoint = conversion.with_images(checkpoint, options.images)
+        checkpoint = with_images(checkpoint, options.images)
     if options.dtype:
-        checkpoint = conversion.as_dtype(checkpoint, options.dtype)
+        checkpoint = as_dtype(checkpoint, options.dtype)
     original = checkpoint  # another dtype has rounded its numbers, and that is no fault of the conversion
     if options.fold_bn:
-        checkpoint = conversion.folded(checkpoint)
+        checkpoint = folded(checkpoint)
     _describe(checkpoint)
-    layout = options.layout or 'timm'
-    if is_file and (difference := conversion.check_layout(checkpoint, layout, options.approximate)):
+    if difference := target.difference(checkpoint):
         print(f'  {difference}')
     verification = None
     if options.verify:
-        verification = conversion.verified(checkpoint, original.state, options.image)
+        verification = verify(original.state, checkpoint.variables, checkpoint.config, options.image)
         _print_verification(verification)
-    conversion.write(
-        checkpoint,
-        out,
-        layout=layout,
-        file_format=options.format,
-        verification=verification,
-        approximate=options.approximate,
-        overwrite=options.force,
-    )
-    opener = '' if is_file else f'; open it with flaxnets.load({str(out)!r})'
+    target.write(checkpoint, verification)
+    opener = '' if target.kind else f'; open it with flaxnets.load({str(out)!r})'
     print(f'wrote {out} in {time.perf_counter() - start:.1f} s{opener}')
     return DIFFERENT if verification and verification.first_outside else 0
 
@@ -169,21 +156,21 @@ def _own_place(options: argparse.Namespace) -> Path:
     """Where published weights are kept, as they are, that are converted without --out."""
     if given := _given(options, ('model', 'no_ema', 'key', 'prefix', 'approximate', *_WORK)):
         raise FlaxnetsError(f'--out is missing: say what to write with {given}')
-    row = conversion.named(options.source) if options.source and not Path(options.source).exists() else None
+    row = named(options.source) if options.source and not Path(options.source).exists() else None
     if row is None:
         raise FlaxnetsError('--out is missing: say what to write')
-    return conversion.kept(row)
+    return kept(row)
 
 
 def _as_typed(message: str) -> str:
     """A message of the library, its arguments as options of the command line."""
     for argument, option in _AS_TYPED.items():
         message = message.replace(argument, option)
-    return re.sub(r"\b(key|prefix|model)=('[^']*'|\"[^\"]*\")", _option, message)
+    return re.sub(r"\b(key|prefix|model|layout|file_format)=('[^']*'|\"[^\"]*\")", _option, message)
 
 
 def _option(match: re.Match[str]) -> str:
-    return f'--{match[1]} {shlex.quote(match[2][1:-1])}'
+    return f'--{match[1].removeprefix("file_")} {shlex.quote(match[2][1:-1])}'
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> str:

@@ -1,17 +1,20 @@
 """What people do to checkpoints: average them, take the head off, change their dtype, fold BatchNorm.
 
-All work on canonical states: PyTorch's names and layouts, NumPy arrays.
+Each is a function on canonical states (PyTorch's names and layouts, NumPy arrays), and one on checkpoints.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.nets.layers import BN_EPSILON
+from flaxnets.store import weights
 
+from .checkpoint import Checkpoint
 from .names.tree import COUNTER, State, is_floating
 
 DTYPES = ('float32', 'float16', 'bfloat16')
@@ -129,3 +132,84 @@ def convolution_of(norm: str, state: Mapping[str, object]) -> str:
         return prefix + {'bn0': 'conv', 'bn1': 'fc1'}[last]
     conv = prefix + last.replace('bn', 'conv')
     return conv if f'{conv}.weight' in state else f'{conv}.6'  # the stem's norm follows a deep stem's end
+
+
+# The same on checkpoints.
+
+
+def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
+    """The mean of several checkpoints of one net (`convert.average`)."""
+    files = [checkpoint.source.file or '?' for checkpoint in checkpoints]
+    nets = {checkpoint.config.name for checkpoint in checkpoints}
+    if len(nets) > 1:
+        raise CheckpointError(f'cannot average different nets: {", ".join(sorted(nets))}')
+    configs = [checkpoint.config for checkpoint in checkpoints]
+    named = {config.classes for config in configs} - {None}
+    orders = {config.class_order for config in configs} - {None}
+    if len(named) > 1 or (len(orders) > 1 and not named):
+        raise CheckpointError('cannot average nets of different classes, or of the same in different orders')
+    state = average([checkpoint.state for checkpoint in checkpoints], files)
+    first = checkpoints[0]
+    images = [str(config.preprocess) for config in configs]
+    notes = [
+        f'images: {file} expects {said}'
+        for file, said in zip(files, images, strict=True)
+        if said != images[0]
+    ]
+    if notes:
+        notes.insert(0, f'images: {images[0]} (as of {files[0]})')
+    source = weights.Source(
+        layout=first.source.layout,
+        notes=(f'the mean of {", ".join(files)}', *notes),
+        num_batches_tracked=first.source.num_batches_tracked,
+    )
+    classes = next(iter(named), None)
+    order = None if classes else next(iter(orders), None)
+    config = replace(first.config, weights=None, classes=classes, class_order=order)
+    return Checkpoint(config, state, source, 'the average')
+
+
+def without_head(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint without its classifier."""
+    config = replace(checkpoint.config, num_classes=0, classes=None, class_order=None)
+    state = drop_head(checkpoint.state)
+    return replace(checkpoint, config=config, state=state, source=checkpoint.noted('dropped the head'))
+
+
+def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
+    """The checkpoint with names for its outputs, in their order, in place of what it calls them.
+
+    Raises:
+      FlaxnetsError: there are more or fewer names than outputs.
+    """
+    outputs = checkpoint.config.num_classes
+    if len(classes) != outputs:
+        raise FlaxnetsError(f'{checkpoint.where}: {len(classes)} names are given for its {outputs} outputs')
+    config = replace(checkpoint.config, classes=tuple(classes), class_order=None)
+    return replace(checkpoint, config=config, source=checkpoint.noted('named the classes as given'))
+
+
+def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
+    """The checkpoint of a net whose images are prepared otherwise: `Preprocess.changed`."""
+    before = checkpoint.config.preprocess
+    preprocess = before.changed(changes)
+    notes = [note for note in checkpoint.source.notes if not note.startswith('images: ')]
+    notes += [f'images: {note}' for note in before.overruled]
+    source = replace(checkpoint.source, notes=(*notes, f'images: {preprocess} (as asked for)'))
+    return replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess), source=source)
+
+
+def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint's parameters in another dtype."""
+    state = cast(checkpoint.state, dtype)
+    return replace(checkpoint, state=state, source=checkpoint.noted(f'cast to {dtype}'))
+
+
+def folded(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with every BatchNorm folded into its convolution, for inference."""
+    if checkpoint.config.folded:
+        raise FlaxnetsError(f'{checkpoint.where}: BatchNorm is folded already')
+    state = fold_batch_norm(checkpoint.state)
+    source = replace(checkpoint.noted('folded BatchNorm'), num_batches_tracked=None)
+    config = replace(checkpoint.config, folded=True)
+    return replace(checkpoint, config=config, state=state, source=source)

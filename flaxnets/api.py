@@ -97,7 +97,7 @@ def config(source: str | os.PathLike[str], *, model: str | None = None, **asked:
     if is_published_name(source):
         wanted.refuse(source, _PUBLISHED)
         found = zoo.config(os.fspath(source))
-        _check_name(source, model, found)
+        zoo.check_name(source, model, found.name)
         return found
     return _opened(source, wanted)[0]
 
@@ -216,7 +216,7 @@ def _opened(source: str | os.PathLike[str], asked: Asked) -> tuple[Config, Calla
     if path.is_dir() and runs.is_checkpoint(path):
         asked.refuse(source, _RUN, 'ema')
         found = runs.read_config(path)
-        _check_name(path, asked.model, found)
+        zoo.check_name(path, asked.model, found.name)
         return found, lambda: runs.read(path, ema=asked.ema).variables
     conversion = sibling('convert.conversion')  # the middle floor, only when needed
     if is_published_name(source) or not path.exists():
@@ -242,7 +242,7 @@ def _opened_in_store(
     else:
         with runs.fetched(source) as here:
             conf, _ = _opened(here, asked)
-    _check_name(source, asked.model, conf)
+    zoo.check_name(source, asked.model, conf.name)
 
     def read() -> weights.Variables:
         with runs.fetched(source) as here:
@@ -253,10 +253,5 @@ def _opened_in_store(
 
 def _of_directory(path: Path, model: str | None) -> tuple[Config, Callable[[], weights.Variables]]:
     found = weights.read_config(path)
-    _check_name(path, model, found)
+    zoo.check_name(path, model, found.name)
     return found, lambda: weights.read_variables(path)
-
-
-def _check_name(source: object, model: str | None, found: Config) -> None:
-    if model is not None and zoo.resolve(model)[0] != found.name:
-        raise FlaxnetsError(f'{source} holds weights of {found.name}, not of {model}')

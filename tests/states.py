@@ -14,7 +14,7 @@ from timm.models.res2net import Bottle2neck
 from timm.models.resnest import ResNestBottleneck
 from timm.models.resnet import Bottleneck, ResNet
 
-from convert.names.layouts import Canonical
+from convert.names.found import Found
 from flaxnets.nets.arch import Arch
 
 State = dict[str, np.ndarray]
@@ -73,7 +73,7 @@ def small(kind: str) -> Mapping[str, np.ndarray]:
     return numpy_state(small_net(kind))
 
 
-def assert_is(found: Canonical, state: Mapping[str, np.ndarray]) -> None:
+def assert_is(found: Found, state: Mapping[str, np.ndarray]) -> None:
     """The same names, and behind each the very same array: not a byte can have changed."""
     assert set(found.state) == set(state)
     assert all(found.state[name] is tensor for name, tensor in state.items())

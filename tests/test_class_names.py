@@ -18,7 +18,8 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import ResNeXt50_32X4D_Weights
 
 from convert.__main__ import main
-from convert.conversion import averaged, open_checkpoint, with_classes, with_images
+from convert.arithmetic import averaged, with_classes, with_images
+from convert.conversion import open_checkpoint
 from convert.names.class_names import class_names
 from convert.names.hub_folder import read_hub_config
 from convert.names.layouts import to_canonical

@@ -19,7 +19,9 @@ from timm.data import ImageNetInfo
 from timm.data.readers.reader_factory import create_reader
 
 import flaxnets
-from convert.conversion import open_checkpoint, with_classes, write
+from convert.arithmetic import with_classes
+from convert.conversion import open_checkpoint
+from convert.writing import write
 from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
 from flaxnets.zoo import imagenet

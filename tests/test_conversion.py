@@ -17,7 +17,9 @@ from nets import randomise, timm_net
 
 import flaxnets
 from convert.__main__ import main
-from convert.conversion import Checkpoint, open_checkpoint, write
+from convert.checkpoint import Checkpoint
+from convert.conversion import open_checkpoint
+from convert.writing import write
 from flaxnets import zoo
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.store import weights

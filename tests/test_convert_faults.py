@@ -89,7 +89,8 @@ def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path, 
 DYING = """
 import os, signal, sys
 from pathlib import Path
-from convert.conversion import open_checkpoint, write
+from convert.conversion import open_checkpoint
+from convert.writing import write
 
 file, out = map(Path, sys.argv[1:])
 checkpoint = open_checkpoint(file)

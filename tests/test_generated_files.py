@@ -26,7 +26,8 @@ import torch
 from torch import nn
 
 import flaxnets
-from convert.conversion import Checkpoint, open_checkpoint
+from convert.checkpoint import Checkpoint
+from convert.conversion import open_checkpoint
 from convert.names.roles import AmbiguousError
 from convert.names.tree import to_state
 from flaxnets.errors import CheckpointError

@@ -163,7 +163,7 @@ OTHERS = {
     'seresnext26d_32x4d': 'nearest is .*resnext.*layer3 has 2 blocks, not',
     'ecaresnext50t_32x4d': 'nearest is resnext50d_32x4d, but its blocks have also se',
     'skresnext50_32x4d': 'blocks are made of conv1, conv2, conv3 and downsample',
-    'convnext_atto': r'starts with stem.0.weight, .*, \.\.\.$',
+    'convnext_atto': r'starts with stem.0.weight, .* and \d+ more$',
     'dla60_res2net': 'starts with base_layer.0.weight',
 }
 

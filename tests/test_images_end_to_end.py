@@ -21,8 +21,10 @@ from PIL import Image
 
 import flaxnets
 from convert.__main__ import main
-from convert.conversion import as_dtype, averaged, open_checkpoint, with_images, without_head, write
+from convert.arithmetic import as_dtype, averaged, with_images, without_head
+from convert.conversion import open_checkpoint
 from convert.names.tree import to_state
+from convert.writing import write
 from flaxnets import zoo
 from flaxnets.__main__ import main as flaxnets_command
 from flaxnets.errors import FlaxnetsError

@@ -17,7 +17,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from runs import digests
 
 import flaxnets
-from convert.conversion import open_checkpoint, write
+from convert.conversion import open_checkpoint
+from convert.writing import write
 from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.store import runs as checkpoints_of
 from flaxnets.store.arrays import read_manifest

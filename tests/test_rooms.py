@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     'flaxnets': (
         ('errors', 'version', 'checks'),
-        ('siblings',),
+        ('siblings', 'words'),
         ('nets', 'images'),
         ('zoo',),
         ('store',),
@@ -22,10 +22,12 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ('__init__', '__main__'),
     ),
     'convert': (
-        ('__init__', 'words'),
+        ('__init__',),
         ('formats',),
         ('names',),
+        ('checkpoint',),
         ('download', 'arithmetic', 'comparison', 'verification'),
+        ('writing',),
         ('conversion',),
         ('__main__',),
     ),

@@ -231,9 +231,9 @@ def test_counters_of_every_kind(tmp_path: Path) -> None:
     def opened(change: Any) -> Any:
         saved = {n: change(t) if n.endswith('tracked') else t for n, t in state.items()}
         torch.save(saved, tmp_path / 'a.pth')
-        from convert.conversion import _counters
+        from convert.names.counters import take_counters
 
-        return _counters(read_pth(tmp_path / 'a.pth'))
+        return take_counters(read_pth(tmp_path / 'a.pth'))
 
     names = [n for n in state if n.endswith('tracked')]
     for change in (torch.Tensor.half, torch.Tensor.double, torch.Tensor.float, torch.Tensor.int):

@@ -19,7 +19,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 
 from convert.formats.pth import read_pth
-from convert.names.layouts import Canonical, to_canonical
+from convert.names.found import Found
+from convert.names.layouts import to_canonical
 from flaxnets.errors import CheckpointError
 
 
@@ -47,7 +48,7 @@ def net(kind: str = 'resnext', **attributes: Any) -> Any:
     return made
 
 
-def opened(saved: nn.Module, path: Path, **options: Any) -> Canonical:
+def opened(saved: nn.Module, path: Path, **options: Any) -> Found:
     torch.save(saved, path / 'a.pth')
     return to_canonical(read_pth(path / 'a.pth'), **options)
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from flaxnets.errors import CheckpointError, shown
 from flaxnets.store.files import lookalike, map_file
+from flaxnets.words import some
 
 from .modules import MOST, is_module, module_state
 from .pickles import Machine, Placeholder
@@ -108,10 +109,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         if not isinstance(key, str) or not isinstance(value, np.ndarray)
     ]
     if wrong:
-        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise CheckpointError(
             f'{where}: not a state dict (name -> tensor), which may be bare or under the key '
-            f"'state_dict': it holds {', '.join(wrong[:8])}{more}"
+            f"'state_dict': it holds {some(wrong)}"
         )
     return saved
 

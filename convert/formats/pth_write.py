@@ -20,6 +20,7 @@ import numpy as np
 from flaxnets.errors import FlaxnetsError, shown
 from flaxnets.store.digest import Description, prepared
 from flaxnets.store.files import written_whole
+from flaxnets.words import some
 
 from .torch_names import STORAGE_DTYPES
 
@@ -61,10 +62,9 @@ def _check(target: Path, tensors: Mapping[str, np.ndarray]) -> None:
         or tensor.dtype.name not in _STORAGE_NAMES
     ]
     if wrong:
-        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise FlaxnetsError(
             f'{target}: cannot be written, since a PyTorch checkpoint needs named arrays of '
-            f'{", ".join(_STORAGE_NAMES)}, not {", ".join(wrong[:8])}{more}'
+            f'{", ".join(_STORAGE_NAMES)}, not {some(wrong)}'
         )
 
 

@@ -54,10 +54,14 @@ class Place:
         names = ((bare(name), value) for name, value in state.items() if isinstance(name, str))
         return {name[len(self.prefix) :]: value for name, value in names if self.is_body(name)}
 
+    def beside(self, clean: Mapping[str, str]) -> dict[str, str]:
+        """Of names and what they are without wrappers, those that are not of the net itself."""
+        return {name: new for name, new in clean.items() if not self.is_body(new)}
+
 
 def places(names: Iterable[str]) -> list[Place]:
     """The nets among the names of a state dict, in order."""
-    clean = {bare(name): name for name in names}
+    clean = {new: name for name, new in bare_names(names).items()}
     found: dict[tuple[str, str], Place] = {}
     for name, original in clean.items():
         for form, (anchor, more, _) in _ANCHORS.items():
@@ -69,6 +73,11 @@ def places(names: Iterable[str]) -> list[Place]:
                 written = original[: original.rfind('4' if form == 'children' else anchor[:4])]
                 found.setdefault((form, prefix), Place(form, prefix, written))
     return list(found.values())
+
+
+def bare_names(names: Iterable[Any]) -> dict[str, str]:
+    """Those of the names that are text, and what they are without what wrappers put into them."""
+    return {name: bare(name) for name in names if isinstance(name, str)}
 
 
 def bare(name: str) -> str:

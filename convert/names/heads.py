@@ -24,10 +24,9 @@ import numpy as np
 
 from flaxnets.errors import CheckpointError
 from flaxnets.nets.layers import BN_EPSILON
+from flaxnets.words import count, plain, some
 
-from ..words import count, plain, some
-
-Tensors = Mapping[str, np.ndarray]
+from .found import Found, Tensors
 
 # First parts of the names of classifiers. Other heads (detectors', decoders') are left out.
 _ROOTS = frozenset(
@@ -176,32 +175,21 @@ class Head:
     notes: list[str] = field(default_factory=list)
 
 
-def find_head(
-    names: Mapping[str, str],
-    tensors: Tensors,
-    features: int | None,
-    *,
-    prefix: str = '',
-    bare: Mapping[str, str] | None = None,
-    kinds: Mapping[str, str] | None = None,
-    drop: bool = False,
-    projection: bool = False,
-) -> Head:
+def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop: bool) -> Head:
     """The classifier among tensors that are not of the net's body.
 
     Args:
-      names: name in the file -> name without wrappers.
-      tensors: all of the file's.
+      found: the tensors of a file, and where among them the net is.
+      clean: name in the file -> name without wrappers.
       features: how many the net gives; None if that is unknown.
-      prefix: what stands before the net's own names.
-      bare: of a pickled model, layers without tensors by name, and their classes.
-      kinds: of a pickled model, all layers by name, and their classes.
       drop: leave out a classifier that is no single linear layer.
-      projection: leave it out whatever it is: it is of self-supervised training.
 
     Raises:
       CheckpointError: there is a classifier, and it is no single linear layer; or there are several.
     """
+    assert found.place is not None
+    prefix, tensors = found.place.prefix, found.state
+    names = found.place.beside(clean)
     chains = _chains(names, tensors, prefix)
     widths: dict[str, list[int]] = {}
     if features is not None:
@@ -210,34 +198,33 @@ def find_head(
     if own is not None and own.ndim:
         for root in widths:  # a layer that takes the classifier's outputs
             widths[root] += [len(own)] if root != f'{prefix}fc' else []
-    found = {root: chain for root, chain in chains.items() if _is_classifier(chain, widths.get(root))}
-    if not found:
+    heads = {root: chain for root, chain in chains.items() if _is_classifier(chain, widths.get(root))}
+    if not heads:
         return Head()
-    norms = {layer.path for chain in found.values() for layer in chain if layer.kind == 'norm'}
+    norms = {layer.path for chain in heads.values() for layer in chain if layer.kind == 'norm'}
     used = [
         name
         for name, clean in names.items()
-        if root_of(clean, prefix) in found
+        if root_of(clean, prefix) in heads
         and (not clean.endswith(_COUNTER) or clean.removesuffix(_COUNTER) in norms)
     ]
-    problem = None
-    if projection:
-        return Head(used, {}, [f'left out {some(list(found))}, which self-supervised training projects with'])
-    chain = [layer for layers in found.values() for layer in layers]
+    if found.projection:
+        return Head(used, {}, [f'left out {some(list(heads))}, which self-supervised training projects with'])
+    chain = [layer for layers in heads.values() for layer in layers]
     if _is_own(chain, prefix) and chain[0].kind == 'other' and not drop:
         return Head()  # what does not fit is said of it as of every other layer of the net
-    if len(found) > 1 and not _follow(found, prefix):
-        problem = f'it has several classifiers: {some(list(found))}'
+    if len(heads) > 1 and not _follow(heads, prefix):
+        problem: str | None = f'it has several classifiers: {some(list(heads))}'
     else:
-        problem = _problem(chain, features, bare or {}, kinds or {})
+        problem = _problem(chain, features, found.bare, found.kinds)
     if problem and drop:
         return Head(used, {}, [f'dropped the head: {problem}'])
     if problem:
         raise CheckpointError(f'{problem}. drop_head=True takes the net without it')
     reduced, notes = _reduced(chain, f'{prefix}fc')
-    if len(found) > 1 and not kinds:
+    if len(heads) > 1 and not found.kinds:
         notes.append(
-            f'took {" and ".join(found)} for an nn.Sequential, as they are numbered: nothing between'
+            f'took {" and ".join(heads)} for an nn.Sequential, as they are numbered: nothing between'
         )
     return Head(used, reduced, notes)
 

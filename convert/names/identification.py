@@ -7,18 +7,18 @@ attention leaves no trace in its tensors. That one is settled by a name, or aske
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from flaxnets import zoo
-from flaxnets.errors import CheckpointError, FlaxnetsError, shown
+from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import EXPANSION
+from flaxnets.words import plain, some
 
 State = Mapping[str, np.ndarray]
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits
@@ -43,7 +43,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
       state: timm's names (`convert.names.layouts.to_canonical`).
       hint: what may name the net where shapes cannot tell two apart: a file's name, or what a training
         file calls its net. It decides between such candidates and nothing else.
-      layout: whose names they were (`Canonical.layout`). OpenMMLab's ResNeSts all pool after their split
+      layout: whose names they were (`Found.layout`). OpenMMLab's ResNeSts all pool after their split
         attention, so that the names tell what the shapes do not.
 
     Raises:
@@ -73,7 +73,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
             'their tensors look alike, but they compute different things' if alike else 'tensors are missing'
         )
         raise FlaxnetsError(
-            f'it may be {_some(found, "or")}: {why}. Say which one it is, as with model={found[0]!r}'
+            f'it may be {some(found, 6, " or ")}: {why}. Say which one it is, as with model={found[0]!r}'
         )
     return meant
 
@@ -93,7 +93,7 @@ def contradiction(state: State, name: str) -> str | None:
     if not differences:
         return None
     found = _candidates(traits)
-    looks = f'it looks like {_some(found, "or")}' if found else _unknown(state, traits)
+    looks = f'it looks like {some(found, 6, " or ")}' if found else _unknown(state, traits)
     return f'{"; ".join(differences)}; {looks}'
 
 
@@ -135,7 +135,7 @@ def _traits(state: State) -> Traits:
     layers = {name.partition('.')[0] for name in inner} - _KINDS[kind][2] - ({'se'} if gated else set())
     traits: Traits = {
         'block': kind,
-        'extra': _some(sorted(layers)) if layers else '',
+        'extra': some(map(plain, sorted(layers)), 6, ' and ') if layers else '',
         'layers': tuple(len(blocks[stage]) for stage in _STAGES),
         'se': gated,
     }
@@ -247,18 +247,12 @@ def _unknown(state: State, traits: Traits) -> str:
         return f'it is none of these nets: the nearest is {nearest}, but {differences}'
     inner = {name.partition('.')[0]: None for name in _blocks(state)[1]}
     if inner:
-        return f'it is none of these nets: its blocks are made of {_some(sorted(inner))}'
-    held = f'starts with {_some(state)}' if state else 'is empty'
+        return (
+            f'it is none of these nets: its blocks are made of {some(map(plain, sorted(inner)), 6, " and ")}'
+        )
+    held = f'starts with {some(map(plain, state), 6, " and ")}' if state else 'is empty'
     return f'it is none of these nets, which have blocks called layer1.0 and so on; it {held}'
 
 
 def _distance(traits: Traits, arch: Arch) -> int:
     return len(_differences(traits, arch)) + 100 * (traits['block'] != arch.block)
-
-
-def _some(names: Iterable[str], conjunction: str = 'and') -> str:
-    """'a', 'a and b', 'a, b and c', 'a, b, c, ...': the first names, fit for a message."""
-    words = [name if name.isprintable() and len(name) < 80 else shown(name) for name in islice(names, 7)]
-    if len(words) > 6:
-        return ', '.join(words[:6]) + ', ...'
-    return f' {conjunction} '.join([part for part in (', '.join(words[:-1]), words[-1]) if part])

@@ -25,9 +25,9 @@ import numpy as np
 
 from flaxnets.errors import shown
 from flaxnets.images.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess
+from flaxnets.words import plain, some
 
 from ..formats.modules import ModuleState
-from ..words import plain, some
 from .anchors import bare
 
 MAX_TEXT = 200_000  # characters of a configuration; the longest known have some ten thousand

@@ -2,7 +2,7 @@
 
 Modules around a net leave a prefix before its names, and publishers call the same layers differently: the
 former is stripped, the latter are translated. No tensor is touched, and all that was chosen, renamed or
-left out is said in `Canonical.notes`.
+left out is said in `Found.notes`.
 
 References: timm's `clean_state_dict`; the stems and `ResLayer`s of mmpretrain and mmdetection; Cadene's
 `senet.py` (timm's `legacy_se*`).
@@ -13,18 +13,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
 from flaxnets.errors import CheckpointError, FlaxnetsError, shown
 from flaxnets.nets.arch import Arch
+from flaxnets.words import count, plain, some
 
-from ..words import count, plain, some
-from .anchors import ANCHOR, WRAPPERS, Place, bare
+from .anchors import ANCHOR, WRAPPERS, Place, bare_names
+from .found import Found, Tensors
 from .heads import Head, find_head
-from .image_settings import ImageSettings
-from .wrappers import Tensors, unwrap
+from .wrappers import unwrap
 
 Names = dict[str, str]  # a tensor's name in the file -> its name so far
 
@@ -87,31 +87,6 @@ _DETECTRON2_RESNEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Canonical:
-    """The tensors of one net under timm's names.
-
-    Attributes:
-      state: name -> tensor, in the file's order; the arrays are the file's own.
-      layout: whose names they were: 'canonical' (timm, torchvision, the Gluon port, the Res2Net and
-        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection', 'cadene', 'detectron2', or how they were
-        listed.
-      notes: what was taken, stripped, renamed and left out, in words.
-      classes: the classifier's classes in order, where the file names them.
-      class_order: as `flaxnets.Config.class_order`.
-      named: what a training file calls its net (`arch`), unchecked.
-      images: how a training file says that its images were prepared.
-    """
-
-    state: dict[str, np.ndarray]
-    layout: str
-    notes: tuple[str, ...] = ()
-    classes: tuple[str, ...] | None = None
-    class_order: str | None = None
-    named: str | None = None
-    images: ImageSettings = field(default_factory=ImageSettings)
-
-
 def to_canonical(
     loaded: object,
     *,
@@ -120,7 +95,7 @@ def to_canonical(
     key: str | None = None,
     prefix: str | None = None,
     drop_head: bool = False,
-) -> Canonical:
+) -> Found:
     """The tensors of a checkpoint under timm's names, whoever wrote it.
 
     Args:
@@ -137,30 +112,20 @@ def to_canonical(
       CheckpointError: there is no state dict or no telling which; something of the net is no tensor; two
         names turn into one; the net computes what none of those here does, or has another classifier.
     """
-    saved = unwrap(loaded, ema, key, prefix)
-    tensors, notes = dict(saved.tensors), [*saved.notes]
-    place = saved.place or Place('layers', '', '')
+    found = unwrap(loaded, ema, key, prefix)
+    tensors, notes = found.state, [*found.notes]
+    place = found.place or Place('layers', '', '')
     clean = _strip_wrappers(tensors, place, notes)
     names, beside = _split(clean, place)
-    head = Head()
-    if saved.place:
-        head = find_head(
-            {name: new for name, new in clean.items() if not place.is_body(new)},
-            tensors,
-            _features(names, tensors, place.form),
-            prefix=place.prefix,
-            bare=saved.bare,
-            kinds=saved.kinds,
-            drop=drop_head,
-            projection=saved.projection,
-        )
+    features = _features(names, tensors, place.form)
+    head = find_head(found, clean, features, drop_head) if found.place else Head()
     names, beside = ({n: new for n, new in part.items() if n not in head.names} for part in (names, beside))
     layout, translation = _publisher(names, head.names, beside, place)
-    ignored = drop_head or saved.projection
+    ignored = drop_head or found.projection
     differences = [
-        *saved.differences,
-        *(() if ignored else saved.around),
-        *_differences(layout, names, saved.author),
+        *found.differences,
+        *(() if ignored else found.around),
+        *_differences(layout, names, found.author),
     ]
     if differences and not approximate:
         raise CheckpointError('; '.join(differences))
@@ -177,14 +142,20 @@ def to_canonical(
     notes += head.notes
     if beside:
         notes.append(f'left out {count(len(beside), "tensor")} beside the net: {_groups(beside.values())}')
-    state = {new: tensors[name] for name, new in names.items()}
-    state |= head.tensors
+    state = {new: tensors[name] for name, new in names.items()} | head.tensors
     if ANCHOR in state and 'fc.weight' not in state:
         notes.append('it has no classifier (fc.weight)')
     weight = state.get('fc.weight')
-    classes, more = saved.classes.of(len(weight)) if weight is not None and weight.ndim else (None, ())
-    order = None if classes else saved.classes.order
-    return Canonical(state, layout, (*notes, *more), classes, order, saved.named, saved.images)
+    classes, more = found.said.of(len(weight)) if weight is not None and weight.ndim else (None, ())
+    return replace(
+        found,
+        state=state,
+        layout=layout,
+        notes=(*notes, *more),
+        headless=bool(head.names and not head.tensors),
+        classes=classes,
+        class_order=None if classes else found.said.order,
+    )
 
 
 def from_canonical(state: Tensors, layout: str, arch: Arch) -> dict[str, np.ndarray]:
@@ -242,7 +213,7 @@ def caveat(layout: str, arch: Arch) -> str | None:
 
 def _strip_wrappers(tensors: Tensors, place: Place, notes: list[str]) -> Names:
     """Takes off what DataParallel and torch.compile put before names, and the latter also within."""
-    names = {name: bare(name) for name in tensors}
+    names = bare_names(tensors)
     stripped = Counter(''.join(WRAPPERS.findall(name)) for name in tensors)
     notes += [f'stripped {shown(text)} from {count(n, "name")}' for text, n in stripped.items() if text]
     _check_distinct(names)

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flaxnets.errors import shown
+from flaxnets.words import plain
 
 from ..formats.pth import Inert
-from ..words import plain
 
 # Known to training alone, or seen in the tensors' names and shapes.
 _HARMLESS = frozenset(

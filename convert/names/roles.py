@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -19,9 +19,9 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from flaxnets.errors import CheckpointError
+from flaxnets.words import count, plain, some
 
-from ..words import count, plain, some
-from .anchors import Place, bare
+from .anchors import Place, bare_names
 
 # Keys of averaged and of trained weights, where a file has several of either: the first counts.
 _AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict')
@@ -141,11 +141,10 @@ class Net:
         """
         out = {}
         outer = list(enumerate(reversed(_heads(self.place.prefix))))
-        for written, value in self.state.items():
-            name = bare(written) if isinstance(written, str) else None
-            if name is not None and name.startswith(self.scope) and not self.place.is_body(name):
+        for written, name in self.place.beside(bare_names(self.state)).items():
+            if name.startswith(self.scope):
                 off, prefix = next((n, prefix) for n, prefix in outer if name.startswith(prefix))
-                out[off, name[len(prefix) :]] = value
+                out[off, name[len(prefix) :]] = self.state[written]
         return out
 
 
@@ -191,9 +190,14 @@ def scopes(places: Sequence[Place]) -> list[str]:
     return ['' if alone else [*own, place.prefix][0] for own, place in zip(unshared, places, strict=True)]
 
 
-def is_anothers(name: str, net: Net, all_scopes: Collection[str]) -> bool:
-    """Whether the longest of the scopes that a name is in is another than the net's."""
-    return next((head for head in reversed(_heads(name)) if head in all_scopes), net.scope) != net.scope
+def of_other_nets(net: Net, nets: Iterable[Net]) -> set[str]:
+    """The names in a net's state dict that are of another net: the longest scope that they are in is its."""
+    within = {other.scope for other in nets if other.state is net.state}
+    return {
+        name
+        for name, clean in bare_names(net.state).items()
+        if next((head for head in reversed(_heads(clean)) if head in within), net.scope) != net.scope
+    }
 
 
 def _heads(name: str) -> list[str]:

@@ -17,9 +17,9 @@ from typing import Any
 
 from flaxnets.errors import shown
 from flaxnets.nets.layers import BN_EPSILON
+from flaxnets.words import plain
 
 from ..formats.modules import Layer, ModuleState
-from ..words import plain
 from .anchors import Place, bare
 from .heads import root_of
 

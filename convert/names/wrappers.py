@@ -12,34 +12,32 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from flaxnets.errors import CheckpointError
+from flaxnets.words import count, plain, some
 
 from ..formats.modules import ModuleState
 from ..formats.pth import Inert
-from ..words import count, plain, some
-from .anchors import Place, bare, places
-from .class_names import Said, class_names
-from .image_settings import ImageSettings, image_settings
+from .anchors import Place, bare, bare_names, places
+from .class_names import class_names
+from .found import Found, Tensors
+from .image_settings import image_settings
 from .options import other_options
 from .roles import (
     AVERAGED_WORDS,
     Net,
     choose,
     holds_tensors,
-    is_anothers,
     label,
+    of_other_nets,
     scopes,
     split_by_role,
     words_of,
 )
 from .whole_models import differences as layer_differences
-
-Tensors = Mapping[str, np.ndarray]
 
 # What of a net holds tensors, by the last part of its name.
 _LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
@@ -58,40 +56,7 @@ _OTHER_GEOMETRY = {
 _BRACKETS = str.maketrans({'[': '(', ']': ')', '{': '(', '}': ')', ':': '=', "'": '', '"': ''})
 
 
-@dataclass(frozen=True)
-class Unwrapped:
-    """The state dict of a checkpoint, and what the file says about it.
-
-    Attributes:
-      tensors: name -> tensor, nothing renamed.
-      notes: what was taken and what was left out, in words.
-      classes: what the file says of its classes, unchecked.
-      named: what the file calls its net, unchecked; None if nothing.
-      differences: what makes its net compute something else than those here, by its own configuration.
-      around: the same of what stands around its classifier in a pickled model.
-      images: how its training prepared them for evaluation.
-      place: where in `tensors` the net is; None if it is none that is known.
-      bare: of a pickled model, its layers without tensors by name, and their classes.
-      kinds: of a pickled model, all its layers by name, and their classes.
-      projection: True if the net is one of the two of self-supervised training, whose heads project.
-      author: whose weights detectron2's tools say that they have renamed.
-    """
-
-    tensors: Tensors
-    notes: tuple[str, ...] = ()
-    classes: Said = field(default_factory=Said)
-    named: str | None = None
-    differences: tuple[str, ...] = ()
-    around: tuple[str, ...] = ()
-    images: ImageSettings = field(default_factory=ImageSettings)
-    place: Place | None = None
-    bare: Mapping[str, str] = field(default_factory=dict)
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    projection: bool = False
-    author: object = None
-
-
-def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None = None) -> Unwrapped:
+def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None = None) -> Found:
     """Finds the state dict in what `convert.formats.pth.read_pth` gives, bare or anywhere in other things.
 
     Args:
@@ -108,7 +73,7 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
     if not walk.nets and not walk.aside:
         if key is not None or prefix is not None:
             raise CheckpointError('holds none of these nets, whatever the key and prefix')
-        return Unwrapped(*_without_net(loaded, walk))
+        return Found(*_without_net(loaded, walk))
     if ema and key is None and walk.shadows and not any(net.role == 'averaged' for net in walk.nets):
         raise CheckpointError(
             f'{walk.shadows[0]} has averaged weights as a list without names, which only the code that '
@@ -127,10 +92,10 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
     own = _own_words(net).get('pretrained_cfg')  # of a pickled model of timm's
     names = (arch, _mapping(args).get('model'), _mapping(own).get('architecture'))
     module = net.state if isinstance(net.state, ModuleState) else None
-    return Unwrapped(
+    return Found(
         tensors,
         notes=tuple(notes),
-        classes=class_names({**net.around, **_own_words(net)}),
+        said=class_names({**net.around, **_own_words(net)}),
         named=next((name for name in names if isinstance(name, str)), None),
         differences=(*_differences(_mapping(meta)), *other_options(net.around), *in_body),
         around=in_head,
@@ -208,9 +173,9 @@ def _checked(net: Net, walk: _Walk, notes: list[str]) -> dict[str, np.ndarray]:
       CheckpointError: something of the net itself is no tensor.
     """
     tensors, left_out, wrong = {}, [], []
-    within = {other.scope for other in (*walk.nets, *walk.aside) if other.state is net.state}
+    anothers = of_other_nets(net, [*walk.nets, *walk.aside])
     for key, value in net.state.items():
-        if isinstance(key, str) and is_anothers(bare(key), net, within):
+        if key in anothers:
             continue
         if isinstance(key, str) and isinstance(value, np.ndarray):
             tensors[key] = value
@@ -330,12 +295,12 @@ def _of_lit_ema(tensors: Tensors, place: Place) -> tuple[dict[str, str], set[str
     None where it did not average this net.
     """
     flat = {match[1]: name for name in tensors if (match := re.fullmatch(r'(?:.+\.)?\w*ema\.([^.]+)', name))}
-    parts = place.prefix.split('.')
+    parts, clean = place.prefix.split('.'), bare_names(tensors)
     for outer in (''.join(f'{part}.' for part in parts[:n]) for n in range(len(parts) if flat else 0)):
-        inner = {name: bare(name)[len(outer) :] for name in tensors if bare(name).startswith(outer)}
+        inner = {name: new[len(outer) :] for name, new in clean.items() if new.startswith(outer)}
         twins = {name: flat[n.replace('.', '')] for name, n in inner.items() if n.replace('.', '') in flat}
         twins = {name: twin for name, twin in twins.items() if name != twin}
-        if any(place.is_body(bare(name)) for name in twins):
+        if any(place.is_body(clean[name]) for name in twins):
             return twins, {*flat.values()}
     return {}, set()
 

@@ -29,6 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ..errors import CheckpointError
+from ..words import some
 from .digest import describe_all
 from .remote import StoreError, StorePath, place
 
@@ -221,8 +222,7 @@ def read_arrays(
             raise DamagedError(f'{path}: cannot be read: {error}') from error
     wrong = [name for name, found in describe_all(arrays).items() if found != entries[name]]
     if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise DamagedError(f'{path}: not the arrays that were written: {", ".join(wrong[:3])}{more}')
+        raise DamagedError(f'{path}: not the arrays that were written: {some(wrong, 3)}')
     return arrays
 
 

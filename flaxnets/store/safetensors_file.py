@@ -21,6 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from ..errors import CheckpointError, shown
+from ..words import some
 from .digest import Description, prepared
 from .files import lookalike, map_file, written_whole
 
@@ -254,10 +255,9 @@ def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str,
         f'metadata {shown(key)}' for key in metadata if not _is_text(key) or not _is_text(metadata[key])
     ]
     if wrong:
-        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise CheckpointError(
             f'{where}: cannot be written, since a safetensors file needs named arrays of '
-            f'{", ".join(_CODES)}, and metadata of texts, not {", ".join(wrong[:8])}{more}'
+            f'{", ".join(_CODES)}, and metadata of texts, not {some(wrong)}'
         )
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from ..errors import CheckpointError, FlaxnetsError
 from ..nets.resnet import ResNet, abstract_variables, initial_head
 from ..version import VERSION
+from ..words import some
 from ..zoo.records import Config, config_from_json, to_json
 from .digest import Description, describe_all
 from .files import remove, remove_left, sync_directory, work_path
@@ -231,9 +232,8 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
     found = describe_all(arrays)
     wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
     if wrong:
-        more = f' and {len(wrong) - 8} more' if len(wrong) > 8 else ''
         raise CheckpointError(
-            f'{file}: damaged, or not the file that {path.name} describes: {", ".join(wrong[:8])}{more}; '
+            f'{file}: damaged, or not the file that {path.name} describes: {some(wrong)}; '
             'convert the weights again'
         )
     variables: Variables = {}

@@ -22,6 +22,7 @@ __all__ = [
     'NETS',
     'TINY_ARCHS',
     'WEIGHTS',
+    'check_name',
     'config',
     'find_file',
     'list_models',
@@ -31,6 +32,12 @@ __all__ = [
 
 _BY_ALIAS = {alias.lower(): row for row in WEIGHTS for alias in row.aliases}
 _BY_FILE = {url.rpartition('/')[2]: row for row in WEIGHTS for url in row.urls}
+
+
+def check_name(source: object, model: str | None, found: str) -> None:
+    """Refuses weights of the net `found` where those of another are asked for: `model`, any name or None."""
+    if model is not None and resolve(model)[0] != found:
+        raise FlaxnetsError(f'{source} holds weights of {found}, not of {model}')
 
 
 def weights_of(arch: str) -> tuple[Weights, ...]:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FlaxnetsError, shown
+from ..words import some
 from . import imagenet
 from .records import Config
 
@@ -321,8 +322,7 @@ def _some_numbers(data: Sequence[str], count: int, order: str | None) -> tuple[i
 
 
 def _some(names: Sequence[str], most: int = 6) -> str:
-    listed = ', '.join(shown(name) for name in names[:most])
-    return f'{listed} and {len(names) - most} more' if len(names) > most else listed
+    return some(map(shown, names), most)
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:

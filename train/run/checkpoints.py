@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from flaxnets.errors import CheckpointError
 from flaxnets.store import arrays
 from flaxnets.store.remote import StorePath, place
+from flaxnets.words import some
 
 from ..parallel import together
 
@@ -339,8 +340,7 @@ def _check_finite(step: int, state: dict[str, np.ndarray], score: float | None) 
     if score is not None and not math.isfinite(score):
         bad.insert(0, f'the score ({score})')
     if bad:
-        more = f' and {len(bad) - 5} more' if len(bad) > 5 else ''
-        raise CheckpointError(f'step {step} is not saved: not finite: {", ".join(bad[:5])}{more}')
+        raise CheckpointError(f'step {step} is not saved: not finite: {some(bad, 5)}')
 
 
 def _is_finite(array: np.ndarray) -> bool:

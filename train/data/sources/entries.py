@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from flaxnets import words
 from flaxnets.images.names import SNIFFED, is_hidden, named_as_image, natural
 
 __all__ = ['SNIFFED', 'LeftOut', 'is_hidden', 'named_as_image', 'natural', 'some']
@@ -12,9 +13,8 @@ EXAMPLES = 3  # of what is left out
 
 
 def some(names: Sequence[str], most: int = EXAMPLES) -> str:
-    """The first of several names, and how many more there are."""
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return ', '.join(map(natural, names[:most])) + more
+    """The first of several names, as a message has them, and how many more there are."""
+    return words.some(map(natural, names), most)
 
 
 class LeftOut:

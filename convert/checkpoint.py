@@ -1,0 +1,52 @@
+"""Weights in the one form in which they are worked on, wherever they came from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from flaxnets.errors import CheckpointError
+from flaxnets.nets.resnet import ResNet, build
+from flaxnets.store import weights
+from flaxnets.zoo.records import Config
+
+from .names.tree import to_variables
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights from anywhere, in the one form in which they are worked on.
+
+    Attributes:
+      config: the net, and the published file if this is one.
+      state: canonical names and PyTorch's layouts, BatchNorm's counters included; views of the file.
+      source: where they came from, for the certificate.
+      where: the same for an error: the path.
+    """
+
+    config: Config
+    state: dict[str, np.ndarray]
+    source: weights.Source
+    where: str
+
+    def noted(self, note: str) -> weights.Source:
+        return replace(self.source, notes=(*self.source.notes, note))
+
+    @cached_property
+    def variables(self) -> weights.Variables:
+        """The Flax variables: views, dtypes kept.
+
+        Raises:
+          CheckpointError: every missing, unexpected, wrong-shaped, non-floating and non-finite tensor.
+        """
+        try:
+            return to_variables(self.state, net_of(self.config))
+        except CheckpointError as error:
+            raise CheckpointError(f'{self.where} as {self.config.name}: {error}') from None
+
+
+def net_of(config: Config) -> ResNet:
+    """The net of these weights, as they are stored."""
+    return build(config.arch, config.num_classes, config.in_chans, folded=config.folded)

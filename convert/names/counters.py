@@ -1,0 +1,45 @@
+"""BatchNorm's step counters, which torch keeps and Flax has no use for: kept for the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from flaxnets.words import count
+
+from .tree import COUNTER, State, is_number
+
+
+def add_counters(state: State, counters: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """The step counter of each BatchNorm put behind its running variance, where PyTorch lists it."""
+    out: dict[str, np.ndarray] = {}
+    for name, tensor in state.items():
+        out[name] = tensor
+        layer, _, leaf = name.rpartition('.')
+        if leaf == 'running_var' and layer in counters:
+            out[layer + COUNTER] = np.array(counters[layer], np.int64)
+    return out
+
+
+def take_counters(state: State) -> tuple[dict[str, np.ndarray], dict[str, int] | None, tuple[str, ...]]:
+    """The state with BatchNorm's step counters as torch keeps them (int64), the counters, and what to say.
+
+    Averaging and `.half()` make floating-point numbers of them, which torch takes back. Where those are not
+    whole, or beyond float16, they have lost their meaning, and no net computes with them: left out.
+    """
+    found = {name: tensor for name, tensor in state.items() if name.endswith(COUNTER)}
+    counters: dict[str, int] = {}
+    for name, tensor in found.items():
+        value = tensor.reshape(-1)[0] if tensor.size == 1 and is_number(tensor) else np.float64('nan')
+        if not np.isfinite(value) or value != int(value):
+            rest = {key: t for key, t in state.items() if key not in found}
+            problem = f'{name} is {value}' if tensor.size == 1 else f'{name} has shape {tensor.shape}'
+            return rest, None, (f'left out {count(len(found), "step counter")}: {problem}',)
+        counters[name.removesuffix(COUNTER)] = int(value)
+    dtypes = sorted({tensor.dtype.name for tensor in found.values()} - {'int64'})
+    note = (f'took step counters of {", ".join(dtypes)} as int64',) if dtypes else ()
+    kept = (
+        {name: np.array(counters[name.removesuffix(COUNTER)], np.int64) for name in found} if dtypes else {}
+    )
+    return {**state, **kept}, counters or None, note

@@ -1,0 +1,188 @@
+"""Checkpoints, written: a directory of weights, or a file for PyTorch with its certificate beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.store import weights
+from flaxnets.store.files import written_whole
+from flaxnets.store.remote import StorePath, is_remote, place, staged
+from flaxnets.store.safetensors_file import write_safetensors
+from flaxnets.zoo.records import Config, config_from_json, to_json
+
+from .checkpoint import Checkpoint
+from .formats.pth_write import write_pth
+from .names.layouts import LAYOUTS, caveat, from_canonical
+from .verification import Verification
+
+FORMATS = ('pth', 'safetensors')
+MAX_CERTIFICATE_BYTES = 16_000_000
+METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
+SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.ckpt': 'pth', '.bin': 'pth', '.safetensors': 'safetensors'}
+_TORCH_TAR = '.pth.tar'  # what PyTorch's own examples call a file of torch.save, which is no tar archive
+
+
+def write(
+    checkpoint: Checkpoint,
+    out: str | os.PathLike[str],
+    *,
+    layout: str | None = None,
+    file_format: str | None = None,
+    verification: Verification | None = None,
+    approximate: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes a checkpoint to a directory of weights or to a file, by the name of `out`.
+
+    A name that ends in .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors is a file for PyTorch, with its
+    certificate beside it (`net.pth.json`); any other a directory that `flaxnets.load` opens. Either is
+    written whole or not at all.
+
+    Args:
+      checkpoint: what to write.
+      out: where.
+      layout: names in a file: 'timm' (as None), 'torchvision' or 'mmpretrain'.
+      file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
+      verification: for the certificate.
+      approximate: write a file even if the other library's net of these names computes something else.
+      overwrite: replace what is there.
+
+    Raises:
+      FlaxnetsError: tensors that do not fit the net (all named), or `out` cannot or must not be written.
+    """
+    Target.of(out, layout, file_format, approximate, overwrite).write(checkpoint, verification)
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint is to be written, understood and found possible before long work.
+
+    Attributes:
+      out: the path.
+      kind: 'pth' or 'safetensors' of a file, None of a directory of weights.
+      layout, approximate, overwrite: as `write` takes them.
+    """
+
+    out: str
+    kind: str | None
+    layout: str
+    approximate: bool
+    overwrite: bool
+
+    @classmethod
+    def of(
+        cls,
+        out: str | os.PathLike[str],
+        layout: str | None = None,
+        file_format: str | None = None,
+        approximate: bool = False,
+        overwrite: bool = False,
+    ) -> Target:
+        """What `out` means.
+
+        Raises:
+          FlaxnetsError: no such format or layout, or what is there must not be overwritten.
+        """
+        kind = _kind(out, file_format)
+        if layout is not None and layout not in LAYOUTS:
+            raise FlaxnetsError(f'layout {layout!r} is not one of {", ".join(LAYOUTS)}')
+        if layout is not None and kind is None:
+            raise FlaxnetsError(
+                f'layout={layout!r} is for files, and {out} names a directory: end it in .pth, or give '
+                "file_format='pth'"
+            )
+        target = cls(os.fspath(out), kind, layout or 'timm', approximate, overwrite)
+        target.check()
+        return target
+
+    def check(self) -> None:
+        """Refuses to overwrite what is there and must stay."""
+        if self.kind is None:
+            weights.check_target(self.out, self.overwrite)
+            return
+        for path in (place(self.out), place(_certificate_of(self.out))):
+            if path.is_dir():
+                raise CheckpointError(f'{path} is a directory; choose another file')
+            if path.exists() and not self.overwrite:
+                raise CheckpointError(f'{path} exists; choose another file or overwrite it (overwrite=True)')
+
+    def difference(self, checkpoint: Checkpoint) -> str | None:
+        """What another library's net of these names computes otherwise; None if nothing.
+
+        Raises:
+          FlaxnetsError: it does, and `approximate` is False; or no net of its takes these weights.
+        """
+        if self.kind is None:
+            return None
+        if checkpoint.config.folded:
+            raise FlaxnetsError(f'{self.out}: folded weights have no BatchNorm, so no PyTorch net takes them')
+        difference = caveat(self.layout, checkpoint.config.arch)
+        if difference and not self.approximate:
+            raise FlaxnetsError(f'{difference}; approximate=True writes them all the same')
+        return difference
+
+    def write(self, checkpoint: Checkpoint, verification: Verification | None = None) -> None:
+        """Writes the checkpoint there, whole or not at all."""
+        self.check()
+        if is_remote(self.out):
+            there = StorePath(self.out)
+            with staged(there.parent) as here:
+                replace(self, out=os.fspath(here / there.name)).write(checkpoint, verification)
+            return
+        proof = verification.to_json() if verification else None
+        variables, config = checkpoint.variables, checkpoint.config
+        if self.kind is None:
+            weights.save(
+                self.out, variables, config, checkpoint.source, verification=proof, overwrite=self.overwrite
+            )
+            return
+        difference = self.difference(checkpoint)
+        source = checkpoint.noted(difference) if difference else checkpoint.source
+        tensors = from_canonical(checkpoint.state, self.layout, config.arch)
+        with written_whole(_certificate_of(self.out)) as beside:  # named after its file has its name
+            if self.kind == 'pth':
+                described = write_pth(self.out, tensors)
+            else:
+                described = write_safetensors(self.out, tensors, METADATA)
+            said = weights.certificate(source, described, proof)
+            said |= {'sha256': sha256(Path(self.out)), 'config': to_json(config)}
+            beside.write(weights.as_json(said))
+
+
+def _kind(out: str | os.PathLike[str], file_format: str | None) -> str | None:
+    """'pth' or 'safetensors' if `out` names a file, None if a directory."""
+    if file_format is not None and file_format not in FORMATS:
+        raise FlaxnetsError(f'format {file_format!r} is not one of {", ".join(FORMATS)}')
+    name = Path(out).name.lower()
+    if name.endswith('.tar') and not name.endswith(_TORCH_TAR) and file_format is None:
+        raise FlaxnetsError(f'{out}: tar archives are not written; end the name in .pth or {_TORCH_TAR}')
+    return file_format or ('pth' if name.endswith(_TORCH_TAR) else SUFFIXES.get(Path(name).suffix))
+
+
+def certified(path: Path, digest: str) -> Config | None:
+    """What the certificate beside a file says of it, if it is this file's and `write` wrote both."""
+    beside = Path(_certificate_of(path))
+    try:
+        if not beside.is_file() or beside.stat().st_size > MAX_CERTIFICATE_BYTES:
+            return None
+        said = json.loads(beside.read_bytes())
+        return config_from_json(said['config']) if said['sha256'] == digest else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of others, or before it said this
+        return None
+
+
+def _certificate_of(out: str | os.PathLike[str]) -> str:
+    return f'{os.fspath(out)}.json'
+
+
+def sha256(path: Path) -> str:
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
