@@ -6,12 +6,12 @@ either.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 import numpy as np
+from flax import traverse_util
 from PIL import Image
 
 from flaxnets import zoo
@@ -116,15 +116,8 @@ def _flax_outputs(variables: Any, images: np.ndarray, config: Config) -> dict[st
 
     with jax.default_matmul_precision('highest'):  # accelerators would do with less
         outputs = run(exact, images)
-    return {name.removesuffix('.__call__'): np.asarray(output) for name, output in _flatten(outputs)}
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
-    out = []
-    for key, value in tree.items():
-        name = f'{prefix}.{key}' if prefix else key
-        out += _flatten(value, name) if isinstance(value, Mapping) else [(name, value[0])]
-    return out
+    flat = traverse_util.flatten_dict(outputs, sep='.')
+    return {name.removesuffix('.__call__'): np.asarray(output) for name, (output,) in flat.items()}
 
 
 def _torch_outputs(state: State, images: np.ndarray, config: Config) -> tuple[dict[str, np.ndarray], str]:

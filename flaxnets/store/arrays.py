@@ -7,6 +7,12 @@
 Orbax commits a folder as a whole, by a rename. In a store such as `gs://`, which has none, the folder is
 written on this machine, copied, and a marker written last: a folder without it is no folder of arrays.
 Orbax does not notice a flipped bit; the digests, taken from memory before anything is written, do.
+
+This is the second form of arrays on disk beside that of `flaxnets.store.weights`, and stays for two reasons.
+Runs that were begun with it must go on, so that its reader could not go away if checkpoints were written as
+one safetensors file. And the two are for different readers: weights are handed on, as one file that other
+programs read and that is mapped without a copy; a checkpoint is read by its own run alone, holds arrays of
+any tree (the optimizer's too) and is written in parallel by a thread while the run goes on.
 """
 
 from __future__ import annotations
@@ -27,6 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from ..errors import CheckpointError
 from ..words import some
@@ -72,13 +79,7 @@ def named(tree: Any) -> dict[str, Any]:
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """Names with slashes back to dicts in dicts."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *outer, last = name.split('/')
-        inside = tree
-        for part in outer:
-            inside = inside.setdefault(part, {})
-        inside[last] = leaf
+    tree: dict[str, Any] = traverse_util.unflatten_dict(dict(leaves), sep='/')
     return tree
 
 

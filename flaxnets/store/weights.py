@@ -16,15 +16,15 @@ import json
 import operator
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from ..errors import CheckpointError, FlaxnetsError
 from ..nets.resnet import ResNet, abstract_variables, initial_head
@@ -102,7 +102,7 @@ def save(
     except OSError as error:
         raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
     try:
-        arrays = dict(_flatten(variables))
+        arrays = _named(variables)
         check_tensors(str(directory), arrays, METADATA)
         _check_space(work, sum(array.nbytes for array in arrays.values()))
         with (work / ARRAYS).open('xb') as file:
@@ -236,9 +236,7 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
             f'{file}: damaged, or not the file that {path.name} describes: {some(wrong)}; '
             'convert the weights again'
         )
-    variables: Variables = {}
-    for name, array in arrays.items():
-        _put(variables, name, array)
+    variables: Variables = traverse_util.unflatten_dict(arrays, sep='/')
     return variables
 
 
@@ -262,12 +260,11 @@ def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
     Raises:
       CheckpointError: arrays that are missing or that have another shape, all named.
     """
-    have: dict[str, Any] = dict(_flatten(variables))
-    wanted = dict(_flatten(abstract_variables(model)))
+    have, wanted = _named(variables), _named(abstract_variables(model))
     head = [name for name in wanted if name.startswith('params/fc/')]
     if any(name not in have or have[name].shape != wanted[name].shape for name in head):
         have |= {f'params/fc/{leaf}': array for leaf, array in initial_head(model, seed).items()}
-    merged: Variables = {}
+    merged: dict[str, Any] = {}
     problems = []
     for name, want in wanted.items():
         array: Any = have.get(name)
@@ -278,10 +275,11 @@ def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
         elif array.shape != want.shape:
             problems.append(f'{name} has shape {array.shape}, the net {want.shape}')
         else:
-            _put(merged, name, jnp.array(array, want.dtype))
+            merged[name] = jnp.array(array, want.dtype)
     if problems:
         raise CheckpointError(f'the weights do not fit the net: {"; ".join(problems)}')
-    return merged
+    fitted: Variables = traverse_util.unflatten_dict(merged, sep='/')
+    return fitted
 
 
 def _first_kernel(model: ResNet) -> str:
@@ -307,16 +305,9 @@ def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
     return wide.astype(kernel.dtype)
 
 
-def _flatten(tree: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield '/'.join(key.key for key in path), leaf
-
-
-def _put(tree: Variables, name: str, leaf: Any) -> None:
-    *layers, last = name.split('/')
-    for layer in layers:
-        tree = tree.setdefault(layer, {})
-    tree[last] = leaf
+def _named(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The arrays by names such as 'params/conv1/kernel', in the order of a directory's file."""
+    return dict(sorted(traverse_util.flatten_dict(dict(tree), sep='/').items()))
 
 
 def as_json(data: Any) -> bytes:

@@ -1,4 +1,10 @@
-"""One run per workdir."""
+"""One run per workdir.
+
+Why not the package `filelock`: it has no lock for stores such as `gs://`, which is most of this file. What
+it would replace is one call of `flock`; who holds the workdir would still be written and read here, its
+versions before 4 empty that file whenever they try, and what it falls back to on file systems without locks
+is a file that outlives a killed run, so that the run could not go on.
+"""
 
 from __future__ import annotations
 
