@@ -29,6 +29,7 @@ _ELSEWHERE = {
     'convert': ('convert.__main__', (), 'weights in from any publisher, and back to PyTorch'),
     'train': ('train.__main__', (), 'train by a recipe, or go on with a run'),
     'evaluate': ('train.__main__', ('eval',), 'accuracy of weights over a data set'),
+    'probe': ('train.__main__', ('probe',), 'nearest neighbours and a linear probe on features'),
     'recipes': ('train.__main__', ('recipes',), 'the training recipes'),
 }
 
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     add = commands.add_parser('info', help='a net: architecture, size, published weights')
     add.add_argument('name', help='a net, published weights, or a directory of weights')
+    add.add_argument('--plot', metavar='FILE.png', help='draw its stages, its block and what each part costs')
     add.set_defaults(run=_info)
 
     add = commands.add_parser('predict', help='classify images')
@@ -165,6 +167,10 @@ def _info(options: argparse.Namespace) -> int:
     from .nets.resnet import abstract_variables, build, count_macs, count_parameters
 
     conf = config(options.name)
+    if options.plot:
+        from .inference.diagram import draw_net
+
+        draw_net(conf, options.plot)
     net = build(conf.arch, conf.num_classes, conf.in_chans, folded=conf.folded)
     # A directory stands for itself, a name for all the files of its net.
     own = (conf.weights,) if conf.weights else ()

@@ -13,13 +13,15 @@ import torch
 from nets import random_variables, randomise, timm_net
 from PIL import Image
 from skimage import data as photographs
+from states import SMALL as SMALLS
+from states import small_net
 from timm.data import ImageNetInfo, create_transform
 
 import flaxnets
 from flaxnets import zoo
 from flaxnets.__main__ import main
 from flaxnets.nets.arch import Arch
-from flaxnets.nets.resnet import build
+from flaxnets.nets.resnet import build, costs
 from flaxnets.store import weights
 from flaxnets.zoo.records import Config
 
@@ -85,6 +87,38 @@ def test_info(capsys: pytest.CaptureFixture[str]) -> None:
     assert facts['parameters'] == 48_275_016
     assert facts['weights'][0]['sha256'] == '22405ba7'
     assert 'did you mean' in refused(capsys, ['info', 'resnest102'])
+
+
+@pytest.mark.parametrize('name', ['resnest_tiny', 'res2net_tiny', 'resnext_tiny'])
+def test_info_draws_the_net(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / 'net.png'
+    assert run(capsys, 'info', name, '--plot', str(path)).startswith(name)
+    with Image.open(path) as picture:
+        assert picture.size == (1155, 792)
+    assert '.png' in refused(capsys, ['info', name, '--plot', str(tmp_path / 'net.pdf')])
+
+
+@pytest.mark.parametrize('kind', ['seresnext', 'res2netd', 'resnest'])
+def test_costs_are_those_of_timms_parts(kind: str) -> None:
+    reference = small_net(kind)
+    macs: dict[str, int] = {}
+
+    def count(name: str, module: torch.nn.Module, output: torch.Tensor) -> None:
+        macs[name] = macs.get(name, 0) + output[0, 0].numel() * module.weight.numel()
+
+    for name, module in reference.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            part = name.split('.')[0]
+            module.register_forward_hook(
+                lambda m, _, y, part=part: count(part, m, y if y.ndim > 2 else y[..., None])
+            )
+    reference(torch.zeros(1, 3, 65, 97))
+    found = costs(build(SMALLS[kind], 5), (65, 97))
+    for part, module in reference.named_children():
+        parameters = sum(p.numel() for p in module.parameters())
+        if parameters:
+            assert (found[part].parameters, found[part].macs) == (parameters, macs.get(part, 0))
+    assert found['layer2'].output == (9, 13, 512) and found['fc'].output == (5,)
 
 
 def test_info_of_a_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

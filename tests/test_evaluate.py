@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -16,7 +17,7 @@ import flaxnets
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from train import parallel
-from train.evaluation.metrics import Evaluation, Evaluator, real_labels
+from train.evaluation.metrics import BINS, Evaluation, Evaluator, averaged, real_labels
 
 CLASSES, SIZE = 4, 32
 RNG = np.random.default_rng(0)
@@ -119,7 +120,86 @@ def test_reassessed_labels_count_images_that_have_some(tmp_path: Path) -> None:
     result = evaluation([1, 3, 0, 0], [2, 3, 0, 1], [1, 0, 0, 1], 5)
     found = real_labels(str(path), names, result)
     assert found == {'real_top1': pytest.approx(100 * 2 / 3), 'real_images': 3}
+    top = np.array([[2, 4], [3, 0], [2, 0], [1, 0]])
+    found = real_labels(str(path), names, replace(result, top=top))
+    assert found['real_top5'] == 100
     with pytest.raises(FlaxnetsError, match='not the reassessed labels'):
         real_labels(str(path), ['cat.jpg'] * 4, result)
     with pytest.raises(FlaxnetsError, match='not the reassessed labels'):
         real_labels(str(tmp_path / 'absent.json'), names, result)
+
+
+def test_confidence_and_the_five_largest(net: tuple[Evaluator, dict, np.ndarray]) -> None:
+    evaluator, variables, logits = net
+    result = evaluator(variables, batches(len(IMAGES), 2 * jax.device_count()))
+    shares = torch.from_numpy(logits).softmax(1).numpy()
+    np.testing.assert_allclose(result.confidences, shares.max(1), rtol=1e-5)
+    np.testing.assert_array_equal(result.top, np.argsort(-logits, axis=1, kind='stable')[:, :5])
+    assert result.scores is None
+
+
+def test_views_are_averaged_as_probabilities() -> None:
+    """Five crops and their mirror images: ten crops, as in He et al., in torch."""
+    model = flaxnets.create('resnext_tiny', CLASSES)
+    variables = random_variables(model)
+    rng = np.random.default_rng(1)
+    crops = rng.integers(0, 256, (4, 5, SIZE, SIZE, 3), dtype=np.uint8)
+    data = {'image': crops, 'label': LABELS[:4], 'mask': np.ones(4, bool)}
+    evaluator = Evaluator(model, Preprocess(), among=(0, 1, 3), flip=True, scores=True)
+    labels = np.array([0, 3, 1, 3])
+    result = evaluator(parallel.replicate(variables), [{**data, 'label': labels}])
+    views = np.concatenate([crops, crops[:, :, :, ::-1]], 1).reshape(-1, SIZE, SIZE, 3)
+    transform = flaxnets.transform('resnext_tiny')
+    logits = np.asarray(jax.jit(model.apply)(variables, np.stack([transform(view) for view in views])))
+    shares = torch.from_numpy(logits[:, [0, 1, 3]]).softmax(1).reshape(4, 10, 3).mean(1)
+    np.testing.assert_allclose(np.exp(result.scores), shares, rtol=1e-4)
+    np.testing.assert_array_equal(result.predictions, np.array([0, 1, 3])[shares.argmax(1)])
+    loss = torch.nn.functional.nll_loss(shares.log(), torch.tensor([0, 2, 1, 2]))
+    assert result.loss == pytest.approx(loss.item(), rel=1e-4)
+
+
+def known(scores: np.ndarray, labels: np.ndarray) -> Evaluation:
+    """What is known of images by all probabilities."""
+    order = np.argsort(-scores, axis=1, kind='stable')
+    ranks = (order == labels[:, None]).argmax(1)
+    return Evaluation(
+        labels, order[:, 0], ranks, np.ones(len(labels)), scores.shape[1], scores=np.log(scores)
+    )
+
+
+def test_several_nets_are_averaged() -> None:
+    rng = np.random.default_rng(2)
+    shares = torch.from_numpy(rng.normal(size=(3, 20, 7))).softmax(2)
+    labels = rng.integers(0, 7, 20)
+    found = averaged([known(one, labels) for one in shares.numpy()], None)
+    expected = shares.mean(0)
+    np.testing.assert_array_equal(found.predictions, expected.argmax(1))
+    np.testing.assert_array_equal(found.top, expected.topk(5).indices)
+    np.testing.assert_allclose(found.confidences, expected.max(1).values, rtol=1e-5)
+    loss = torch.nn.functional.nll_loss(expected.log(), torch.from_numpy(labels))
+    assert found.loss == pytest.approx(loss.item(), rel=1e-5)
+    own = expected.gather(1, torch.from_numpy(labels)[:, None])
+    np.testing.assert_array_equal(found.ranks, (expected > own).sum(1))
+    among = (3, 5, 8, 9, 12, 13, 20)
+    other = averaged(
+        [replace(known(one, labels), labels=np.array(among)[labels]) for one in shares.numpy()], among
+    )
+    np.testing.assert_array_equal(other.predictions, np.array(among)[found.predictions])
+    np.testing.assert_array_equal(other.ranks, found.ranks)
+
+
+def test_calibration_error() -> None:
+    """The formula of Guo et al., section 2, interval by interval."""
+    rng = np.random.default_rng(3)
+    confidences = np.append(rng.uniform(0.2, 1, 400), [1.0, 1 / 15, 0.4])
+    right = rng.uniform(size=403) < confidences**2
+    result = Evaluation(
+        np.zeros(403, int), np.where(right, 0, 1), np.where(right, 0, 1), np.ones(403), 2, confidences
+    )
+    expected = 0.0
+    for i in range(BINS):
+        inside = (confidences > i / BINS) & (confidences <= (i + 1) / BINS)
+        if inside.any():
+            expected += inside.sum() / 403 * abs(right[inside].mean() - confidences[inside].mean())
+    assert result.calibration_error == pytest.approx(100 * expected)
+    assert result.reliability[0].sum() == 403

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from train.evaluation.pictures import confusion, curves, image_grid
+from train.evaluation.pictures import (
+    by_confidence,
+    confusion,
+    curves,
+    image_grid,
+    mistake_sheet,
+    reliability,
+)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -63,3 +70,20 @@ def test_a_grid_says_what_is_right(tmp_path: Path) -> None:
     green, red = pixels(tmp_path / 'a.png').astype(int), pixels(tmp_path / 'b.png').astype(int)
     assert ((green[..., 1] - green[..., 0]) > 80).any() and not ((green[..., 0] - green[..., 1]) > 80).any()
     assert ((red[..., 0] - red[..., 1]) > 80).any()
+
+
+@pytest.mark.parametrize('count', [1, 30])
+def test_mistakes_of_any_number(count: int, tmp_path: Path) -> None:
+    images = [np.full((8, 8, 3), i, np.uint8) for i in range(count)]
+    captions = [(f'cat {i}', 'taken for dog') for i in range(count)]
+    mistake_sheet(images, captions, 1000, 5000, str(tmp_path / 'a.png'), 6)
+    assert pixels(tmp_path / 'a.png').shape[0] > 250 * -(-count // 6)
+
+
+def test_confidence_is_drawn_of_any_number_of_images(tmp_path: Path) -> None:
+    for count in (1, 500):
+        counts = np.zeros(15, int)
+        counts[-1] = count
+        reliability(counts, counts / count * 0.95, counts / count * 0.5, 45.0, str(tmp_path / 'a.png'))
+        by_confidence(np.linspace(0.1, 1, count), np.arange(count) % 2 == 0, str(tmp_path / 'b.png'))
+        assert pixels(tmp_path / 'a.png').std() > 0 and pixels(tmp_path / 'b.png').std() > 0

@@ -26,6 +26,7 @@ EXAMPLES = """examples:
   python -m train recipes                                    list the recipes
   python -m train fields                                     what every field means
   python -m train eval --model resnest50d --data folder:imagenet
+  python -m train probe --model resnest50d --data folder:flowers
   python -m train export runs/flowers --out weights/flowers
 
 The same command goes on with a workdir that holds a run. A field=value changes one field of the recipe;
@@ -38,7 +39,13 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {'eval': _eval, 'export': _export, 'recipes': _recipes, 'fields': _fields}
+    commands = {
+        'eval': _eval,
+        'probe': _probe,
+        'export': _export,
+        'recipes': _recipes,
+        'fields': _fields,
+    }
     try:
         if arguments and arguments[0] in commands:
             own = PROG in prog  # else the command that called has a name for each of them
@@ -215,18 +222,24 @@ def _fields(arguments: Sequence[str], prog: str) -> int:
 def _eval(arguments: Sequence[str], prog: str) -> int:
     from flaxnets.zoo.classes import ORDERS, ClassesError
 
+    from .evaluation.benchmarks import BENCHMARKS
+
     parser = argparse.ArgumentParser(
         prog=prog, description='Top-1, top-5 and loss of weights over every image once.'
     )
     add = parser.add_argument
-    add('--model', required=True, help='anything that flaxnets.load opens')
-    add('--data', required=True, help='as of python -m train')
+    what = 'anything that flaxnets.load opens; of several nets the probabilities are averaged'
+    add('--model', required=True, nargs='+', help=what)
+    sets = ', '.join(BENCHMARKS)
+    add('--data', required=True, help=f'as of python -m train; or {sets}, each with :FOLDER')
     add('--split', default='', help='part of the data; its own evaluation part if not given')
     add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
     add('--class-order', choices=ORDERS, help='of weights without names: their training sorted classes so')
     add('--among', choices=('all', 'data'), help='outputs to judge among: all, or classes of the data')
     add('--images', nargs='+', metavar='FIELD=VALUE', help='how they are prepared: mean=0.5 std=0.5 size=224')
-    add('--out', help='folder for result.json, confusion.png and per_class.csv')
+    add('--flip', action='store_true', help='average with the mirror image')
+    add('--crops', type=int, default=1, choices=(1, 5), help='5 averages the corners and the centre')
+    add('--out', help='folder for result.json, tables and pictures: confusion, mistakes, reliability')
     add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='of the computation')
     add('--threads', type=_count(0), default=0, help='that decode images; one for each core')
@@ -246,6 +259,31 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
         print(json.dumps(report.as_json(), indent=1))
     else:
         print(report.text())
+    return 0
+
+
+def _probe(arguments: Sequence[str], prog: str) -> int:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description='Accuracy of k nearest neighbours and of a linear probe on frozen features.',
+    )
+    add = parser.add_argument
+    add('--model', required=True, help='anything that flaxnets.load opens')
+    add('--data', required=True, help='as of python -m train')
+    add('--train-split', default='', help='part to learn from; its own training part if not given')
+    add('--split', default='', help='part to be judged by; its own evaluation part if not given')
+    add('--neighbours', type=int, default=20, metavar='K', help='how many vote (20)')
+    add('--strength', type=float, default=1.0, metavar='C', help='of the linear probe: inverse of its L2 (1)')
+    add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
+    add('--dtype', default='float32', help='of the computation')
+    add('--threads', type=_count(0), default=0, help='that decode images; one for each core')
+    add('--json', action='store_true', help='print JSON')
+    add('--quiet', action='store_true', help='no progress bar')
+    options = parser.parse_args(arguments)
+    from .evaluation.probes import run
+
+    found = run(options)
+    print(json.dumps(dataclasses.asdict(found), indent=1) if options.json else found.text())
     return 0
 
 

@@ -149,6 +149,48 @@ class Transform:
             return self._pixels(image, str(getattr(image, 'filename', '')) or 'the image')
         return self._pixels(_from_array(image), 'the array')
 
+    def five_crops(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+        """The four corners and the centre of the resized image: torchvision's `FiveCrop`, in its order.
+
+        Returns:
+          uint8 `[5, height, width, in_chans]`: top left, top right, bottom left, bottom right, centre.
+
+        Raises:
+          ImageError: the image cannot be read, or must not be.
+          FlaxnetsError: the images that these weights expect have no corners (`check_corners`).
+        """
+        self.check_corners()
+        p, whole = self.preprocess, self._opened(image)
+        resized = whole.resize(self._resized(*whole.size), FILTERS[p.interpolation])
+        right, bottom = resized.width - p.width, resized.height - p.height
+        corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
+        crops = [_cut(resized, (x, y, x + p.width, y + p.height)) for x, y in corners]
+        crops.append(self._centred(resized))
+        shape = (p.height, p.width, self.in_chans)
+        return np.stack([np.array(crop).reshape(shape) for crop in crops])
+
+    def check_corners(self) -> None:
+        """Whether images are resized to more than is taken of them.
+
+        Raises:
+          FlaxnetsError: they are not, so that `five_crops` cannot be cut.
+        """
+        p = self.preprocess
+        if p.crop_mode not in ('center', 'squash') or p.crop_pct >= 1:
+            raise FlaxnetsError(
+                f'several crops are cut of an image that is resized to more than the input; here {p}: '
+                'crop_pct below 1 with crop_mode center or squash'
+            )
+
+    def _opened(self, image: ImageLike) -> Image.Image:
+        """Decoded, at its own size."""
+        if isinstance(image, str | os.PathLike):
+            name = os.fsdecode(image)
+            with _open(name) as file:
+                return _decoded(_read_header(file, name), self.in_chans, name, self.max_pixels, self.exif)
+        image = image if isinstance(image, Image.Image) else _from_array(image)
+        return _decoded(image, self.in_chans, 'the image', self.max_pixels, self.exif)
+
     def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
         image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
         height, width = self.preprocess.height, self.preprocess.width

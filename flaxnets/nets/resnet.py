@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -395,6 +395,51 @@ def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
     return jax.jit(init)(jax.random.key(seed))  # jit drops all that the classifier does not need
 
 
+class Cost(NamedTuple):
+    """What a part of a net costs for one image.
+
+    Attributes:
+      output: the shape that leaves it, (height, width, channels), or (channels,).
+      parameters: that learn.
+      macs: multiply-accumulates of its convolutions, or of the classifier.
+    """
+
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+
+
+def costs(model: ResNet, size: int | tuple[int, int]) -> dict[str, Cost]:
+    """The cost of each part of a net: conv1, bn1, layer1 to layer4, fc.
+
+    Args:
+      model: the net.
+      size: of the image in pixels: the side of a square, or (height, width).
+    """
+    macs: dict[str, int] = {}
+    outputs: dict[str, tuple[int, ...]] = {}
+
+    def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        out = next_method(*args, **kwargs)
+        path = context.module.path
+        if path and context.method_name == '__call__':
+            if isinstance(context.module, Conv | nn.Dense):
+                kernel = context.module.variables['params']['kernel']
+                macs[path[0]] = macs.get(path[0], 0) + math.prod(out.shape[:-1]) * kernel.size
+            if len(path) == 1:
+                outputs[path[0]] = out.shape[1:]
+        return out
+
+    with nn.intercept_methods(count):
+        variables = _trace_init(model, size)
+    parameters = {part: count_parameters({'params': tree}) for part, tree in variables['params'].items()}
+    return {
+        part: Cost(shape, parameters.get(part, 0), macs.get(part, 0))
+        for part, shape in outputs.items()
+        if part in parameters or part in macs
+    }
+
+
 def count_macs(model: ResNet, size: int | tuple[int, int]) -> int:
     """Multiply-accumulates of all convolutions and of the classifier for one image.
 
@@ -402,19 +447,7 @@ def count_macs(model: ResNet, size: int | tuple[int, int]) -> int:
       model: the net.
       size: of the image in pixels: the side of a square, or (height, width).
     """
-    total = 0
-
-    def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        nonlocal total
-        out = next_method(*args, **kwargs)
-        if isinstance(context.module, Conv | nn.Dense) and context.method_name == '__call__':
-            kernel = context.module.variables['params']['kernel']
-            total += math.prod(out.shape[:-1]) * kernel.size
-        return out
-
-    with nn.intercept_methods(count):
-        _trace_init(model, size)
-    return total
+    return sum(cost.macs for cost in costs(model, size).values())
 
 
 def count_parameters(variables: Any) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageEnhance
 
+from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.images.transforms import FILTERS, Transform
 
@@ -67,8 +68,27 @@ def train_transform(settings: Settings) -> TrainTransform:
     return TrainTransform(policy, crops[s.crop], s.jitter, s.hue)
 
 
-def eval_transform(preprocess: Preprocess, in_chans: int) -> Callable[[Any], npt.NDArray[np.uint8]]:
-    """A picture to uint8 [size, size, in_chans]: what `flaxnets.transform` does before it normalises."""
+def eval_transform(
+    preprocess: Preprocess, in_chans: int, *, crops: int = 1
+) -> Callable[[Any], npt.NDArray[np.uint8]]:
+    """A picture to uint8 [size, size, in_chans]: what `flaxnets.transform` does before it normalises.
+
+    Args:
+      preprocess: what the weights expect.
+      in_chans: of the net.
+      crops: 5 gives the corners and the centre, [5, size, size, in_chans].
+
+    Raises:
+      FlaxnetsError: there are no such crops.
+    """
+    if crops not in (1, 5):
+        raise FlaxnetsError(f'crops={crops!r} must be 1 (the centre) or 5 (the corners and the centre)')
+    if crops == 5:
+        if in_chans not in PILLOWS:
+            raise FlaxnetsError(f'crops=5 is for images of 1 or 3 channels, not of {in_chans}')
+        transform = Transform(preprocess, in_chans)
+        transform.check_corners()
+        return transform.five_crops
     if in_chans in PILLOWS:
         return Transform(preprocess, in_chans).pixels
     return plane_pixels(preprocess, in_chans)

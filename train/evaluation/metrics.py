@@ -21,6 +21,8 @@ from .. import parallel
 from ..step.step import make_eval_step
 
 Ints = npt.NDArray[np.integer[Any]]
+Floats = npt.NDArray[np.floating[Any]]
+BINS = 15  # of confidence, as in Guo et al.
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,19 @@ class Evaluation:
       ranks: [N], how many of them have a larger logit than the true one.
       losses: [N], cross entropy without label smoothing, in nats.
       num_classes: of the net.
+      confidences: [N], the largest probability, 0 to 1; None if it is not known.
+      top: [N, 5], the outputs of the five largest logits (fewer of fewer); None if they are not known.
+      scores: [N, outputs judged among], logarithms of the probabilities, if they were asked for.
     """
 
     labels: Ints
     predictions: Ints
     ranks: Ints
-    losses: npt.NDArray[np.floating[Any]]
+    losses: Floats
     num_classes: int
+    confidences: Floats | None = None
+    top: Ints | None = None
+    scores: Floats | None = None
 
     @property
     def images(self) -> int:
@@ -80,6 +88,29 @@ class Evaluation:
         return np.bincount(self.labels, minlength=self.num_classes)
 
     @property
+    def reliability(self) -> tuple[Ints, Floats, Floats]:
+        """Of each of 15 equal intervals of confidence: images, mean confidence, accuracy; 0 where none are.
+
+        Guo et al., arXiv 1706.04599, section 2. Accuracy and confidence are shares, 0 to 1.
+        """
+        assert self.confidences is not None, 'an evaluation of a net has them'
+        there = self.predictions >= 0
+        confidences = self.confidences[there].astype(np.float64)
+        bins = np.clip(np.ceil(confidences * BINS).astype(int) - 1, 0, BINS - 1)
+        counts = np.bincount(bins, minlength=BINS)
+        sums = (
+            np.bincount(bins, weights, minlength=BINS) for weights in (confidences, self.ranks[there] == 0)
+        )
+        confidence, accuracy = (total / np.maximum(counts, 1) for total in sums)
+        return counts, confidence, accuracy
+
+    @property
+    def calibration_error(self) -> float:
+        """The expected calibration error (ECE) over 15 intervals, in percent."""
+        counts, confidence, accuracy = self.reliability
+        return float(100 * (counts * abs(accuracy - confidence)).sum() / max(1, counts.sum()))
+
+    @property
     def non_finite(self) -> int:
         """How many images have a logit that is not a finite number; they count as wrong."""
         return int((self.predictions < 0).sum())
@@ -96,11 +127,22 @@ class Evaluator:
       model: the net.
       preprocess: how its images are normalised.
       among: outputs among which it is judged, every label one of them; None for all.
+      flip, scores: as of `make_eval_step`.
     """
 
-    def __init__(self, model: ResNet, preprocess: Preprocess, *, among: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        model: ResNet,
+        preprocess: Preprocess,
+        *,
+        among: Sequence[int] | None = None,
+        flip: bool = False,
+        scores: bool = False,
+    ) -> None:
         self._num_classes = model.num_classes
-        step = make_eval_step(model, preprocess, axis_name=parallel.AXIS, among=among)
+        step = make_eval_step(
+            model, preprocess, axis_name=parallel.AXIS, among=among, flip=flip, scores=scores
+        )
         self._step = parallel.map_eval_step(step)
 
     def __call__(
@@ -130,7 +172,14 @@ class Evaluator:
         on_batch(len(parts[-1]['label']))
         whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return Evaluation(
-            whole['label'], whole['prediction'], whole['rank'], whole['loss'], self._num_classes
+            whole['label'],
+            whole['prediction'],
+            whole['rank'],
+            whole['loss'],
+            self._num_classes,
+            whole['confidence'],
+            whole['top'],
+            whole.get('scores'),
         )
 
 
@@ -150,7 +199,8 @@ def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict
       evaluation: of all outputs of a net for ImageNet.
 
     Returns:
-      {'real_top1': ..., 'real_images': ...}; images without any label do not count.
+      {'real_top1': ..., 'real_top5': ..., 'real_images': ...}; images without any label do not count. One of
+      the five predictions must be one of the labels, as timm counts.
 
     Raises:
       FlaxnetsError: the file is another one, or a name has no number.
@@ -165,4 +215,42 @@ def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict
             'of classes, for images named ILSVRC2012_val_00000001 and so on'
         ) from error
     judged = [int(p) in s for p, s in zip(evaluation.predictions, sets, strict=True) if s]
-    return {'real_top1': 100 * sum(judged) / max(1, len(judged)), 'real_images': len(judged)}
+    found = {'real_top1': 100 * sum(judged) / max(1, len(judged))}
+    if evaluation.top is not None:
+        rows = zip(evaluation.top.tolist(), evaluation.predictions, sets, strict=True)
+        five = [bool(s & set(row)) and p >= 0 for row, p, s in rows if s]
+        found['real_top5'] = 100 * sum(five) / max(1, len(five))
+    return {**found, 'real_images': len(judged)}
+
+
+def averaged(evaluations: Sequence[Evaluation], among: Sequence[int] | None) -> Evaluation:
+    """What several nets make of the same images together: by the average of their probabilities.
+
+    Args:
+      evaluations: with `scores`, their columns the same classes in the same order.
+      among: the outputs of the columns, in their order; None for all.
+    """
+    first = evaluations[0]
+    scores = [evaluation.scores for evaluation in evaluations if evaluation.scores is not None]
+    together = np.zeros_like(scores[0], np.float32)
+    for one in scores:
+        together += np.exp(one) / len(scores)
+    columns = np.arange(first.num_classes) if among is None else np.array(sorted(among))
+    rows, places = np.arange(len(together)), np.searchsorted(columns, first.labels)
+    own = together[rows, places][:, None]
+    before = (together > own) | ((together == own) & (np.arange(len(columns)) < places[:, None]))
+    order = np.argsort(-together, axis=1, kind='stable')[:, :5]
+    finite = np.all([e.predictions >= 0 for e in evaluations], axis=0)
+    with np.errstate(divide='ignore'):
+        losses = -np.log(own[:, 0])
+        logs = np.log(together)
+    return Evaluation(
+        first.labels,
+        np.where(finite, columns[order[:, 0]], -1),
+        np.where(finite, before.sum(1), np.iinfo(np.int32).max),
+        losses,
+        first.num_classes,
+        together.max(1),
+        columns[order],
+        logs,
+    )

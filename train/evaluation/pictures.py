@@ -64,7 +64,7 @@ def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path
     correct = int(matrix.diagonal().sum())
     axes.set_title(f'{correct} of {int(matrix.sum())} images right')
     if count <= NAMED:
-        names = [_short(name, 18) for name in classes]
+        names = [short(name, 18) for name in classes]
         axes.set_xticks(range(count), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(count), names)
     if count <= COUNTED:
@@ -91,8 +91,70 @@ def _worst(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str]) -> str:
     pairs = [(int(off.flat[i]), *divmod(int(i), len(matrix))) for i in order if off.flat[i]]
     if not pairs:
         return 'no image is taken for\nanother class'
-    lines = [f'{n:4}  {_short(classes[t], 14)} for {_short(classes[p], 14)}' for n, t, p in pairs]
+    lines = [f'{n:4}  {short(classes[t], 14)} for {short(classes[p], 14)}' for n, t, p in pairs]
     return '\n'.join(['most often confused:', '', *(line.replace(' for ', ' as ') for line in lines)])
+
+
+def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path: str) -> None:
+    """How far confidence can be trusted, to a PNG.
+
+    Args:
+      counts, confidence, accuracy: of equal intervals of confidence, as `Evaluation.reliability` gives them.
+      error: the expected calibration error, in percent.
+    """
+    bins = len(counts)
+    edges, width = np.arange(bins) / bins, 1 / bins
+    there = np.asarray(counts) > 0
+    figure = Figure(figsize=(9, 4.3), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    bars = dict(width=width, align='edge', edgecolor='white')
+    left.bar(edges[there], accuracy[there], color='steelblue', label='accuracy', **bars)
+    gap = confidence[there] - accuracy[there]
+    hatched: dict[str, Any] = dict(fill=False, hatch='///', linewidth=0.8)
+    left.bar(
+        *(edges[there], gap, width),
+        **(dict(bottom=accuracy[there], align='edge', edgecolor='firebrick', label='gap') | hatched),
+    )
+    left.plot([0, 1], [0, 1], color='black', linewidth=0.8, linestyle='--')
+    left.set(xlim=(0, 1), ylim=(0, 1), xlabel='confidence', ylabel='share that is right')
+    left.set_title(f'Reliability: ECE {error:.2f} %')
+    left.legend(loc='upper left')
+    shares = 100 * np.asarray(counts) / max(1, int(np.sum(counts)))
+    right.bar(edges, shares, color='grey', **bars)
+    right.set(xlim=(0, 1), xlabel='confidence', ylabel='% of the images', title='How confident it is')
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+    _save(figure, path)
+
+
+def by_confidence(confidences: Any, right: Any, path: str) -> None:
+    """Accuracy of the images of which the net is surest, over how many of them are kept, to a PNG.
+
+    Args:
+      confidences: [N], 0 to 1.
+      right: bool [N].
+    """
+    order = np.argsort(-confidences, kind='stable')
+    kept = np.arange(1, len(order) + 1)
+    accuracy = 100 * np.cumsum(right[order]) / kept
+    figure = Figure(figsize=(6.2, 4.3), layout='constrained')
+    axes = figure.subplots()
+    axes.plot(100 * kept / len(kept), accuracy, color='steelblue', linewidth=1.6, label='accuracy')
+    lines = []
+    for share in (50, 80, 90, 100):
+        place = max(1, round(len(kept) * share / 100)) - 1
+        axes.plot(share, accuracy[place], 'o', color='steelblue', markersize=4, clip_on=False)
+        sure = confidences[order][place]
+        lines.append(f'{share:3} % of them: {accuracy[place]:6.2f} % right, confidence from {sure:.2f}')
+    low = float(accuracy[len(kept) // 20 :].min())
+    room = max(1.0, 100 - low)
+    axes.set(xlim=(0, 100), ylim=(max(0, low - 0.8 * room), 100))
+    axes.text(0.03, 0.04, '\n'.join(lines), transform=axes.transAxes, fontsize=8, family='monospace')
+    axes.set(xlabel='% of the images, the surest first', ylabel='% of them right')
+    axes.set_title('Accuracy by confidence')
+    axes.grid(alpha=0.3)
+    _save(figure, path)
 
 
 def image_grid(
@@ -115,7 +177,39 @@ def image_grid(
     _save(figure, path)
 
 
-def _short(name: str, length: int) -> str:
+def mistake_sheet(
+    images: Sequence[npt.NDArray[np.uint8]],
+    captions: Sequence[tuple[str, str]],
+    wrong: int,
+    total: int,
+    path: str,
+    columns: int,
+) -> None:
+    """Images with what they are above and what they were taken for below, to a PNG.
+
+    Args:
+      images: [H, W] or [H, W, 3] each, the worst first.
+      captions: for each the lines above and below.
+      wrong, total: how many images are wrong of how many.
+      columns: of the sheet.
+    """
+    columns = min(columns, max(3, len(images)))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(1.95 * columns, 2.45 * rows + 0.4), layout='constrained')
+    first = '' if wrong == len(images) else f'; the {len(images)} worst'
+    figure.suptitle(f'{wrong:,} of {total:,} images are wrong{first}', fontsize=11)
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+        if i < len(images):
+            axes.imshow(images[i], cmap='gray', vmin=0, vmax=255)
+            axes.set_title(captions[i][0], fontsize=9, color='darkgreen', pad=3)
+            axes.set_xlabel(captions[i][1], fontsize=8, color='firebrick', labelpad=3)
+    _save(figure, path)
+
+
+def short(name: str, length: int) -> str:
+    """The first of several names, cut to a length."""
     first = str(name).partition(',')[0]
     return first if len(first) <= length else first[: length - 3] + '...'
 

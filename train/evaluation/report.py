@@ -6,9 +6,10 @@ import argparse
 import csv
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,9 +26,11 @@ from flaxnets.zoo.records import Config, to_json
 from .. import parallel
 from ..data.augment import eval_transform
 from ..data.batches import eval_batches
-from ..data.sources import Source, open_source
+from ..data.sources import Source
 from . import pictures
-from .metrics import Evaluation, Evaluator, real_labels
+from .benchmarks import REAL_LABELS, Benchmark, check_classes, notes, open_benchmark
+from .metrics import BINS, Evaluation, Evaluator, averaged, real_labels
+from .mistakes import write_mistakes
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,21 @@ class Judged:
     words: str
 
 
+class Views(NamedTuple):
+    """How often an image is looked at: crops (1 or 5), and whether mirrored too."""
+
+    crops: int = 1
+    flip: bool = False
+
+    def __str__(self) -> str:
+        if self.crops == 1:
+            return 'the image and its mirror image' if self.flip else ''
+        return f'{self.crops} crops' + (' and their mirror images' if self.flip else '')
+
+
+ONE_VIEW = Views()
+
+
 @dataclass(frozen=True)
 class Report:
     """What an evaluation found.
@@ -57,6 +75,9 @@ class Report:
       judged: among which outputs.
       result: image by image.
       extra: further accuracies, in percent.
+      views: of each image, over which probabilities are averaged.
+      benchmark: the published data set that the data was said to be.
+      members: how many nets were averaged.
     """
 
     model: str
@@ -66,12 +87,17 @@ class Report:
     judged: Judged
     result: Evaluation
     extra: dict[str, float]
+    views: Views = ONE_VIEW
+    benchmark: Benchmark | None = None
+    members: int = 1
 
     @property
     def published(self) -> dict[str, Any]:
         """The accuracy that is published for these weights, on all of ImageNet's classes, if there is one."""
         row = self.config.weights
         if row is None or not row.accuracy or not self.matching.whole or self.judged.outputs:
+            return {}
+        if self.members > 1 or self.benchmark:
             return {}
         first = row.accuracy[0]
         return {'top1': first.top1, 'top5': first.top5, 'size': first.size, 'source': first.source}
@@ -87,7 +113,11 @@ class Report:
             'among_classes': len(self.judged.outputs or self.matching.names),
             **self.result.values(),
             'loss': self.result.loss if np.isfinite(self.result.loss) else None,  # JSON has no NaN
+            'ece': self.result.calibration_error,
             'non_finite': self.result.non_finite,
+            'crops': self.views.crops,
+            'flip': self.views.flip,
+            'benchmark': self.benchmark.title if self.benchmark else None,
             **self.extra,
             'published': self.published,
         }
@@ -100,10 +130,17 @@ class Report:
             f'top-1  {result.top1:6.2f} %' + _beside(published.get('top1')),
             f'top-5  {result.top5:6.2f} %' + _beside(published.get('top5')),
             f'loss   {result.loss:7.4f}',
+            f'ECE    {result.calibration_error:6.2f} %   (expected calibration error, {BINS} intervals)',
             f'classes are matched {self.matching.rule}',
             f'judged among {self.judged.words}',
             f'images: {self.config.preprocess}',
         ]
+        if self.benchmark:
+            lines.append(f'as {self.benchmark.title}')
+        if str(self.views):
+            lines.append(f'probabilities are averaged over {self.views}')
+        if self.members > 1:
+            lines.append(f'probabilities of {self.members} nets are averaged')
         if result.non_finite:
             lines.append(f'{result.non_finite} images have logits that are not finite, and count as wrong')
         lines += [f'{name}  {value:.2f}' for name, value in self.extra.items()]
@@ -124,44 +161,106 @@ def run(options: argparse.Namespace) -> Report:
     Raises:
       FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
     """
-    config, model, variables = load_with_config(options.model, dtype=options.dtype)
+    source, benchmark, beside = open_benchmark(options.data, options.split)
+    named = notes(benchmark, source) if benchmark else ()
+    if jax.process_index() == 0:
+        for note in (*source.notes, *named):
+            print(f'note: {note}', file=sys.stderr, flush=True)
+    labels = options.real_labels or beside
+    if benchmark and benchmark.real and not labels:
+        raise FlaxnetsError(
+            f'the reassessed labels are missing: {REAL_LABELS} of github.com/google-research/'
+            'reassessed-imagenet, in the folder or given as the file of real labels'
+        )
+    several = len(options.model) > 1
+    members = [
+        _evaluate(options, weights, source, benchmark, bool(labels), several) for weights in options.model
+    ]
+    report = members[0] if len(members) == 1 else _together(members)
+    if labels:
+        names = [source.record_name(i) for i in range(len(source))]
+        report = replace(report, extra={**report.extra, **real_labels(labels, names, report.result)})
+    if options.out and jax.process_index() == 0:
+        with staged(options.out) as out:
+            write(report, out)
+    return report
+
+
+def _evaluate(
+    options: argparse.Namespace,
+    weights: str,
+    source: Source,
+    benchmark: Benchmark | None,
+    real: bool,
+    scores: bool,
+) -> Report:
+    """One net over all images."""
+    config, model, variables = load_with_config(weights, dtype=options.dtype)
     if options.images:
         for note in config.preprocess.overruled:
             print(f'note: {note}', file=sys.stderr)
         config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
-        raise FlaxnetsError(f'{options.model} has no classifier: there is nothing to evaluate')
-    source = open_source(options.data, options.split, training=False, whole=True)
-    if jax.process_index() == 0:
-        for note in source.notes:
-            print(f'note: {note}', file=sys.stderr, flush=True)
+        raise FlaxnetsError(f'{weights} has no classifier: there is nothing to evaluate')
     classes = read_classes(options.classes) if options.classes else None
     matching = match(source.classes, config, classes=classes, order=options.class_order)
-    judged = judge(source, matching, imagenet_places(config, classes), options.among)
-    if options.real_labels:
-        _check_real_labels(judged, imagenet_places(config, classes))
+    places = imagenet_places(config, classes)
+    if benchmark:
+        check_classes(benchmark, source, matching.outputs, places)
+    among = options.among or ('data' if benchmark and benchmark.subset else None)
+    judged = judge(source, matching, places, among)
+    if real:
+        _check_real_labels(judged, places)
     batches = eval_batches(
         source,
-        eval_transform(config.preprocess, config.in_chans),
+        eval_transform(config.preprocess, config.in_chans, crops=options.crops),
         batch_size=options.batch * jax.device_count(),
         in_chans=config.in_chans,
         host=jax.process_index(),
         hosts=jax.process_count(),
         threads=options.threads,
     )
-    evaluator = Evaluator(model, config.preprocess, among=judged.outputs)
+    evaluator = Evaluator(model, config.preprocess, among=judged.outputs, flip=options.flip, scores=scores)
     variables = parallel.replicate(jax.tree.map(np.asarray, variables))
     with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:
         result = evaluator(variables, _mapped(batches, matching.outputs), bar.update)
-    extra = {}
-    if options.real_labels:
-        names = [source.record_name(i) for i in range(len(source))]
-        extra = real_labels(options.real_labels, names, result)
-    report = Report(options.model, config, source, matching, judged, result, extra)
-    if options.out and jax.process_index() == 0:
-        with staged(options.out) as out:
-            write(report, out)
-    return report
+    views = Views(options.crops, options.flip)
+    return Report(weights, config, source, matching, judged, result, {}, views, benchmark)
+
+
+def _together(members: Sequence[Report]) -> Report:
+    """Several nets by the average of their probabilities, in the outputs of the first.
+
+    Raises:
+      FlaxnetsError: it is not certain which outputs of theirs mean the same.
+    """
+    first = members[0]
+    results = []
+    for report in members:
+        scores = report.result.scores
+        assert scores is not None, 'they were asked for'
+        results.append(replace(report.result, scores=scores[:, _columns(first, report)]))
+    # Labels are numbers of the first one's outputs.
+    results = [replace(result, labels=first.result.labels) for result in results]
+    extra = {f'top1 of {report.model} alone': report.result.top1 for report in members}
+    whole = averaged(results, first.judged.outputs)
+    return replace(
+        first, model=' + '.join(r.model for r in members), result=whole, extra=extra, members=len(members)
+    )
+
+
+def _columns(first: Report, other: Report) -> Sequence[int]:
+    """For each column of the first one's scores that of the other which means the same class."""
+    ours, theirs = (list(r.judged.outputs or range(len(r.matching.names))) for r in (first, other))
+    same = dict(zip(first.matching.outputs, other.matching.outputs, strict=True))
+    if set(ours) <= set(same):  # each is a class of the data
+        return [theirs.index(same[i]) for i in ours]
+    if first.matching.names == other.matching.names and first.matching.outputs == other.matching.outputs:
+        return range(len(ours))
+    raise FlaxnetsError(
+        f'{first.model} and {other.model} have outputs that are no classes of the data, and it is not '
+        "certain which of them mean the same; judge among the data's classes"
+    )
 
 
 def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, among: str | None) -> Judged:
@@ -219,7 +318,7 @@ def _mapped(batches: Any, outputs: tuple[int, ...]) -> Any:
 
 
 def write(report: Report, out: Path) -> None:
-    """result.json, per_class.csv and confusion.png."""
+    """result.json, and tables and pictures of where the net is right, wrong, sure and unsure."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'result.json', report.as_json())
     result, names = report.result, report.matching.names
@@ -231,3 +330,11 @@ def write(report: Report, out: Path) -> None:
         for i in np.flatnonzero(counts).tolist():
             table.writerow([i, names[i], counts[i], f'{result.per_class[i]:.2f}', data[i]])
     pictures.confusion(result.confusion, names, str(out / 'confusion.png'))
+    if result.confidences is not None:
+        there = result.predictions >= 0
+        error = result.calibration_error
+        pictures.reliability(*result.reliability, error, str(out / 'reliability.png'))
+        if there.any():
+            sure, right = result.confidences[there], result.ranks[there] == 0
+            pictures.by_confidence(sure, right, str(out / 'by_confidence.png'))
+        write_mistakes(report.source, report.config, names, result, out)

@@ -207,41 +207,65 @@ def make_eval_step(
     *,
     axis_name: str | None = None,
     among: Sequence[int] | None = None,
+    flip: bool = False,
+    scores: bool = False,
 ) -> Callable[[Any, Batch], Batch]:
     """What is known of each image of a batch, gathered from all devices.
+
+    Several views of an image, crops ([N, views, H, W, C]) and with `flip` their mirror images, count as one
+    by the average of their probabilities.
 
     Args:
       model: the net.
       preprocess: mean, std and channel order of its images.
       axis_name: mapped axis of the devices; None for a single one.
       among: outputs among which the net is judged, every label one of them; None for all.
+      flip: average with the mirror image.
+      scores: give the logarithms of all probabilities too.
 
     Returns:
       evaluate(variables, {'image': uint8 [N, H, W, C], 'label': int [N], 'mask': bool [N]}) ->
-      {'label', 'mask', 'prediction': int, 'rank': int, 'loss': float}, each of the length of the global
-      batch. The rank of the true label is 0 for a correct top-1; among equal logits the lower class comes
-      first, as in `argmax`. Where a logit is not finite the prediction is -1 and the rank beyond all.
+      {'label', 'mask', 'prediction': int, 'rank': int, 'loss': float, 'confidence': float,
+      'top': int [N, 5]}, each of the length of the global batch. The rank of the true label is 0 for a
+      correct top-1; among equal logits the lower class comes first, as in `argmax`. Where a logit is not
+      finite the prediction is -1 and the rank beyond all. The confidence is the largest probability, 'top'
+      the outputs of the five largest (fewer of fewer). With `scores` also 'scores': float [N, outputs judged
+      among].
     """
 
     chosen = None if among is None else np.array(sorted(among))
 
-    def evaluate(variables: Any, batch: Batch) -> Batch:
-        logits: Any = model.apply(variables, normalise(batch['image'], preprocess), train=False)
+    def seen(variables: Any, images: Array) -> Array:
+        """The logits of images, or the logarithms of the average probabilities of their views."""
+        views = images.reshape(-1, *images.shape[-3:])
+        views = jnp.concatenate([views, views[:, :, ::-1]]) if flip else views
+        logits: Any = model.apply(variables, normalise(views, preprocess), train=False)
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        label = batch['label']
-        if chosen is not None:
-            logits, label = logits[:, chosen], jnp.searchsorted(chosen, label)
+        logits = logits if chosen is None else logits[:, chosen]
+        if len(views) == len(images):
+            return logits
+        logs = jax.nn.log_softmax(logits).reshape(1 + flip, len(images), -1, logits.shape[-1])
+        return jax.nn.logsumexp(logs, axis=(0, 2)) - jnp.log(logs.shape[0] * logs.shape[2])
+
+    def evaluate(variables: Any, batch: Batch) -> Batch:
+        logits = seen(variables, batch['image'])
+        label = batch['label'] if chosen is None else jnp.searchsorted(chosen, batch['label'])
         own = jnp.take_along_axis(logits, label[:, None], axis=1)
         before = (logits > own) | ((logits == own) & (jnp.arange(logits.shape[1]) < label[:, None]))
         finite = jnp.isfinite(logits).all(-1)  # comparisons with NaN are false: every label would be first
         best = logits.argmax(-1)
+        top = lax.top_k(logits, min(5, logits.shape[1]))[1]
         found = {
             'label': batch['label'],
             'mask': batch['mask'],
             'prediction': jnp.where(finite, best if chosen is None else jnp.asarray(chosen)[best], -1),
             'rank': jnp.where(finite, before.sum(-1), jnp.iinfo(jnp.int32).max),
             'loss': optax.softmax_cross_entropy_with_integer_labels(logits, label),
+            'confidence': jax.nn.softmax(logits).max(-1),
+            'top': top if chosen is None else jnp.asarray(chosen)[top],
         }
+        if scores:
+            found['scores'] = jax.nn.log_softmax(logits)
         return lax.all_gather(found, axis_name, tiled=True) if axis_name else found
 
     return evaluate

@@ -1,0 +1,101 @@
+"""Data sets by which papers judge nets for ImageNet, by name: `imagenet-a:FOLDER`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flaxnets.errors import FlaxnetsError
+from flaxnets.zoo import imagenet
+
+from ..data.sources import Source, open_source
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published data set.
+
+    Attributes:
+      title: its name for people, and the paper.
+      images: how many it has.
+      subset: its part of the 1000 classes, as `flaxnets.zoo.imagenet.subset` names it; None has all. A net is
+        judged among them alone, as in timm and in the papers.
+      real: judged by the reassessed labels.
+    """
+
+    title: str
+    images: int
+    subset: str | None = None
+    real: bool = False
+
+
+BENCHMARKS = {
+    'imagenet-v2': Benchmark('ImageNet-V2 (Recht et al., arXiv 1902.10811)', 10_000),
+    'imagenet-a': Benchmark('ImageNet-A (Hendrycks et al., arXiv 1907.07174)', 7_500, 'ImageNet-A'),
+    'imagenet-r': Benchmark('ImageNet-R (Hendrycks et al., arXiv 2006.16241)', 30_000, 'ImageNet-R'),
+    'imagenet-sketch': Benchmark('ImageNet-Sketch (Wang et al., arXiv 1905.13549)', 50_889),
+    'imagenet-real': Benchmark('ImageNet ReaL (Beyer et al., arXiv 2006.07159)', 50_000, real=True),
+}
+REAL_LABELS = 'real.json'  # as its authors call the file, looked for in the folder
+
+
+def parse(spec: str) -> tuple[str, Benchmark | None, str]:
+    """`imagenet-a:FOLDER` as a folder's own description, the benchmark if it names one, and the folder."""
+    name, _, folder = spec.partition(':')
+    if name not in BENCHMARKS:
+        return spec, None, ''
+    if not folder:
+        raise FlaxnetsError(f'{name} needs its folder: {name}:FOLDER, with a folder for each class in it')
+    return f'folder:{folder}', BENCHMARKS[name], os.path.expanduser(folder)
+
+
+def open_benchmark(spec: str, split: str) -> tuple[Source, Benchmark | None, str | None]:
+    """The images that a description stands for, the benchmark that it names, and the labels beside it.
+
+    Raises:
+      FlaxnetsError: no such images, or not those of the benchmark.
+    """
+    plain, benchmark, folder = parse(spec)
+    source = open_source(plain, split, training=False, whole=True)
+    labels = os.path.join(folder, REAL_LABELS)
+    return source, benchmark, labels if benchmark and benchmark.real and os.path.isfile(labels) else None
+
+
+def check_classes(
+    benchmark: Benchmark, source: Source, outputs: Sequence[int], places: Sequence[int] | None
+) -> None:
+    """Whether data has the classes of a benchmark and a net knows them.
+
+    Args:
+      benchmark: the data set.
+      source: the data.
+      outputs: of each class of the data.
+      places: which of ImageNet's classes the net's outputs are, None if they are others.
+
+    Raises:
+      FlaxnetsError: accuracies would not be comparable with anybody's.
+    """
+    if places is None or sorted(places) != list(range(imagenet.CLASSES)):
+        raise FlaxnetsError(f"{benchmark.title} judges nets with ImageNet's 1000 classes; these are others")
+    there = {places[i] for i in outputs}
+    if benchmark.subset and imagenet.subset(there) != benchmark.subset:
+        raise FlaxnetsError(
+            f'{source.name} has {len(there)} classes, which are not the 200 of {benchmark.title}; '
+            'take folder: for data of your own'
+        )
+    if not benchmark.subset and len(there) != imagenet.CLASSES:
+        raise FlaxnetsError(
+            f'{source.name} has {len(there)} classes, and {benchmark.title} has 1000; take folder: for data '
+            'of your own'
+        )
+
+
+def notes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
+    """What its user should know before comparing."""
+    if len(source) == benchmark.images:
+        return ()
+    return (
+        f'{source.name} has {len(source)} images, {benchmark.title} {benchmark.images}: accuracies are not '
+        'comparable with published ones',
+    )

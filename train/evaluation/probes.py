@@ -1,0 +1,195 @@
+"""How good features are, apart from any classifier: nearest neighbours and a linear probe on them.
+
+Both judge frozen features before the classifier: those of the data's training part are learnt from, those of
+its evaluation part are judged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import scipy.optimize
+from tqdm import tqdm
+
+from flaxnets.api import load_with_config
+from flaxnets.errors import FlaxnetsError
+from flaxnets.inference.features import nearest, pooled
+
+from .. import parallel
+from ..data.augment import eval_transform
+from ..data.batches import eval_batches
+from ..data.sources import Source, open_source
+from ..step.pixels import normalise
+
+Floats = npt.NDArray[np.floating[Any]]
+Ints = npt.NDArray[np.integer[Any]]
+TEMPERATURE = 0.07  # of the votes: Wu et al., arXiv 1805.01978, and DINO, arXiv 2104.14294
+ITERATIONS = 1000  # of L-BFGS, as CLIP's probe has (arXiv 2103.00020, appendix A.3)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What features are worth.
+
+    Attributes:
+      model, data: as they were named.
+      trained, judged: how many images were learnt from and judged.
+      features: how many each image has.
+      neighbours: k of the vote.
+      knn: top-1 of the vote of the k nearest images, in percent.
+      linear: top-1 of a linear classifier, in percent.
+      strength: C of its regularisation, the inverse of its weight.
+    """
+
+    model: str
+    data: str
+    trained: int
+    judged: int
+    features: int
+    neighbours: int
+    knn: float
+    linear: float
+    strength: float
+
+    def text(self) -> str:
+        """For people."""
+        lines = [
+            f'{self.model} on {self.data}: {self.features} features, {self.trained} images to learn from, '
+            f'{self.judged} to be judged by',
+            f'k-NN    top-1  {self.knn:6.2f} %   (k={self.neighbours}, cosine, temperature {TEMPERATURE})',
+            f'linear  top-1  {self.linear:6.2f} %   (logistic regression, L2, C={self.strength:g})',
+        ]
+        return '\n'.join(lines)
+
+
+def run(options: argparse.Namespace) -> Probe:
+    """Probes as the command line says.
+
+    Raises:
+      FlaxnetsError: no such weights or data, parts of other classes, bad values.
+    """
+    if jax.process_count() > 1:
+        raise FlaxnetsError('a probe runs in one process, on all of its devices')
+    if options.neighbours < 1 or not 0 < options.strength < np.inf:
+        raise FlaxnetsError(f'k={options.neighbours} and C={options.strength:g} must be above 0')
+    training = open_source(options.data, options.train_split, training=True)
+    judged = open_source(options.data, options.split, training=False).among(training.classes)
+    for note in dict.fromkeys((*training.notes, *judged.notes)):
+        print(f'note: {note}', file=sys.stderr)
+    if training.fingerprint == judged.fingerprint:
+        raise FlaxnetsError('the images to judge are those to learn from: name another part of the data')
+    read = reader(options)
+    (known, labels), (asked, wanted) = read(training), read(judged)
+    voted = vote(asked, known, labels, training.num_classes, options.neighbours)
+    told = linear_probe(known, labels, training.num_classes, options.strength)(asked)
+    return Probe(
+        options.model,
+        options.data,
+        len(known),
+        len(asked),
+        known.shape[1],
+        min(options.neighbours, len(known)),
+        100 * float((voted == wanted).mean()),
+        100 * float((told == wanted).mean()),
+        options.strength,
+    )
+
+
+def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints]]:
+    """A function from a source to the features [N, D] and labels [N] of its images, in its order."""
+    config, model, variables = load_with_config(options.model, dtype=options.dtype)
+    variables = parallel.replicate(jax.tree.map(np.asarray, variables))
+
+    def features(variables: Any, batch: dict[str, jax.Array]) -> Any:
+        images = normalise(batch['image'], config.preprocess)
+        found: Any = model.apply(variables, images, method=pooled)
+        own = {**{key: batch[key] for key in ('label', 'mask')}, 'features': found.astype(jnp.float32)}
+        return jax.lax.all_gather(own, parallel.AXIS, tiled=True)
+
+    step = parallel.map_eval_step(features)
+
+    def read(source: Source) -> tuple[Floats, Ints]:
+        batches = eval_batches(
+            source,
+            eval_transform(config.preprocess, config.in_chans),
+            batch_size=options.batch * jax.device_count(),
+            in_chans=config.in_chans,
+            threads=options.threads,
+        )
+        parts, labels = [], []
+        with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:
+            for batch in batches:
+                found = parallel.to_host(step(variables, parallel.shard(batch)))
+                parts.append(found['features'][found['mask']])
+                labels.append(found['label'][found['mask']])
+                bar.update(len(labels[-1]))
+        return np.concatenate(parts), np.concatenate(labels)
+
+    return read
+
+
+def vote(asked: Floats, known: Floats, labels: Ints, classes: int, k: int) -> Ints:
+    """The class that the k nearest images vote for, each with the weight exp(cosine / 0.07).
+
+    Args:
+      asked: features of the images to judge, [N, D].
+      known, labels: features [M, D] and classes [M] of those who vote.
+      classes: how many there are.
+      k: how many vote; at most M do.
+
+    Returns:
+      int [N]; of equal votes the lower class.
+    """
+    rows, similar = nearest(asked, known, k)
+    votes = np.zeros((len(asked), classes))
+    # Less the largest, so that nothing overflows: a factor that all votes of an image have in common.
+    weights = np.exp((similar - similar[:, :1]).astype(np.float64) / TEMPERATURE)
+    np.add.at(votes, (np.arange(len(asked))[:, None], labels[rows]), weights)
+    return votes.argmax(1)
+
+
+def linear_probe(known: Floats, labels: Ints, classes: int, strength: float) -> Callable[[Floats], Ints]:
+    """Fits a linear classifier to features: scikit-learn's `LogisticRegression(C=strength)`.
+
+    The sum of the cross entropies of all images, times C, plus half the squared length of the weights (not of
+    the bias) is made as small as L-BFGS finds.
+
+    Args:
+      known, labels: features [M, D] and classes [M].
+      classes: how many there are.
+      strength: C.
+
+    Returns:
+      A function from features [N, D] to classes, int [N].
+    """
+    features, targets = jnp.asarray(known), jnp.asarray(labels)
+    shape = (known.shape[1] + 1, classes)
+
+    @jax.jit
+    def loss(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def value(flat: jax.Array) -> jax.Array:
+            weights = flat.reshape(shape)
+            logs = jax.nn.log_softmax(features @ weights[:-1] + weights[-1])
+            own = jnp.take_along_axis(logs, targets[:, None], 1).sum()
+            return (0.5 * (weights[:-1] ** 2).sum() / strength - own) / len(known)
+
+        return jax.value_and_grad(value)(flat)
+
+    def on_host(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        value, slope = loss(jnp.asarray(flat, jnp.float32))
+        return float(value), np.asarray(slope, np.float64)
+
+    start = np.zeros(shape[0] * shape[1])
+    found = scipy.optimize.minimize(
+        on_host, start, jac=True, method='L-BFGS-B', options={'maxiter': ITERATIONS}
+    )
+    weights = found.x.reshape(shape)
+    return lambda asked: (asked @ weights[:-1] + weights[-1]).argmax(1)
