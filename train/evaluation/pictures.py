@@ -149,7 +149,7 @@ def by_confidence(confidences: Any, right: Any, path: str) -> None:
         lines.append(f'{share:3} % of them: {accuracy[place]:6.2f} % right, confidence from {sure:.2f}')
     low = float(accuracy[len(kept) // 20 :].min())
     room = max(1.0, 100 - low)
-    axes.set(xlim=(0, 100), ylim=(max(0, low - 0.8 * room), 100))
+    axes.set(xlim=(0, 100), ylim=(max(0, low - 0.8 * room), 100 + 0.03 * room))
     axes.text(0.03, 0.04, '\n'.join(lines), transform=axes.transAxes, fontsize=8, family='monospace')
     axes.set(xlabel='% of the images, the surest first', ylabel='% of them right')
     axes.set_title('Accuracy by confidence')
@@ -197,7 +197,8 @@ def mistake_sheet(
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.95 * columns, 2.45 * rows + 0.4), layout='constrained')
     first = '' if wrong == len(images) else f'; the {len(images)} worst'
-    figure.suptitle(f'{wrong:,} of {total:,} images are wrong{first}', fontsize=11)
+    words = f'{wrong:,} of {total:,} images are wrong{first} (green: what it is)'
+    figure.suptitle(words, fontsize=11)
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).ravel()):
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

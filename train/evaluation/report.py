@@ -147,6 +147,7 @@ class Report:
         if published:
             lines.append(
                 f'published: ImageNet-1k validation at {published["size"]} px, {published["source"]}'
+                + (', of the centre crop alone' if str(self.views) else '')
             )
         return '\n'.join(lines)
 
