@@ -31,6 +31,7 @@ _ELSEWHERE = {
     'evaluate': ('train.__main__', ('eval',), 'accuracy of weights over a data set'),
     'probe': ('train.__main__', ('probe',), 'nearest neighbours and a linear probe on features'),
     'recipes': ('train.__main__', ('recipes',), 'the training recipes'),
+    'push': ('convert.publishing.command', (), 'weights to the Hugging Face hub, where timm opens them too'),
 }
 
 

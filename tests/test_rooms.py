@@ -29,6 +29,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
         ('download', 'arithmetic', 'comparison', 'verification'),
         ('writing',),
         ('conversion',),
+        ('publishing',),
         ('__main__',),
     ),
     'train': (

@@ -60,7 +60,7 @@ class _File:
         failures = []
         for url in self.urls:
             try:
-                download(Request(url, self.sha256, _hub_origin(), _token()), self.path, quiet=quiet)
+                download(Request(url, self.sha256, _hub_origin(), hub_token()), self.path, quiet=quiet)
                 return self.path
             except Unavailable as error:
                 failures.append(f'{url}: {error}')
@@ -87,7 +87,7 @@ class _Repository:
         return home() / 'files' / 'hub' / self.id / self.revision.replace('/', '--')
 
     def url(self, name: str) -> str:
-        return f'{_hub()}/{self.id}/resolve/{urllib.parse.quote(self.revision, safe="")}/{name}'
+        return f'{hub_address()}/{self.id}/resolve/{urllib.parse.quote(self.revision, safe="")}/{name}'
 
     def cached(self) -> Path | None:
         has_weights = any(is_intact(self.folder / name, None) for name in WEIGHTS_FILES)
@@ -110,7 +110,7 @@ class _Repository:
 
     def _get_one(self, name: str, max_bytes: int, quiet: bool) -> None:
         url = self.url(name)
-        request = Request(url, hub=_hub_origin(), token=_token(), max_bytes=max_bytes)
+        request = Request(url, hub=_hub_origin(), token=hub_token(), max_bytes=max_bytes)
         try:
             download(request, self.folder / name, quiet=quiet)
         except Unavailable as error:
@@ -121,7 +121,7 @@ class _Repository:
 
     def by_hand(self) -> str:
         names = f'{CONFIG_FILE} and {WEIGHTS_FILES[0]}'
-        return f'{names} from {_hub()}/{self.id}/tree/{self.revision} into {self.folder}'
+        return f'{names} from {hub_address()}/{self.id}/tree/{self.revision} into {self.folder}'
 
 
 def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
@@ -148,10 +148,9 @@ def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
         if found := place.cached():
             return found
     remains = any(place.has_remains() for place in places)
-    for variable in ('FLAXNETS_OFFLINE', 'HF_HUB_OFFLINE'):
-        if _is_set(variable):
-            state = 'what is in the cache is damaged' if remains else 'it is not in the cache'
-            raise FlaxnetsError(_failure(places, [f'{variable} is set, and {state}']))
+    if variable := offline_variable():
+        state = 'what is in the cache is damaged' if remains else 'it is not in the cache'
+        raise FlaxnetsError(_failure(places, [f'{variable} is set, and {state}']))
     if remains and not quiet:
         print(f'{places[0].label}: what is in the cache is damaged; fetching it again', file=sys.stderr)
     failures = []
@@ -223,20 +222,30 @@ def _failure(places: Sequence[_File | _Repository], failures: Sequence[str]) -> 
     return f'{label} cannot be fetched:\n  {reasons}\nBy other means, bring\n  {by_hand}'
 
 
-def _hub() -> str:
+def hub_address() -> str:
     """The hub without a slash at its end."""
     return (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').strip().rstrip('/')
 
 
 def _hub_origin() -> str:
-    return origin_of(_hub())
+    return origin_of(hub_address())
 
 
-def _token() -> str | None:
+def hub_token() -> str | None:
+    """What `HF_TOKEN` holds; None if it is not set.
+
+    Raises:
+      FlaxnetsError: no token can be like that.
+    """
     token = os.environ.get('HF_TOKEN', '').strip()
     if not re.fullmatch(r'[!-~]*', token):
         raise FlaxnetsError('HF_TOKEN holds blanks or other characters that no token has')
     return token or None
+
+
+def offline_variable() -> str | None:
+    """The environment variable that forbids the network, if one does."""
+    return next((name for name in ('FLAXNETS_OFFLINE', 'HF_HUB_OFFLINE') if _is_set(name)), None)
 
 
 def _is_set(variable: str) -> bool:

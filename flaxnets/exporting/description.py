@@ -85,7 +85,8 @@ def describe(config: Config, size: Size, classes: Sequence[str] | None) -> Descr
         preprocess = replace(preprocess, size=size)
     height, width = (HEIGHT, WIDTH) if size == FREE else (preprocess.height, preprocess.width)
     config = replace(config, preprocess=preprocess)
-    notes = tuple(f'images: {problem}' for problem in _preprocess(config)['unsupported'])
+    said = _preprocess(config)
+    notes = tuple(f'images: {problem}' for problem in (*said['unsupported'], *preprocess.approximations))
     if not config.num_classes:
         return Description(config, height, width, (), 'nothing: these are features', notes)
     names, named_by = output_names(config, classes)

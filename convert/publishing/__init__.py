@@ -1,0 +1,1 @@
+"""Weights as a repository of the Hugging Face hub: a folder that timm and flaxnets open, and its upload."""

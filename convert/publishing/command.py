@@ -1,0 +1,96 @@
+"""flaxnets push: weights to a repository of the Hugging Face hub, or to a folder like one."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flaxnets.errors import FlaxnetsError
+
+from ..checkpoint import Checkpoint
+from ..conversion import open_checkpoint
+from .facts import UNKNOWN, Facts, gather
+from .folder import check_folder, check_publishable, remarks, write_folder
+from .hub import find_repository, upload
+
+DESCRIPTION = """Puts weights on the Hugging Face hub as a repository that timm opens as its own: safetensors
+under timm's names, timm's config.json, the certificate and a model card. flaxnets opens it too."""
+
+EXAMPLES = """examples:
+  flaxnets push weights/flowers me/resnest50d-flowers --licence apache-2.0 --report eval/result.json
+  flaxnets push weights/flowers --folder flowers-timm         the same files, without network
+  flaxnets push weights/flowers me/resnest50d-flowers --private
+
+The token is taken from HF_TOKEN, or from `hf auth login`. HF_ENDPOINT names another hub."""
+
+
+def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') -> int:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add('source', metavar='SOURCE', help='a directory of weights, a training run, or whatever else loads')
+    add('repository', nargs='?', metavar='ORG/NAME', help='where to')
+    add('--folder', metavar='FOLDER', help='write the files there and upload nothing')
+    add('--model', metavar='NAME', help='the net, where the tensors leave a choice')
+    add('--licence', '--license', metavar='ID', help='of the weights, as apache-2.0')
+    add('--report', metavar='FILE', help='result.json of python -m train eval --out, for the card')
+    add('--private', action='store_true', help='for those alone whom its owner lets in')
+    add('--message', metavar='TEXT', help='of the commit')
+    add('--force', action='store_true', help='a new version in a repository, or over a folder, that is there')
+    options = parser.parse_args(arguments)
+    if not options.repository and not options.folder:
+        parser.error('give ORG/NAME, or --folder FOLDER')
+    try:
+        return _to_folder(options) if options.folder else _to_hub(options)
+    except FlaxnetsError as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+
+
+def _opened(options: argparse.Namespace) -> tuple[Checkpoint, Facts]:
+    checkpoint = open_checkpoint(options.source, options.model)
+    check_publishable(checkpoint)
+    facts = gather(checkpoint.config, options.licence, options.report)
+    for remark in remarks(checkpoint.config):
+        print(f'note: {remark}', file=sys.stderr)
+    if facts.licence == UNKNOWN:
+        print(
+            'note: the card says that the licence is unknown; --licence names one, as apache-2.0',
+            file=sys.stderr,
+        )
+    return checkpoint, facts
+
+
+def _to_folder(options: argparse.Namespace) -> int:
+    check_folder(options.folder, options.force)
+    checkpoint, facts = _opened(options)
+    write_folder(checkpoint, options.folder, facts, repository=options.repository, overwrite=options.force)
+    print(f'wrote {options.folder}; it opens with flaxnets.load({options.folder!r})')
+    return 0
+
+
+def _to_hub(options: argparse.Namespace) -> int:
+    name = options.repository
+    repository = find_repository(name, private=options.private, overwrite=options.force)
+    checkpoint, facts = _opened(options)
+    with tempfile.TemporaryDirectory() as here:
+        folder = write_folder(checkpoint, Path(here, 'repository'), facts, repository=name)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+        print(f'{name}: uploading {size / 1e6:.1f} MB', flush=True)
+        message = options.message or f'{checkpoint.config.name}, by flaxnets'
+        names = upload(repository, folder, message, private=options.private)
+        left = sorted({file.name for file in folder.iterdir()} - set(names))
+    for file in left:
+        print(f'note: {file} stays as it is there', file=sys.stderr)
+    print(f'{", ".join(names)} are at {repository.url}; open them with flaxnets.load("hf-hub:{name}")')
+    return 0

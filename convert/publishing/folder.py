@@ -1,0 +1,170 @@
+"""A folder as timm keeps them on the hub, of any weights: timm opens it as its own, and so does flaxnets.
+
+FOLDER/config.json             timm's description of the net and of its images
+FOLDER/model.safetensors       the tensors, under timm's names
+FOLDER/model.safetensors.json  the certificate: what flaxnets knows, with a digest of every array
+FOLDER/README.md               the model card
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from flaxnets import zoo
+from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.nets.resnet import build
+from flaxnets.store.files import remove, work_path
+from flaxnets.store.weights import write_json
+from flaxnets.zoo.records import Config
+
+from ..checkpoint import Checkpoint
+from ..names.hub_folder import CONFIG_FILE, WEIGHTS_FILES, is_hub_folder
+from ..writing import write
+from .facts import NOT_IN_TIMM, Facts
+from .model_card import CARD_FILE, card
+
+TIMM_CROPS = ('center', 'squash', 'border')
+
+
+def write_folder(
+    checkpoint: Checkpoint,
+    folder: str | os.PathLike[str],
+    facts: Facts,
+    *,
+    repository: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Writes weights as a folder of the hub, whole or not at all.
+
+    Args:
+      checkpoint: the weights.
+      folder: does not exist yet, or is such a folder and `overwrite` is True.
+      facts: for the card.
+      repository: 'org/name', where the card says that the weights are; None: in this folder.
+      overwrite: replace an earlier such folder.
+
+    Raises:
+      FlaxnetsError: weights that no such folder holds truly (`check_publishable`); it cannot be written.
+    """
+    check_publishable(checkpoint)
+    check_folder(folder, overwrite)
+    target = Path(folder).absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = work_path(target)
+        work.mkdir()
+    except OSError as error:
+        raise CheckpointError(f'{target}: cannot be written: {error.strerror}') from error
+    try:
+        write(checkpoint, work / WEIGHTS_FILES[0], approximate=True)
+        write_json(work / CONFIG_FILE, timm_config(checkpoint.config, facts))
+        where = repository or str(folder)
+        text = card(checkpoint.config, checkpoint.source, facts, where, is_local=repository is None)
+        (work / CARD_FILE).write_text(text, encoding='utf-8')
+        if target.exists():
+            old = work.with_suffix('.old')
+            target.rename(old)
+            work.rename(target)
+            remove(old)
+        else:
+            work.rename(target)
+    except OSError as error:
+        raise CheckpointError(f'{target}: cannot be written: {error.strerror or error}') from error
+    finally:
+        remove(work)
+    return target
+
+
+def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
+    """Refuses what `write_folder` would not write to; for asking before long work."""
+    path = Path(folder)
+    if not os.path.lexists(path):
+        return
+    if not overwrite:
+        raise CheckpointError(f'{path} exists; choose another folder or overwrite it (--force)')
+    if not is_hub_folder(path):
+        raise CheckpointError(f'{path} is no folder of the hub, so it is not overwritten')
+
+
+def check_publishable(checkpoint: Checkpoint) -> None:
+    """Refuses weights that others would open and use wrongly without a word.
+
+    Raises:
+      FlaxnetsError: folded BatchNorm, a net without a name, colours in another order than timm's.
+    """
+    config, where = checkpoint.config, checkpoint.where
+    if config.folded:
+        raise FlaxnetsError(f'{where}: folded weights have no BatchNorm, so no PyTorch net takes them')
+    if zoo.NETS.get(config.name) != config.arch:
+        raise FlaxnetsError(
+            f'{where}: {config.name!r} is a net of your own: neither timm nor flaxnets could open it by that '
+            'name. Keep the directory of weights, which flaxnets.load opens'
+        )
+    if config.preprocess.channel_order != 'rgb':
+        raise FlaxnetsError(
+            f'{where}: these weights take images as {config.preprocess.channel_order}, and timm always gives '
+            'rgb: it would be wrong without a word'
+        )
+
+
+def remarks(config: Config) -> tuple[str, ...]:
+    """What timm does not do with these weights as flaxnets does, in words."""
+    out = [f'images: {problem}' for problem in config.preprocess.unsupported]
+    out += [f'images, nearly: {what}' for what in config.preprocess.approximations]
+    if config.name in NOT_IN_TIMM:
+        out.append(f'timm has no net called {config.name}: only flaxnets opens this')
+    if config.preprocess.crop_mode not in TIMM_CROPS:
+        out.append(
+            f'timm cannot prepare images by crop_mode={config.preprocess.crop_mode!r}, as flaxnets does '
+            'where it has the certificate: both resize them first, then crop'
+        )
+    return tuple(out)
+
+
+def timm_config(config: Config, facts: Facts) -> dict[str, Any]:
+    """timm's `config.json` for weights."""
+    out: dict[str, Any] = {
+        'architecture': config.name,
+        'num_classes': config.num_classes,
+        'num_features': build(config.arch).num_features,
+        'global_pool': 'avg',
+    }
+    if config.classes:
+        out['label_names'] = list(config.classes)
+    out['model_args'] = {'num_classes': config.num_classes, 'in_chans': config.in_chans, 'global_pool': 'avg'}
+    out['pretrained_cfg'] = _pretrained(config, facts)
+    return out
+
+
+def _pretrained(config: Config, facts: Facts) -> dict[str, Any]:
+    preprocess = config.preprocess
+    mean, std = _normalisation(preprocess, config.in_chans)
+    pools = [math.ceil(side / 32) for side in (preprocess.height, preprocess.width)]
+    return {
+        **({'tag': config.weights.tag} if config.weights else {}),
+        'custom_load': False,
+        'input_size': [config.in_chans, preprocess.height, preprocess.width],
+        'fixed_input_size': False,
+        'interpolation': preprocess.interpolation,
+        'crop_pct': preprocess.crop_pct,
+        'crop_mode': preprocess.crop_mode if preprocess.crop_mode in TIMM_CROPS else 'center',
+        'mean': list(mean),
+        'std': list(std),
+        'num_classes': config.num_classes,
+        'pool_size': pools,
+        'first_conv': 'conv1.0' if config.arch.deep_stem else 'conv1',
+        'classifier': 'fc',
+        'license': facts.licence,
+    }
+
+
+def _normalisation(preprocess: Preprocess, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of each channel; the few values that there are where they are for other channels, which is noted."""
+    try:
+        return preprocess.channel_values(channels)
+    except FlaxnetsError:
+        return preprocess.mean, preprocess.std
