@@ -182,8 +182,9 @@ def test_features_and_neighbours(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / 'features.npy'
+    query = (here / 'photos' / '03.png', here / 'photos' / '07.png')
     options = ('--model', here / 'net', *BATCH, '--out', out, '--neighbours', 3, '--json')
-    code, text, _ = run(capsys, 'embed', here / 'photos', *options)
+    code, text, _ = run(capsys, 'embed', here / 'photos', *options, '--query', *query)
     files, _, features = expected
     assert code == 1
     found = np.load(out)
@@ -220,6 +221,8 @@ def test_nearest_without_itself() -> None:
     np.testing.assert_array_equal(rows, other[:, 1:])
     np.testing.assert_allclose(values, 1 - distances[:, 1:], atol=1e-6)
     assert nearest(features[:1], features[:3], 9, leave_out=np.array([0]))[0].shape == (1, 2)
+    rows, _ = nearest(features[places], features, 2, leave_out=np.array([-1, 0, -1]))
+    assert rows[:, 0].tolist() == [4, other[1, 1], 29]
     with pytest.raises(FlaxnetsError):
         nearest(features[:1], features[:1], 1, leave_out=np.array([0]))
 

@@ -137,7 +137,7 @@ def nearest(
       queries: [Q, D].
       features: [N, D].
       k: how many to give, at most N.
-      leave_out: [Q], for each query a row that is not given: the query itself.
+      leave_out: [Q], for each query a row that is not given, the query itself; -1 where there is none.
 
     Returns:
       Numbers of rows, [Q, k], the nearest first (among equal ones the first row), and their similarities,
@@ -146,7 +146,7 @@ def nearest(
     Raises:
       FlaxnetsError: `k` is not a positive number, or there are no others.
     """
-    k = min(k, len(features) - (leave_out is not None))
+    k = min(k, len(features) - (leave_out is not None and bool((leave_out >= 0).any())))
     if k < 1:
         raise FlaxnetsError('neighbours are asked for, but there must be at least one, and one other image')
     unit_queries, unit = _unit(queries), _unit(features)
@@ -154,7 +154,9 @@ def nearest(
     for start in range(0, len(queries), BLOCK):
         similar = unit_queries[start : start + BLOCK] @ unit.T
         if leave_out is not None:
-            similar[np.arange(len(similar)), leave_out[start : start + BLOCK]] = -np.inf
+            own = leave_out[start : start + BLOCK]
+            there = np.flatnonzero(own >= 0)
+            similar[there, own[there]] = -np.inf
         best = np.argsort(-similar, axis=1, kind='stable')[:, :k]
         rows.append(best)
         values.append(np.take_along_axis(similar, best, axis=1))

@@ -43,11 +43,13 @@ def draw_neighbours(
         bad = [result.problem for result in results if result.problem]
         if bad:
             raise FlaxnetsError(f'the query cannot be read: {bad[0]}')
-        found, similar = nearest(np.stack([r.value for r in results if r.value is not None]), there, k)
+        asked = np.stack([result.value for result in results if result.value is not None])
+        places = {_place(row): i for i, row in enumerate(rows)}
+        own = np.array([places.get(_place(query), -1) for query in queries])
     else:
-        places = np.unique(np.linspace(0, len(rows) - 1, min(QUERIES, len(rows)), dtype=int))
-        queries = [rows[i] for i in places]
-        found, similar = nearest(there[places], there, k, leave_out=places)
+        own = np.unique(np.linspace(0, len(rows) - 1, min(QUERIES, len(rows)), dtype=int))
+        queries, asked = [rows[i] for i in own], there[own]
+    found, similar = nearest(asked, there, k, leave_out=own)
     shown = [[query, *(rows[i] for i in line)] for query, line in zip(queries, found, strict=True)]
     names = iter(_names([file for line in shown for file in line]))
     words = [['query', *(f'{s:.3f}' for s in values)] for values in similar]
@@ -68,6 +70,11 @@ def draw_neighbours(
         }
         for query, line, values in zip(queries, found, similar, strict=True)
     ]
+
+
+def _place(file: ImageFile) -> tuple[str, int]:
+    """Equal for the same image under two names."""
+    return os.path.realpath(file.path), file.offset
 
 
 def _tile(transform: Transform, file: ImageFile, caption: str) -> Tile:
