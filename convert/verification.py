@@ -18,9 +18,9 @@ from flaxnets import zoo
 from flaxnets.api import transform
 from flaxnets.errors import FlaxnetsError
 from flaxnets.nets.blocks import Block
-from flaxnets.nets.resnet import build
 from flaxnets.zoo.records import Config
 
+from .checkpoint import net_of
 from .names.tree import State, is_floating
 
 TOLERANCE = 1e-4  # of the largest magnitude of a block's output
@@ -103,7 +103,7 @@ def _pattern() -> Image.Image:
 
 
 def _flax_outputs(variables: Any, images: np.ndarray, config: Config) -> dict[str, np.ndarray]:
-    model = build(config.arch, config.num_classes, config.in_chans, folded=config.folded)
+    model = net_of(config)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), variables)
 
     def wanted(module: Any, method: str) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from convert.names.tree import put, to_variables, walk
+from convert.names.tree import to_variables
 from convert.verification import torch_net
 from flaxnets.nets.resnet import ResNet as FlaxResNet
 from flaxnets.nets.resnet import abstract_variables
@@ -46,13 +47,13 @@ def to_flax(net: torch.nn.Module, model: FlaxResNet) -> dict[str, Any]:
 def random_variables(model: FlaxResNet, seed: int = 0) -> dict[str, Any]:
     """Random variables of our net, made by NumPy: compiling an initialisation takes seconds."""
     rng = np.random.default_rng(seed)
-    variables: dict[str, Any] = {}
-    for path, leaf in walk(abstract_variables(model)):
+    flat = {}
+    for path, leaf in flatten_dict(abstract_variables(model)).items():
         if path[-1] == 'kernel':
             array = rng.normal(0, (2 / np.prod(leaf.shape[:-1])) ** 0.5, leaf.shape)
         elif path[-1] in ('scale', 'var'):
             array = rng.uniform(0.5, 1.5, leaf.shape)
         else:
             array = rng.normal(0, 0.1, leaf.shape)
-        put(variables, path, array.astype(leaf.dtype))
-    return variables
+        flat[path] = array.astype(leaf.dtype)
+    return unflatten_dict(flat)

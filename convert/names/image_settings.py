@@ -28,7 +28,7 @@ from flaxnets.images.preprocess import CROP_MODES, INTERPOLATIONS, Preprocess
 from flaxnets.words import plain, some
 
 from ..formats.modules import ModuleState
-from .anchors import bare
+from .anchors import bare_names
 
 MAX_TEXT = 200_000  # characters of a configuration; the longest known have some ten thousand
 
@@ -371,7 +371,7 @@ def _normalising(
 ) -> list[tuple[str, tuple[tuple[float, ...], tuple[float, ...]]]]:
     """The layers around a net that keep a mean and a std, and these."""
     values = model.statistics if isinstance(model, ModuleState) else model
-    named = {bare(name): value for name, value in values.items() if isinstance(name, str)}
+    named = {new: values[name] for name, new in bare_names(values).items()}
     out = []
     for name, value in named.items():
         match = _MEAN.fullmatch(name)

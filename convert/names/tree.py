@@ -6,11 +6,12 @@ The nets name their layers as PyTorch does, so a name is a path: `layer1.0.conv2
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from flaxnets.errors import CheckpointError
 from flaxnets.nets.resnet import ResNet, abstract_variables
@@ -69,7 +70,7 @@ class Entry:
 def entries(model: ResNet) -> dict[str, Entry]:
     """Every tensor of the net by its PyTorch name, in PyTorch's order."""
     found = []
-    for path, leaf in walk(abstract_variables(model)):
+    for path, leaf in flatten_dict(abstract_variables(model)).items():
         collection, *layer, last = path
         found.append(Entry('.'.join((*layer, LEAVES[collection, last])), path, leaf.shape))
     leaves = ('weight', 'bias', 'running_mean', 'running_var')
@@ -107,7 +108,7 @@ def to_variables(state: State, model: ResNet) -> dict[str, Any]:
     expected = entries(model)
     problems = Problems()
     problems.missing = [name for name in expected if name not in state]
-    variables: dict[str, Any] = {}
+    variables: dict[tuple[str, ...], np.ndarray] = {}
     for name, tensor in state.items():
         entry = expected.get(name)
         if entry is None:
@@ -121,9 +122,9 @@ def to_variables(state: State, model: ResNet) -> dict[str, Any]:
             count = int(tensor.size - np.isfinite(tensor).sum())
             problems.unfit.append(f'{name}: {count} of {tensor.size} values are NaN or infinite')
         else:
-            put(variables, entry.path, entry.from_torch(tensor))
+            variables[entry.path] = entry.from_torch(tensor)
     problems.raise_if_any()
-    return variables
+    return unflatten_dict(variables)
 
 
 def to_state(variables: Mapping[str, Any], model: ResNet) -> dict[str, np.ndarray]:
@@ -132,7 +133,7 @@ def to_state(variables: Mapping[str, Any], model: ResNet) -> dict[str, np.ndarra
     Raises:
       CheckpointError: a variable of the net is missing from `variables`.
     """
-    flat = dict(walk(variables))
+    flat = flatten_dict(dict(variables))
     expected = entries(model)
     missing = ['/'.join(entry.path) for entry in expected.values() if entry.path not in flat]
     if missing:
@@ -178,19 +179,3 @@ def all_finite(tensor: np.ndarray) -> bool:
     with np.errstate(all='ignore'):
         # A sum takes a quarter of the time of looking at each; where it overflows, that is left.
         return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())
-
-
-def put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    """Sets the leaf at `path` of nested dictionaries."""
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[path[-1]] = value
-
-
-def walk(tree: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every leaf of nested dictionaries with its path."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from walk(value, (*path, key))
-        else:
-            yield (*path, key), value
