@@ -113,8 +113,9 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
             with tempfile.TemporaryDirectory() as temporary:
                 here = Path(temporary) / 'arrays'
                 _write_here(here, parts, size)
-                names = [file.relative_to(here).as_posix() for file in here.rglob('*') if file.is_file()]
-                path.upload(here, sorted(names))
+                names = {file.relative_to(here).as_posix() for file in here.rglob('*') if file.is_file()}
+                # Orbax puts a marker of its own there: among the others it would be in the store before them.
+                path.upload(here, sorted(names - {MARKER}))
             (path / MARKER).write_text('all of it is here\n')
         else:
             path.parent.mkdir(parents=True, exist_ok=True)

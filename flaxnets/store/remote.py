@@ -242,7 +242,8 @@ class StorePath:
         """Removes objects below, by what their names have beyond this one's."""
         if names:
             with _plainly(self._url):
-                filesystem(self._url).rm([f'{self._url}/{name}' for name in names])
+                remove = filesystem(self._url).rm_file
+                _side_by_side([partial(remove, f'{self._url}/{name}') for name in names])
 
     def copy_files(self, names: Collection[str], target: StorePath) -> None:
         """Copies objects below this name to below another one, within the store."""
