@@ -242,6 +242,13 @@ def test_folded_weights_and_features(tmp_path: Path) -> None:
     near(run_onnx(tmp_path / 'bare.onnx', x), net(torch.from_numpy(x)).detach().numpy())
 
 
+def test_what_is_exported_is_not_opened_again(tmp_path: Path) -> None:
+    for name, words in (('net.onnx', 'ONNX file'), ('net.stablehlo', 'jax.export')):
+        export(stored('resnext'), tmp_path / name)
+        with pytest.raises(FlaxnetsError, match=words):
+            flaxnets.load(tmp_path / name)
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = stored('resnext')
     out = tmp_path / 'net.onnx'

@@ -126,7 +126,11 @@ def remarks(config: Config) -> tuple[str, ...]:
 
 
 def timm_config(config: Config, facts: Facts) -> dict[str, Any]:
-    """timm's `config.json` for weights."""
+    """timm's `config.json` for weights.
+
+    Without `model_args`: timm takes channels and classes from the rest, and transformers, which opens such
+    folders by timm, does not bear them twice.
+    """
     out: dict[str, Any] = {
         'architecture': config.name,
         'num_classes': config.num_classes,
@@ -135,7 +139,6 @@ def timm_config(config: Config, facts: Facts) -> dict[str, Any]:
     }
     if config.classes:
         out['label_names'] = list(config.classes)
-    out['model_args'] = {'num_classes': config.num_classes, 'in_chans': config.in_chans, 'global_pool': 'avg'}
     out['pretrained_cfg'] = _pretrained(config, facts)
     return out
 

@@ -23,6 +23,8 @@ _LOOKALIKES = (
     (b'\x1f\x8b', 'it is compressed with gzip: decompress it first'),
     (b'\x89HDF', 'it is an HDF5 file (Keras?)'),
     (b'\x93NUMPY', 'it is a NumPy array'),
+    (b'{\n "format": "flaxnets StableHLO', 'it is a program for jax.export: export goes one way only'),
+    *((bytes((8, version, 0x12)), 'it is an ONNX file, which is not read') for version in range(3, 15)),
 )
 
 
