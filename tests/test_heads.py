@@ -105,6 +105,17 @@ def test_between_two_linear_layers_may_be_a_function(root: str) -> None:
         to_canonical(with_head(state, root))
 
 
+@pytest.mark.parametrize('root', ['head', 'classifier.1'])
+def test_a_transposed_classifier(root: str) -> None:
+    """The net's own is told by the net's shapes, another by its own."""
+    state = {'weight': torch.ones(FEATURES, 5), 'bias': torch.ones(5)}
+    with pytest.raises(
+        CheckpointError, match=rf'do not fit each other: {root} \(weight {FEATURES}x5, bias 5'
+    ):
+        to_canonical(with_head(state, root))
+    assert to_canonical(with_head(state)).state['fc.weight'].shape == (FEATURES, 5)
+
+
 def test_a_classifier_of_another_width_beside_the_net() -> None:
     for width in (512, 4096, 100):
         saved = with_head(nn.Linear(width, 5).state_dict(), 'classifier', 'backbone.')

@@ -306,6 +306,8 @@ def _problem(
     """Why the layers are no single linear one; None if they are."""
     listed = some([f'{plain(layer.path)} ({_said(layer)})' for layer in chain])
     odd = [layer for layer in chain if layer.kind == 'other']
+    if odd and all(layer.tensors.keys() <= {'weight', 'bias'} and layer.takes for layer in odd):
+        return f'its head has a weight and a bias whose shapes do not fit each other: {listed}'
     if odd:
         return f'its head is more than a linear layer: {listed}'
     first = next(layer for layer in chain if layer.kind == 'linear')
