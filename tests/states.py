@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Mapping
@@ -31,6 +32,14 @@ SMALL = {
     'resnest': Arch('resnest', (1, 1, 1, 2), 2, 8, radix=2, deep_stem=True, stem_width=8, avg_down=True),
 }
 
+# Each block kind, each form of split attention, both stems and both shortcuts.
+KINDS = {
+    **SMALL,
+    'res2next': Arch('res2net', (1, 1, 1, 2), 8, 4, scale=4),
+    'resnest4s2x': dataclasses.replace(SMALL['resnest'], radix=4, cardinality=2, avd_first=True),
+    'resnest1s4x': dataclasses.replace(SMALL['resnest'], radix=1, cardinality=4, base_width=24),
+}
+
 
 @functools.cache
 def shapes(name: str) -> Mapping[str, np.ndarray]:
@@ -44,9 +53,9 @@ def as_shapes(state: Mapping[str, torch.Tensor]) -> State:
     return {name: np.broadcast_to(np.float32(0), tuple(t.shape)) for name, t in state.items()}
 
 
-def small_net(kind: str, in_chans: int = 3) -> torch.nn.Module:
-    """timm's net of `SMALL[kind]` with 5 classes and random numbers everywhere."""
-    arch = SMALL[kind]
+def small_net(kind: str, num_classes: int = 5, **options: Any) -> torch.nn.Module:
+    """timm's net of `KINDS[kind]` with random numbers everywhere."""
+    arch = KINDS[kind]
     block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
         block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
@@ -55,14 +64,14 @@ def small_net(kind: str, in_chans: int = 3) -> torch.nn.Module:
     net = ResNet(
         BLOCKS[arch.block],
         arch.layers,
-        num_classes=5,
-        in_chans=in_chans,
+        num_classes=num_classes,
         cardinality=arch.cardinality,
         base_width=arch.base_width,
         stem_type='deep' if arch.deep_stem else '',
         stem_width=arch.stem_width,
         avg_down=arch.avg_down,
         block_args=block_args,
+        **options,
     )
     return randomise(net)
 

@@ -59,7 +59,7 @@ FOUR = ('resnest', 'resnext', 'res2net')  # are tried with images of so many cha
 def torch_net(kind: str, in_chans: int) -> torch.nn.Module:
     """timm's net of a kind with 5 classes."""
     if kind == 'seresnext':
-        return small_net(kind, in_chans)
+        return small_net(kind, in_chans=in_chans)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(NETS, kind, KINDS[kind])
         return randomise(timm_net(kind, num_classes=5, in_chans=in_chans))
