@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
         return 1
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -107,6 +107,11 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add('--arch', help='name of the net, for a .pth file whose name does not tell')
     add('--batch', type=int, default=32, metavar='N', help='images of a device at a time (32)')
     add('--quiet', action='store_true', help='no progress bar')
+
+
+def _as_typed(message: str) -> str:
+    """A message of the library, its arguments as options of the command line."""
+    return message.replace('overwrite=True', '--force')
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:

@@ -257,7 +257,8 @@ def test_what_keeps_it_from_the_hub(
     monkeypatch.setenv('HF_ENDPOINT', 'http://127.0.0.1:9')
     assert 'cannot be reached' in refused(capsys, tiny, 'me/flowers')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    assert 'HF_HUB_OFFLINE' in refused(capsys, tiny, 'me/flowers')
+    error = refused(capsys, tiny, 'me/flowers')
+    assert 'HF_HUB_OFFLINE' in error and '--folder' in error
     assert hub.commits == [] and 'me/flowers' not in hub.repositories
     with pytest.raises(SystemExit):
         main(['push', str(tiny)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -50,11 +51,17 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') ->
     try:
         return _to_folder(options) if options.folder else _to_hub(options)
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr)
+        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
+
+
+def _as_typed(message: str) -> str:
+    """A message of the library, its arguments as options of the command line."""
+    message = message.replace('overwrite=True', '--force').replace('write_folder', '--folder FOLDER')
+    return re.sub(r"\b(licence|model)=('[^']*')", r'--\1 \2', message)
 
 
 def _opened(options: argparse.Namespace) -> tuple[Checkpoint, Facts]:

@@ -85,7 +85,7 @@ def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
     if not os.path.lexists(path):
         return
     if not overwrite:
-        raise CheckpointError(f'{path} exists; choose another folder or overwrite it (--force)')
+        raise CheckpointError(f'{path} exists; choose another folder or overwrite it (overwrite=True)')
     if not is_hub_folder(path):
         raise CheckpointError(f'{path} is no folder of the hub, so it is not overwritten')
 

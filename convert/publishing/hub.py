@@ -65,8 +65,8 @@ def find_repository(name: str, *, private: bool = False, overwrite: bool = False
     if held and not overwrite:
         listed = ', '.join(held[:4]) + (f' and {len(held) - 4} more' if len(held) > 4 else '')
         raise FlaxnetsError(
-            f'{name} is there already and holds {listed}; choose another name, or --force commits a new '
-            'version of its files'
+            f'{name} is there already and holds {listed}; choose another name, or commit a new version '
+            'of its files (overwrite=True)'
         )
     return Repository(name, api, True, files)
 
@@ -97,9 +97,7 @@ def _api(name: str) -> Any:
     if not _NAME.fullmatch(name):
         raise FlaxnetsError(f'{name!r}: a repository of the hub is written organisation/name')
     if variable := offline_variable():
-        raise FlaxnetsError(
-            f'{variable} is set: nothing is uploaded (--folder writes the files without network)'
-        )
+        raise FlaxnetsError(f'{variable} is set: nothing is uploaded; write_folder needs no network')
     try:
         import huggingface_hub
     except ImportError as error:

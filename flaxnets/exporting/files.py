@@ -156,4 +156,4 @@ def _check_free(out: str | os.PathLike[str], overwrite: bool) -> None:
     if target.is_dir():
         raise FlaxnetsError(f'{target} is a directory; choose another file')
     if target.exists() and not overwrite:
-        raise FlaxnetsError(f'{target} exists; choose another file or overwrite it (--force)')
+        raise FlaxnetsError(f'{target} exists; choose another file or overwrite it (overwrite=True)')
