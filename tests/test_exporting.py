@@ -33,6 +33,7 @@ from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.resnet import build
 from flaxnets.store import weights
+from flaxnets.store.remote import StorePath
 from flaxnets.zoo import NETS
 from flaxnets.zoo.records import Config
 from train.tools.exporting import export as export_run
@@ -280,3 +281,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_weights_of_a_run_are_not_written_under_a_name_of_another_program(tmp_path: Path) -> None:
     with pytest.raises(FlaxnetsError, match='flaxnets export'):
         export_run(str(tmp_path / 'run'), str(tmp_path / 'net.onnx'))
+
+
+def test_a_file_in_a_store(capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = stored('resnext'), 'memory://bucket/nets/net.onnx'
+    found = export(source, out)
+    assert found.files == (out,)
+    content = StorePath(out).read_bytes()
+    assert len(content) == found.size and onnx.load_from_string(content).producer_name == 'flaxnets'
+    assert main(['export', str(source), '--out', out]) == 1
+    error = capsys.readouterr().err
+    assert out in error and '--force' in error
