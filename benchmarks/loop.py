@@ -25,7 +25,6 @@ from train.fields import sides
 from train.job import initial_state, make_job
 from train.loop import train
 from train.settings import Settings
-from train.step.step import make_train_step
 
 STEPS = 12
 
@@ -76,16 +75,7 @@ def bare_step(settings: Settings) -> float:
     """Seconds of the compiled step on a batch that is there."""
     job = make_job(settings)
     state = parallel.replicate(initial_state(job))
-    step = parallel.map_train_step(
-        make_train_step(
-            job.model,
-            job.optimizer,
-            job.settings,
-            job.preprocess,
-            epoch_steps=job.epoch_steps,
-            axis_name=parallel.AXIS,
-        )
-    )
+    step = parallel.map_train_step(job.train_step())
     shape = (settings.batch_size, *sides(settings.image_size), 3)
     batch: dict[str, Any] = {
         'image': np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8),

@@ -331,7 +331,6 @@ def open_log(workdir: str, first_step: int = 0) -> Log:
         total_steps=9,
         first_step=first_step,
         images_per_step=1,
-        epoch_steps=1,
         quiet=True,
     )
 

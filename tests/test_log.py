@@ -25,7 +25,7 @@ VALUES = {
 
 
 def open_log(workdir: Path, first_step: int = 0, **options: Any) -> Log:
-    options = {'primary': True, 'total_steps': 400, 'images_per_step': 32, 'epoch_steps': 20, **options}
+    options = {'primary': True, 'total_steps': 400, 'images_per_step': 32, **options}
     return Log(str(workdir), first_step=first_step, **options)
 
 

@@ -22,7 +22,7 @@ from convert.writing import write
 from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.store import runs as checkpoints_of
 from flaxnets.store.arrays import read_manifest
-from train import loop, recipes
+from train import loop, parallel, recipes
 from train.__main__ import main
 from train.data.sources import open_source
 from train.job import initial_state, make_job
@@ -30,6 +30,7 @@ from train.loop import NonFiniteError, Outcome, train
 from train.run import log
 from train.run.checkpoints import Checkpoints
 from train.run.log import read
+from train.run.meter import of_all_hosts
 from train.settings import Settings
 from train.tools.exporting import export
 
@@ -329,8 +330,8 @@ def test_the_log_tells_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
         assert own == [0.125, 100.0]
         return np.array([own, [0.5, 80.0]], np.float32)
 
-    monkeypatch.setattr(loop.parallel, 'gather', gather)
-    values = loop._of_all_hosts({'loss': 1.0, 'wait_share': 0.125}, Batches())
+    monkeypatch.setattr(parallel, 'gather', gather)
+    values = of_all_hosts({'loss': 1.0, 'wait_share': 0.125}, Batches())
     assert values == {'loss': 1.0, 'wait_share': 0.5, 'feed_images_per_second': 160.0}
 
 

@@ -124,14 +124,14 @@ def test_an_error_of_one_process_ends_the_job(folder: Path) -> None:
     program = """
 import sys
 from flaxnets.errors import FlaxnetsError
-from train import loop
+from train.run.meter import Meter
 from train.__main__ import main
-take = loop._Meter.wait_for
+take = Meter.wait_for
 def fails(meter, batches):
     if meter.steps == 3:
         raise FlaxnetsError('the disk of this host is gone')
     return take(meter, batches)
-loop._Meter.wait_for = fails
+Meter.wait_for = fails
 sys.exit(main(sys.argv[1:]))
 """
     where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')

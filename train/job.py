@@ -28,6 +28,7 @@ from .settings import PLAIN, Settings, complete, continued, preprocess, validate
 from .step.optimizer import make_optimizer
 from .step.schedule import count_steps
 from .step.state import TrainState, create_state, initial_variables
+from .step.step import Step, make_train_step
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,17 @@ class Job:
     def preprocess(self) -> Preprocess:
         """How images are normalised, and prepared for evaluation."""
         return preprocess(self.settings)
+
+    def train_step(self) -> Step:
+        """The step of one of the devices that the run is mapped over."""
+        return make_train_step(
+            self.model,
+            self.optimizer,
+            self.settings,
+            self.preprocess,
+            epoch_steps=self.epoch_steps,
+            axis_name=parallel.AXIS,
+        )
 
     @property
     def fingerprints(self) -> dict[str, str]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
@@ -28,12 +27,12 @@ from .notes import Note
 from .run.checkpoints import Checkpoints
 from .run.lock import Lock
 from .run.log import Log, read
+from .run.meter import BadImages, Meter, of_all_hosts
+from .run.profile import Profile
 from .run.stop import Stop
 from .settings import Settings, complete, difference, from_json, validate
 from .settings import to_json as settings_json
-from .step.schedule import learning_rate
 from .step.state import TrainState
-from .step.step import make_train_step
 
 EVAL_IMAGES = 64  # of a device at a time
 IN_FLIGHT = 2  # steps that may be under way: enough to hide the host, few enough to keep memory flat
@@ -88,11 +87,10 @@ def train(
         )
         notes: list[str] = []
         start = restore(job, checkpoints, notes.append)
-        first = int(start.state.step)
-        if first > job.total_steps:
+        if start.step > job.total_steps:
             raise FlaxnetsError(
-                f'{workdir} holds a run of {first} steps, more than the {job.total_steps} asked for: give a '
-                'larger max_steps, or 0'
+                f'{workdir} holds a run of {start.step} steps, more than the {job.total_steps} asked for: '
+                'give a larger max_steps, or 0'
             )
         log = parallel.together(
             lambda: stack.enter_context(
@@ -100,27 +98,22 @@ def train(
                     workdir,
                     primary=primary,
                     total_steps=job.total_steps,
-                    first_step=first,
+                    first_step=start.step,
                     evaluated=start.evaluated,
                     images_per_step=job.settings.batch_size,
-                    epoch_steps=job.epoch_steps,
                     quiet=quiet,
                     may_write=lock.check if lock else lambda: None,
                 )
             )
         )
         for note in notes:
-            log.event('weights', note, step=first)
+            log.event('weights', note, step=start.step)
         for step, reason in start.damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
-        if profile and first < job.total_steps and not (first < profile[1] and profile[0] <= job.total_steps):
-            steps = f'steps {first + 1} to {job.total_steps}'
-            log.event(
-                'note', f'no profile of steps {profile[0]} to {profile[1]}: it is {steps} that are done'
-            )
+        _check_profile(profile, start.step, job.total_steps, log)
+        recorder = stack.enter_context(contextlib.closing(Profile(workdir, profile if primary else None)))
         stop = stack.enter_context(Stop())
-        run = _Run(job, workdir, log, checkpoints, stop, lock, profile)
-        return run.go(start)
+        return _Run(job, start, Workdir(workdir, log, checkpoints, lock, stop, recorder)).go()
 
 
 def _open(
@@ -133,6 +126,13 @@ def _open(
     )
     meta = checkpoints.meta()
     return make_job(settings, from_json(meta['settings']) if meta else None), checkpoints, lock
+
+
+def _check_profile(profile: tuple[int, int] | None, first: int, total: int, log: Log) -> None:
+    """Says so where none of the steps to be profiled will be done."""
+    if profile and first < total and not (first < profile[1] and profile[0] <= total):
+        done = f'it is steps {first + 1} to {total} that are done'
+        log.event('note', f'no profile of steps {profile[0]} to {profile[1]}: {done}')
 
 
 def _what_all_share(job: Job) -> Any:
@@ -158,6 +158,11 @@ class Start:
     evaluated: bool = False
     bad_images: int = 0
     warnings: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return int(self.state.step)
 
 
 def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lambda note: None) -> Start:
@@ -205,52 +210,70 @@ class _Interrupted(Exception):
     """An evaluation was asked to stop."""
 
 
+@dataclass(frozen=True)
+class Workdir:
+    """What a run has open in its workdir, and who asks it to stop.
+
+    Attributes:
+      path: the folder; `gs://` too.
+      log, checkpoints: what is written there.
+      lock: that no other run writes there; None in all processes but the first, which alone writes.
+      stop: whether the run is asked to stop.
+      profile: of the steps that are to be recorded.
+    """
+
+    path: str
+    log: Log
+    checkpoints: Checkpoints
+    lock: Lock | None
+    stop: Stop
+    profile: Profile
+
+
+@dataclass(frozen=True)
+class _Due:
+    """What is due after a step."""
+
+    stop: bool
+    evaluate: bool
+    log: bool
+    save_by_steps: bool
+    save_by_clock: bool  # of this host, which others do not see
+
+    @property
+    def save(self) -> bool:
+        return self.evaluate or self.save_by_steps or self.save_by_clock
+
+    @property
+    def for_all(self) -> bool:
+        """Whether anything is due that all hosts know of."""
+        return self.stop or self.evaluate or self.log or self.save_by_steps
+
+
 class _Run:
     """One call of `train`."""
 
-    def __init__(
-        self,
-        job: Job,
-        workdir: str,
-        log: Log,
-        checkpoints: Checkpoints,
-        stop: Stop,
-        lock: Lock | None,
-        profile: tuple[int, int] | None,
-    ) -> None:
-        self.job, self.workdir, self.log, self.checkpoints = job, workdir, log, checkpoints
-        self.stop, self.lock, self.primary, self.profile = stop, lock, lock is not None, profile
+    def __init__(self, job: Job, start: Start, workdir: Workdir) -> None:
+        self.job, self.start, self.at = job, start, workdir
         self.evaluation: Evaluation | None = None
         self.evaluated = 0  # the step that it is of
-        self.bad_images = self.bad_before = 0  # of all hosts, in the whole run and in earlier calls
-        self.bad_elsewhere = 0  # of other hosts in this call, when last they were asked
         self.evaluator = Evaluator(job.inference, job.preprocess)
-        self.saved: int | None = None
-        self.trace = contextlib.ExitStack()
-        self.profiling = False
+        self.bad_images = BadImages(start.bad_images)
+        self.saved = start.step or None  # the newest step that has a checkpoint
+        self.saved_at = time.monotonic()
+        now = [note.message for note in job.remarks if note.kind == 'warning']
         self.meta = {
             'settings': settings_json(job.settings),
             'config': to_json(job.config),
             'data': job.fingerprints,
-            'warnings': [note.message for note in job.remarks if note.kind == 'warning'],
+            'warnings': list(start.warnings) if start.step else now,
         }
 
-    def go(self, start: Start) -> Outcome:
-        job, first = self.job, int(start.state.step)
-        self.bad_images = self.bad_before = start.bad_images
-        if first:
-            self.saved = first
-            self.meta['warnings'] = list(start.warnings)
+    def go(self) -> Outcome:
+        job, start, first = self.job, self.start, self.start.step
         if first == job.total_steps and start.evaluated:  # of which the log has all
             return self._finish(parallel.replicate(start.state), first, known=True)
-        if first:
-            self.log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
-        else:
-            for note in (*(Note('note', text) for text in job.notes), *job.remarks):
-                self.log.event(note.kind, note.message, step=0)
-        processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
-        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
-        self.log.event('devices', f'training on {devices}', step=first)
+        self._announce(first)
         state = parallel.replicate(start.state)
         if first < job.total_steps:
             if first and self._evaluates(first) and not start.evaluated:  # it was stopped before that
@@ -261,95 +284,99 @@ class _Run:
                 with self._training_batches(first) as batches:
                     state, done = self._train(state, first, batches)
             finally:
-                self.trace.close()
+                self.at.profile.close()
             if done < job.total_steps:
                 return self._stopped(state, done)
         return self._finish(state, job.total_steps)
 
     # Chapters of the loop.
 
+    def _announce(self, first: int) -> None:
+        """What begins, or goes on, and where."""
+        job, log = self.job, self.at.log
+        if first:
+            log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
+        else:
+            for note in (*(Note('note', text) for text in job.notes), *job.remarks):
+                log.event(note.kind, note.message, step=0)
+        processes = f' in {jax.process_count()} processes' if jax.process_count() > 1 else ''
+        devices = f'{jax.device_count()} x {jax.devices()[0].device_kind}{processes}'
+        log.event('devices', f'training on {devices}', step=first)
+
     def _train(self, state: TrainState, first: int, batches: Any) -> tuple[TrainState, int]:
+        """The steps after `first`, to the last one or until the run is asked to stop."""
         job = self.job
-        step = parallel.map_train_step(
-            make_train_step(
-                job.model,
-                job.optimizer,
-                job.settings,
-                job.preprocess,
-                epoch_steps=job.epoch_steps,
-                axis_name=parallel.AXIS,
-            )
-        )
-        meter = _Meter(job, int(state.skipped))
-        pending: deque[tuple[int, Any]] = deque()
-        saved_at = time.monotonic()
+        step = parallel.map_train_step(job.train_step())
+        meter = Meter(job, int(state.skipped))
+        under_way: deque[tuple[int, Any]] = deque()
+        self.saved_at = time.monotonic()
         for done in range(first + 1, job.total_steps + 1):
-            self._profile(done)
+            self.at.profile.reach(done)
             batch = meter.wait_for(batches)
             state, metrics = step(state, parallel.shard(batch))
-            pending.append((done, metrics))
-            while len(pending) > IN_FLIGHT:
-                self._absorb(meter, *pending.popleft())
-            self.log.advance(done)
+            under_way.append((done, metrics))
+            self._look_at(under_way, meter, IN_FLIGHT)
+            self.at.log.advance(done)
             if done == first + 1:  # it was compiled for, which is not a rate of training
-                self._absorb(meter, *pending.popleft())
+                self._look_at(under_way, meter, 0)
                 meter.restart()
-            stop, last = self.stop.requested(), done == job.total_steps
-            evaluate, logs = self._evaluates(done), done % job.settings.log_steps == 0
-            save = evaluate or last or self._saves(done, saved_at)
-            if evaluate or logs or save or stop:
-                while pending:  # what is logged or saved has been looked at
-                    self._absorb(meter, *pending.popleft())
-            # Not at a save by the clock, which other hosts do not see.
-            by_steps = bool(job.settings.save_steps) and done % job.settings.save_steps == 0
-            self._count_bad(batches, ask=logs or evaluate or stop or last or by_steps)
-            for problem in batches.new_bad():
-                self.log.event('bad_image', problem, step=done)
-            if (logs or evaluate) and meter.steps:
-                values = _of_all_hosts(meter.values(done), batches)
-                self.log.train(done, {**values, 'bad_images': self.bad_images})
-            if evaluate and not stop:
-                stop = self._evaluate(state, done) is None
-            if stop:
+            due = self._due(done)
+            if due.for_all or due.save:  # what is logged or saved has been looked at
+                self._look_at(under_way, meter, 0)
+            self._tell(done, due, batches, meter)
+            if due.stop or (due.evaluate and self._evaluate(state, done) is None):
                 return state, done
-            if save:
+            if due.save:
                 self._save(state, done)
-                saved_at = time.monotonic()
-            if evaluate or save:
+                self.saved_at = time.monotonic()
                 meter.restart()
             self._report_saves()
         return state, job.total_steps
 
-    def _absorb(self, meter: _Meter, step: int, metrics: Any) -> None:
-        """Waits for a step to be done and looks at what it found."""
-        values = parallel.to_host(metrics)
-        meter.add(values)
-        if int(values['non_finite'][0]):
-            message = f'step {step}: the loss, the gradient or a statistic is not finite'
-            if self.job.settings.on_non_finite == 'stop':
-                self.checkpoints.wait()
-                newest = self.checkpoints.steps()[:1]
-                raise NonFiniteError(
-                    f'{message}. The newest checkpoint is of step {newest[0] if newest else 0}; a lower lr=, '
-                    'a longer warmup_epochs= or clip_norm= may help, and on_non_finite=skip passes over it'
-                )
-            self.log.event('non_finite', f'{message}; nothing was updated', step=step)
+    def _look_at(self, under_way: deque[tuple[int, Any]], meter: Meter, left: int) -> None:
+        """Waits for steps to be done, all but the last few, and looks at what they found."""
+        while len(under_way) > left:
+            step, metrics = under_way.popleft()
+            values = parallel.to_host(metrics)
+            meter.add(values)
+            if int(values['non_finite'][0]):
+                self._not_finite(step)
 
-    def _count_bad(self, batches: Any, ask: bool) -> None:
-        """Bad images of the whole run; `ask` the other hosts for theirs, which all must do at once."""
-        if ask:
-            self.bad_elsewhere = int(parallel.gather([float(batches.bad)]).sum()) - batches.bad
-        self.bad_images = self.bad_before + batches.bad + self.bad_elsewhere
+    def _not_finite(self, step: int) -> None:
+        message = f'step {step}: the loss, the gradient or a statistic is not finite'
+        if self.job.settings.on_non_finite == 'stop':
+            self.at.checkpoints.wait()
+            newest = self.at.checkpoints.steps()[:1]
+            raise NonFiniteError(
+                f'{message}. The newest checkpoint is of step {newest[0] if newest else 0}; a lower lr=, '
+                'a longer warmup_epochs= or clip_norm= may help, and on_non_finite=skip passes over it'
+            )
+        self.at.log.event('non_finite', f'{message}; nothing was updated', step=step)
+
+    def _due(self, done: int) -> _Due:
+        """What is due after a step; every process must ask after every one."""
+        s = self.job.settings
+        minutes = (time.monotonic() - self.saved_at) / 60
+        return _Due(
+            stop=self.at.stop.requested(),
+            evaluate=self._evaluates(done),
+            log=done % s.log_steps == 0,
+            save_by_steps=bool(s.save_steps) and done % s.save_steps == 0,
+            save_by_clock=bool(s.save_minutes) and minutes >= s.save_minutes,
+        )
+
+    def _tell(self, done: int, due: _Due, batches: Any, meter: Meter) -> None:
+        """Bad images as soon as they are met, and a line of the log where one is due."""
+        self.bad_images.count(batches, ask=due.for_all)
+        for problem in batches.new_bad():
+            self.at.log.event('bad_image', problem, step=done)
+        if (due.log or due.evaluate) and meter.steps:
+            values = of_all_hosts(meter.values(done), batches)
+            self.at.log.train(done, {**values, 'bad_images': self.bad_images.total})
 
     def _evaluates(self, done: int) -> bool:
         every = self.job.settings.eval_epochs * self.job.epoch_steps
         return done == self.job.total_steps or done % every == 0
-
-    def _saves(self, done: int, saved_at: float) -> bool:
-        s = self.job.settings
-        # Only the primary process writes, so that its clock alone matters.
-        by_time = s.save_minutes and time.monotonic() - saved_at >= 60 * s.save_minutes
-        return bool(by_time or (s.save_steps and done % s.save_steps == 0))
 
     def _evaluate(self, state: TrainState, done: int, known: bool = False) -> Evaluation | None:
         """None if it was asked to stop; the state is saved if an image cannot be read.
@@ -367,7 +394,7 @@ class _Run:
             threads=job.settings.workers,
         )
         try:
-            with contextlib.closing(batches), self.log.evaluating(len(job.evaluation)) as on_batch:
+            with contextlib.closing(batches), self.at.log.evaluating(len(job.evaluation)) as on_batch:
                 result = self.evaluator(state.variables, self._until_stopped(batches), on_batch)
         except _Interrupted:
             return None
@@ -379,45 +406,45 @@ class _Run:
             return result
         if self.saved == done:
             self.saved = None  # what was saved does not have the score
-        self.log.eval(done, result.values())
+        self.at.log.eval(done, result.values())
         if result.non_finite:
             message = f'{result.non_finite} images had logits that are not finite: step {done} is no best one'
-            self.log.event('eval_non_finite', message, step=done)
+            self.at.log.event('eval_non_finite', message, step=done)
         return result
 
     def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
             yield batch
-            if self.stop.requested():
+            if self.at.stop.requested():
                 raise _Interrupted
 
     def _save(self, state: TrainState, done: int) -> None:
-        if self.saved == done or self.lock is None:
+        if self.saved == done or self.at.lock is None:
             return
-        self.lock.check()
+        self.at.lock.check()
         self.saved = done
         found = self.evaluation if self.evaluated == done else None
         score = found.top1 if found and not found.non_finite else None
-        meta = {**self.meta, 'evaluated': found is not None, 'bad_images': self.bad_images}
-        self.checkpoints.save(done, parallel.to_host(state), meta, score, before=self.log.flush)
+        meta = {**self.meta, 'evaluated': found is not None, 'bad_images': self.bad_images.total}
+        self.at.checkpoints.save(done, parallel.to_host(state), meta, score, before=self.at.log.flush)
 
     def _report_saves(self) -> None:
-        for outcome in self.checkpoints.poll():
+        for outcome in self.at.checkpoints.poll():
             if outcome.error is None:
                 message = f'checkpoint {outcome.step} in {outcome.seconds:.1f} s'
-                self.log.event('saved', message, step=outcome.step, seconds=outcome.seconds)
+                self.at.log.event('saved', message, step=outcome.step, seconds=outcome.seconds)
                 continue
             message = f'checkpoint {outcome.step} could not be saved: {outcome.error}'
-            self.log.event('failed_save', message, step=outcome.step)
+            self.at.log.event('failed_save', message, step=outcome.step)
             if self.job.settings.on_failed_save == 'stop':
                 raise FlaxnetsError(f'{message}; earlier checkpoints are untouched')
 
     def _stopped(self, state: TrainState, done: int) -> Outcome:
         self._save(state, done)
-        self.checkpoints.wait()
+        self.at.checkpoints.wait()
         self._report_saves()
-        reason = self.stop.reason
-        self.log.event('stopped', f'{reason}: stopped after step {done}; run again to go on', step=done)
+        reason = self.at.stop.reason
+        self.at.log.event('stopped', f'{reason}: stopped after step {done}; run again to go on', step=done)
         return Outcome(done, reason, self.evaluation, None)
 
     def _finish(self, state: TrainState, done: int, known: bool = False) -> Outcome:
@@ -428,23 +455,23 @@ class _Run:
         if evaluation is None:
             return self._stopped(state, done)
         self._save(state, done)
-        self.checkpoints.wait()
+        self.at.checkpoints.wait()
         self._report_saves()
-        path = self._publish(state, done, evaluation) if self.primary else None
+        path = self._publish(state, done, evaluation) if self.at.lock else None
         return Outcome(done, None, evaluation, path)
 
     def _publish(self, state: TrainState, done: int, evaluation: Evaluation) -> str:
         """Puts weights and pictures into the workdir; returns where the weights are."""
-        if self.lock is not None:
-            self.lock.check()
-        path = f'{self.workdir}/weights'
+        if self.at.lock is not None:
+            self.at.lock.check()
+        path = f'{self.at.path}/weights'
         notes = [f'trained by flaxnets for {done} steps on {self.job.settings.data}']
         notes += self.meta['warnings']
         source = weights.Source(notes=tuple(notes))
         weights.save(path, parallel.to_host(state.variables), self.job.config, source, overwrite=True)
-        self.log.flush()
-        with staged(self.workdir) as here:
-            pictures.curves(read(self.workdir), f'{here}/curves.png')
+        self.at.log.flush()
+        with staged(self.at.path) as here:
+            pictures.curves(read(self.at.path), f'{here}/curves.png')
             pictures.confusion(evaluation.confusion, self.job.training.classes, f'{here}/confusion.png')
         return path
 
@@ -464,73 +491,6 @@ class _Run:
                 hosts=jax.process_count(),
                 threads=job.settings.workers,
                 max_bad=job.settings.max_bad_images,
-                bad=self.bad_before // jax.process_count(),
+                bad=self.bad_images.before // jax.process_count(),
             )
         )
-
-    def _profile(self, step: int) -> None:
-        """Records the steps of `profile`, or what a resumed run still does of them."""
-        wanted = self.primary and self.profile is not None and self.profile[0] <= step <= self.profile[1]
-        if wanted and not self.profiling:
-            folder = self.trace.enter_context(staged(f'{self.workdir}/profile'))
-            self.trace.enter_context(jax.profiler.trace(folder))
-        if self.profiling and not wanted:
-            self.trace.close()
-        self.profiling = wanted
-
-
-class _Meter:
-    """Means of what the steps found, and how fast they went, since the last line of the log."""
-
-    def __init__(self, job: Job, skipped: int) -> None:
-        self._job = job
-        self._rate = learning_rate(job.settings, job.epoch_steps)
-        self._skipped = skipped  # from the beginning of the run
-        self._sums: dict[str, list[float]] = {}
-        self.restart()
-
-    def restart(self) -> None:
-        """Starts the clock anew: what went before was not training."""
-        self.steps, self._waited, self._started = 0, 0.0, time.perf_counter()
-
-    def wait_for(self, batches: Any) -> dict[str, np.ndarray[Any, Any]]:
-        start = time.perf_counter()
-        batch: dict[str, np.ndarray[Any, Any]] = next(batches)
-        self._waited += time.perf_counter() - start
-        self.steps += 1
-        return batch
-
-    def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
-        self._skipped += int(metrics['non_finite'][0])
-        for name, (total, count) in metrics.items():
-            sums = self._sums.setdefault(name, [0.0, 0.0])
-            sums[0] += float(total)
-            sums[1] += float(count)
-
-    def values(self, done: int) -> dict[str, float]:
-        """The line of the log after step `done`; starts anew."""
-        seconds = time.perf_counter() - self._started
-        means = {name: total / count for name, (total, count) in self._sums.items() if count}
-        values = {
-            'epoch': done / self._job.epoch_steps,
-            **{name: means[name] for name in ('loss', 'grad_norm') if name in means},
-            **({'top1': 100 * means['top1']} if 'top1' in means else {}),
-            'learning_rate': float(self._rate(done - 1)),
-            'images_per_second': self.steps * self._job.settings.batch_size / seconds,
-            'wait_share': self._waited / seconds,
-            'skipped': self._skipped,
-        }
-        self._sums.clear()
-        self.restart()
-        return values
-
-
-def _of_all_hosts(values: dict[str, float], batches: Any) -> dict[str, float]:
-    """With what each host alone knows of its images: the longest wait, the slowest feed."""
-    found = parallel.gather([values['wait_share'], batches.images_per_second() or 0.0])
-    feed = float(found[:, 1].min()) * len(found)
-    return {
-        **values,
-        'wait_share': float(found[:, 0].max()),
-        **({'feed_images_per_second': feed} if feed else {}),
-    }

@@ -45,7 +45,6 @@ class Log:
       first_step: that it goes on after; 0 at the start.
       evaluated: whether that step has been evaluated already; an evaluation that was not kept is made again.
       images_per_step: of the global batch.
-      epoch_steps: steps of an epoch.
       quiet: nothing on the terminal but what went wrong.
       may_write: raises once another run has taken the workdir over; nothing is written to a store then.
     """
@@ -59,7 +58,6 @@ class Log:
         first_step: int,
         evaluated: bool = True,
         images_per_step: int,
-        epoch_steps: int,
         quiet: bool = False,
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
