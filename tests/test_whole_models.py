@@ -87,6 +87,8 @@ def test_models_around_a_net_open(tmp_path: Path) -> None:
     pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
     for saved, classes in (
         (nn.Sequential(net(), soft), 5),
+        (net('resnest', layer1__0__conv2__rsoftmax=RSoftmax()), 5),
+        (Around(net(fc=nn.Identity()), neck=Pooling(nn.AdaptiveAvgPool2d), fc=linear), 3),
         (nn.Sequential(net(fc=nn.Identity()), drop, linear, soft), 3),
         (net(fc=nn.Sequential(nn.Flatten(), nn.BatchNorm1d(2048), nn.ReLU(), drop, linear)[:2]), 0),
         (net(fc=nn.Sequential(nn.BatchNorm1d(2048), drop, linear, nn.LogSoftmax(1))), 3),
@@ -100,6 +102,16 @@ def test_models_around_a_net_open(tmp_path: Path) -> None:
     ):
         found = opened(hollow(saved), tmp_path)
         assert len(found.state.get('fc.weight', ())) == classes, saved
+
+
+class Pooling(nn.Module):
+    def __init__(self, pool: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.pool = pool(1)
+
+
+class RSoftmax(nn.Module):
+    """OpenMMLab's name for what timm calls RadixSoftmax."""
 
 
 class Cosine(nn.Linear):
@@ -166,6 +178,10 @@ HEADS: list[tuple[str, Callable[[], nn.Module]]] = [
     ('fc', lambda: net(fc=Cosine(2048, 2))),
     ('1', lambda: nn.Sequential(net(fc=nn.Identity()), nn.Tanh(), nn.Linear(2048, 2))),
     ('pool', lambda: Around(net(fc=nn.Identity()), pool=nn.AdaptiveMaxPool2d(1), fc=nn.Linear(2048, 2))),
+    (
+        'neck.pool',
+        lambda: Around(net(fc=nn.Identity()), neck=Pooling(nn.AdaptiveMaxPool2d), fc=nn.Linear(2048, 2)),
+    ),
     ('act', lambda: Around(net(fc=nn.Identity()), act=nn.GELU(), fc=nn.Linear(2048, 2))),
 ]
 

@@ -33,7 +33,7 @@ _IDLE = re.compile(  # in evaluation
 )
 _LOSS = re.compile(r'\w*(?:Loss|Accuracy|Metric|MetricCollection|CrossEntropy)')
 _OUTPUT = ('Softmax', 'LogSoftmax', 'Sigmoid', 'LogSigmoid')  # after a classifier: here it gives logits
-_RADIX_SOFTMAX = ('RadixSoftmax', 'rSoftMax')
+_RADIX_SOFTMAX = ('RadixSoftmax', 'rSoftMax', 'RSoftmax')  # timm's, the authors', OpenMMLab's
 # Layers by their own names, which are these activations in all the nets.
 _ACTIVATION = re.compile(r'(?:act|relu|activation|activate)\d*')
 _POOL = re.compile(r'(?:global_?|avg|adaptive_?)?_?pool(?:ing)?|gap')
@@ -284,7 +284,8 @@ def _beside(name: str, layer: Layer, levels: Iterable[str]) -> str | None:
     """
     for level in levels:
         inner = name[len(level) :].split('.')
-        if not name.startswith(level) or (len(inner) > 1 and not _POOL.fullmatch(inner[0])):
+        nested = len(inner) > 1 and inner[0] != 'neck' and not _POOL.fullmatch(inner[0])
+        if not name.startswith(level) or nested:
             continue
         if layer.made_by.startswith(_JUDGED) and layer.kind not in _OUTPUT:
             return _between(layer)
