@@ -195,7 +195,7 @@ def _torchvision_net(name: str, num_classes: int = 1000, in_chans: int = 3) -> t
     make = getattr(models, name, None) if name.startswith('resnext') else None
     if make is None or in_chans != 3 or num_classes == 0:
         raise FlaxnetsError(
-            f"torchvision has no net equal to {name}: verifying needs timm (pip install 'flaxnets[torch]')"
+            f'torchvision has no net equal to {name}: verifying needs timm (pip install torch timm)'
         )
     return make(num_classes=num_classes), f'torchvision {_import("torchvision").__version__}'
 
@@ -210,5 +210,5 @@ def _import(module: str, needed: str = 'PyTorch and timm') -> Any:
         RuntimeError,
     ) as error:  # RuntimeError: builds of torch and torchvision that do not fit
         raise FlaxnetsError(
-            f"verifying needs {needed} (pip install 'flaxnets[torch]'): {module} cannot be imported: {error}"
+            f'verifying needs {needed} (pip install torch timm): {module} cannot be imported: {error}'
         ) from error

@@ -49,7 +49,7 @@ def main() -> None:
     if subprocess.run([sys.executable, '-c', 'import timm'], capture_output=True).returncode == 0:
         command('convert', str(file), '--out', str(out / 'digits-verified'), '--verify')
     else:
-        print("left out: it needs PyTorch and timm (pip install 'flaxnets[torch]')")
+        print('left out: it needs PyTorch and timm (pip install torch timm)')
 
     say('5. Read some digits')
     picture = out / 'digits.png'

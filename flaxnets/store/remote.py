@@ -324,8 +324,7 @@ def _filesystem(scheme: str) -> Any:
             return Streaming(**options, requests_timeout=REQUEST_SECONDS)
         return fsspec.filesystem(scheme, **options)
     except ImportError as error:
-        what = "'flaxnets[gcs]'" if package == 'gcsfs' else package
-        reason = f'needs the package {package}: pip install {what} ({error})'
+        reason = f'needs the package {package}: pip install {package} ({error})'
         raise StoreError(f'{scheme}://', reason) from error
     except Exception as error:  # of each package's own kinds
         raise StoreError(f'{scheme}://', _reason(error, package)) from error

@@ -255,7 +255,7 @@ def lower(settings: Settings, devices: Any, epoch_steps: int) -> Any:
 def _devices(topology: str) -> list[Any]:
     """The devices of a topology, as libtpu describes them."""
     if importlib.util.find_spec('libtpu') is None:
-        raise FlaxnetsError("--plan needs libtpu, the TPU's compiler: pip install 'flaxnets[plan]'")
+        raise FlaxnetsError("--plan needs libtpu, the TPU's compiler: pip install libtpu")
     # libtpu would look for a TPU, for the metadata server of a cloud's machine, and for others that use it.
     os.environ.update(
         ALLOW_MULTIPLE_LIBTPU_LOAD='1',

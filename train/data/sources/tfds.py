@@ -71,7 +71,9 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise FlaxnetsError(f"data=tfds:... needs pip install 'flaxnets[train]': {error}") from error
+        raise FlaxnetsError(
+            f'data=tfds:... needs the package tensorflow-datasets: pip install tensorflow-datasets ({error})'
+        ) from error
     name, _, query = name.partition('?')
     key, _, folder = query.partition('=')
     if query and key != 'data_dir':
