@@ -474,10 +474,11 @@ def test_drop_block_rate_may_be_traced(remat: bool) -> None:
     for ours, theirs in zip(
         jax.tree.leaves(traced(variables['params'], 0.3)), jax.tree.leaves(fixed), strict=True
     ):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
+        # Of a bias before BatchNorm it is 0, and what there is of it is rounding.
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max() + 1e-5)
     none = jax.jit(jax.grad(lambda p: run(p, model.clone(drop_block_rate=0.0))))(variables['params'])
     head = none['fc']['kernel']
-    np.testing.assert_allclose(traced(variables['params'], 0.0)['fc']['kernel'], head, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(traced(variables['params'], 0.0)['fc']['kernel'], head, rtol=1e-4, atol=1e-4)
     assert not np.allclose(fixed['fc']['kernel'], head, rtol=1e-3)
 
 
@@ -555,11 +556,11 @@ def test_drop_path_and_drop_block_act_on_every_block_kind(kind: str) -> None:
     # Rates grow from 0 at the first block to this at the last one, whose branch is then always dropped:
     # what enters leaves, through its identity shortcut.
     dropped = stages(drop_path_rate=1 - 1e-6)
-    np.testing.assert_allclose(dropped[0]['0'], plain[0]['0'], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(dropped[0]['0'], plain[0]['0'], rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(dropped[3]['1'], dropped[3]['0'])
     blocked = stages(drop_block_rate=0.2)
     for stage in (0, 1):
-        np.testing.assert_allclose(blocked[stage]['0'], plain[stage]['0'], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(blocked[stage]['0'], plain[stage]['0'], rtol=1e-4, atol=1e-4)
     for stage in (2, 3):
         assert not np.allclose(blocked[stage]['0'], plain[stage]['0'], atol=1e-2)
 
