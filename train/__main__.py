@@ -52,7 +52,8 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             return commands[arguments[0]](arguments[1:], f'{prog} {arguments[0]}' if own else prog)
         return _train(arguments, prog)
     except FlaxnetsError as error:
-        print(f'error: {error}', file=sys.stderr, flush=True)
+        message = str(error).replace('overwrite=True', '--force')
+        print(f'error: {message}', file=sys.stderr, flush=True)
         _leave(1, error)
         return 1
     except KeyboardInterrupt as error:

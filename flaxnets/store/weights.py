@@ -139,7 +139,9 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
     if not directory.exists():
         return
     if not overwrite:
-        raise CheckpointError(f'{directory} exists; choose another directory or overwrite it (--force)')
+        raise CheckpointError(
+            f'{directory} exists; choose another directory or overwrite it (overwrite=True)'
+        )
     if not is_directory(directory):
         raise CheckpointError(f'{directory} is not a directory of weights, so it is not overwritten')
 
