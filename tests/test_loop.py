@@ -503,7 +503,10 @@ def test_eval_on_the_command_line(
     found = json.loads(capsys.readouterr().out)
     assert outcome.evaluation is not None
     assert found['top1'] == outcome.evaluation.top1 and found['images'] == 360
-    assert {path.name for path in tmp_path.iterdir()} == {'result.json', 'per_class.csv', 'confusion.png'}
+    pictures = {f'{name}.png' for name in ('confusion', 'mistakes', 'reliability', 'by_confidence')}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        'result.json', 'per_class.csv', 'mistakes.csv', *pictures
+    }  # fmt: skip
     assert (tmp_path / 'per_class.csv').read_text().splitlines()[1].startswith('0,0,36,')
     assert main(arguments) == 0
     assert 'top-1' in capsys.readouterr().out
