@@ -138,7 +138,7 @@ def convolution_of(norm: str, state: Mapping[str, object]) -> str:
 
 
 def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The mean of several checkpoints of one net (`convert.average`)."""
+    """The mean of several checkpoints of one net (`average`)."""
     files = [checkpoint.source.file or '?' for checkpoint in checkpoints]
     nets = {checkpoint.config.name for checkpoint in checkpoints}
     if len(nets) > 1:

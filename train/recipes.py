@@ -1,12 +1,12 @@
 """The recipes: how the published weights were trained, as data.
 
-Each block of recipes is headed by where it was read, the command that ran it, and the ImageNet top-1 to
-expect (the authors'; timm's measurement of the released weights in brackets). `python -m train --recipe NAME
---data tfds:imagenet2012 --workdir DIR` runs one. What is known of them and what is not, and where code,
-paper and PyTorch port disagree, is in docs/recipes.md.
+`RECIPES`, below the functions that its entries share, is the table: a new recipe is an entry there, named as
+its net. Above each function stand the source, the command that ran the recipe, and the ImageNet top-1 to
+expect (as the authors report it; in brackets what timm measures of the released weights). docs/recipes.md
+says what is known and what is not, and where code, paper and PyTorch port disagree.
 
-`bn_images` and `mix_images` are the images that a GPU of the authors had: their BatchNorms took statistics,
-and their mixup one ratio, over those.
+`bn_images` and `mix_images` are the images on one GPU of the authors: their BatchNorm took its statistics
+over these images, and their mixup drew one ratio for them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from flaxnets.zoo import ARCH_ALIASES, config, resolve
 from .settings import Settings
 
 TORCH = '-torch'  # ends the name of a recipe that is the PyTorch port's, not the released weights'
-# The tags of the weights that these recipes made; others of the same net came about differently.
+# Tags of the weights that were trained by these recipes. Weights with other tags were trained otherwise.
 TAGS = ('in1k', 'gluon_in1k')
 
 
 def _images(weights: str) -> dict[str, Any]:
-    """Training at 224 pixels, and the evaluation of these published weights."""
+    """Fields of `Settings`: training at 224 pixels, evaluation as of these published weights."""
     p = config(weights).preprocess
     return dict(
         image_size=224,
@@ -164,7 +164,7 @@ def _resnest_torch(model: str, gpus: int, images: int, image_size: int) -> Setti
 _LARGE = dict(image_size=320, crop='resnest', crop_area=(0.1, 1.0), interpolation='bicubic')
 
 RECIPES: dict[str, Settings] = {
-    # The offline default, about a minute on a laptop: scikit-learn's 1797 digits, of which 360 evaluate.
+    # The offline default, about a minute on a laptop: scikit-learn's 1797 digits, 360 of them for evaluation.
     #   python -m train --workdir runs/digits
     'digits': Settings(
         'res2net_tiny',

@@ -1,8 +1,9 @@
-"""Where among the names of a state dict one of the nets is, by a tensor that each of them has once.
+"""Where among the names of a state dict a net is: found by its anchor, a tensor that each net has once.
 
-Three ways of naming the stages are known: as timm and nearly all others do (`layer1.0.conv1.weight`), as a
-list of children (`nn.Sequential(*net.children())`: `4.0.conv1.weight`), and detectron2's
-(`res2.0.conv1.weight`).
+Three ways of naming the stages are known, the forms: 'layers' as timm and nearly all others do
+(`layer1.0.conv1.weight`), 'children' as a list of children (`nn.Sequential(*net.children())`:
+`4.0.conv1.weight`), and 'detectron2' (`res2.0.conv1.weight`). Within a form publishers still differ in the
+names of their other layers: `convert.names.layouts` translates those.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ WRAPPERS = re.compile(
     r'|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.(?=.)'
 )
 
-# A way of naming -> its anchor, what else must be there, and the first parts of the names of its layers.
+# A form -> its anchor, what else must be there, and the first parts of the names of its layers. Elsewhere
+# `_features` in layouts.py, and `_STAGES` and `_FIRST_STAGE` in whole_models.py, depend on the form.
 _ANCHORS = {
     'layers': (ANCHOR, (), ('conv1', 'bn1', 'stem', 'layer0', 'layer1', 'layer2', 'layer3', 'layer4')),
     'children': ('4.0.conv1.weight', ('7.0.conv1.weight',), ('0', '1', '4', '5', '6', '7')),
@@ -36,8 +38,8 @@ class Place:
 
     Attributes:
       form: how its stages are named: 'layers', 'children' or 'detectron2'.
-      prefix: what stands before its names, wrappers' own parts left out (`bare`).
-      written: the same as it is written there.
+      prefix: what stands before its names, without the parts that wrappers put there (`bare`).
+      written: the prefix as it stands in the file, with these parts.
     """
 
     form: str

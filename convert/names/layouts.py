@@ -1,8 +1,12 @@
 """Every publisher's tensor names to one canonical naming, timm's, and back.
 
-Modules around a net leave a prefix before its names, and publishers call the same layers differently: the
-former is stripped, the latter are translated. No tensor is touched, and all that was chosen, renamed or
-left out is said in `Found.notes`.
+Modules around a net leave a prefix before its names, which is stripped. Publishers call the same layers
+differently, which is translated. No tensor is changed, and `Found.notes` says what was chosen, renamed or
+left out.
+
+A new publisher is a table of its layers' names below and a case in `_publisher`. If its stages are called
+otherwise too, it also needs a form in `convert.names.anchors`; if its classifier is, a name in
+`convert.names.heads`. docs/house.md has the whole list.
 
 References: timm's `clean_state_dict`; the stems and `ResLayer`s of mmpretrain and mmdetection; Cadene's
 `senet.py` (timm's `legacy_se*`).
@@ -28,9 +32,9 @@ from .wrappers import unwrap
 
 Names = dict[str, str]  # a tensor's name in the file -> its name so far
 
-LAYOUTS = ('timm', 'torchvision', 'mmpretrain')  # that `from_canonical` writes
+LAYOUTS = ('timm', 'torchvision', 'mmpretrain')  # those that are written; many more are read (`_publisher`)
 
-# What stands among the tensors of a net that is none of it: counters that averaging keeps (mmengine,
+# Tensors under the net's prefix that do not belong to the net: counters of averaging (mmengine,
 # torch.optim.swa_utils, ema_pytorch), losses and metrics.
 _BESIDE = re.compile(
     r'(?:steps|n_averaged|initted|step|num_updates|decay)$'
@@ -59,17 +63,19 @@ _DETECTRON2_STEM = {
     'stem.conv1_3.norm': 'bn1',
     'stem.fc': 'fc',  # as tools/convert-torchvision-to-d2.py leaves it
 }
-# The stem as the first stage: Sequential(conv1, bn1, relu, maxpool).
+# A stem that is called like a stage, and is a list: Sequential(conv1, bn1, relu, maxpool).
 _STEM_LIST = {'layer0.0': 'conv1', 'layer0.1': 'bn1'}
 _CADENE = {'layer0.conv1': 'conv1', 'layer0.bn1': 'bn1', 'last_linear': 'fc'}
-# mmpretrain has no pool in a shortcut that does not shrink, in the first stage; timm has an identity there.
+# In the first stage, where nothing shrinks, mmpretrain's shortcut has no pool and timm's has an identity in
+# its place, so that the numbers of the layers differ by one.
 _MMPRETRAIN_SHORTCUT = {
     'layer1.0.downsample.0': 'layer1.0.downsample.1',
     'layer1.0.downsample.1': 'layer1.0.downsample.2',
 }
+# First parts of the names beside a backbone of mmdetection or mmsegmentation.
 _DETECTOR = {'neck', 'rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'auxiliary_head'}
 
-# Nets that give other numbers than those here with the same weights, though every name and shape agrees.
+# Publishers' nets whose names and shapes all agree with ours, and which compute something else.
 _CADENE_POOL = (
     "the names are Cadene's (timm's legacy_seresnext50_32x4d and others), whose nets pool their stem with "
     'MaxPool2d(3, 2, ceil_mode=True), those here with padding=1: with these weights they give other numbers'
@@ -103,7 +109,7 @@ def to_canonical(
         training file.
       ema: of a training file that holds both, take the averaged weights rather than those as trained.
       approximate: accept weights of a net known to compute something else than the one here that has the
-        same tensors (Cadene's SENets, mmdetection's Res2Net, style='caffe'); `notes` then say so.
+        same tensors (Cadene's SENets, mmdetection's Res2Net, mm's style='caffe'); `notes` then say so.
       key: of a file with several state dicts, where that is which is meant: 'state.model'.
       prefix: of a state dict with several nets, what stands before the names of the one that is meant.
       drop_head: leave out a classifier that is not one linear layer, instead of refusing it.
@@ -239,7 +245,14 @@ def _features(names: Names, tensors: Tensors, form: str) -> int | None:
 
 
 def _publisher(names: Names, head: Iterable[str], beside: Names, place: Place) -> tuple[str, dict[str, str]]:
-    """Whose names these are, and the publisher's layers as timm calls them."""
+    """Whose names these are (`Found.layout`), and how to translate them: the publisher's layer -> timm's.
+
+    Args:
+      names: of the net: a name in the file -> the name within the net.
+      head: names in the file of the tensors of its classifier.
+      beside: as `names`, of what does not belong to the net.
+      place: where the net is, and how its stages are named (`Place.form`).
+    """
     layers = {new.rpartition('.')[0] for new in names.values()}
     if place.form == 'detectron2':
         return 'detectron2', _detectron2(layers)
@@ -293,7 +306,7 @@ def _detectron2(layers: set[str]) -> dict[str, str]:
 
 
 def _differences(layout: str, names: Names, author: object) -> list[str]:
-    """What makes the publisher's net compute something else than ours of the same tensors."""
+    """Why the publisher's net computes something else than ours from the same tensors, if it does."""
     if layout == 'detectron2' and not any('.conv2.bn0.' in name for name in names.values()):
         return [] if author == 'torchvision' else [_DETECTRON2_RESNEXT]
     if layout == 'cadene':
@@ -304,7 +317,7 @@ def _differences(layout: str, names: Names, author: object) -> list[str]:
 
 
 def _gates(layers: Iterable[str], gate: str) -> dict[str, str]:
-    """The two layers of each SE gate, which match `gate` within their block, as timm calls them."""
+    """Translates the two layers of each SE gate; `gate` matches their names within a block."""
     found = (re.fullmatch(rf'(layer\d+\.\d+)\.{gate}', layer) for layer in layers)
     return {match[0]: f'{match[1]}.se.fc{match[2]}' for match in found if match}
 

@@ -1,4 +1,7 @@
-"""Where images come from: folders, tars, arrays, prepared data sets of TensorFlow."""
+"""Where images come from: folders, tars, arrays, prepared data sets of TensorFlow.
+
+`open.py` lists the kinds and opens them; `base.py` says what a source is.
+"""
 
 from .arrays import ArraySource
 from .base import SPLITS, Labelled, Record, Source

@@ -1,4 +1,7 @@
-"""What sources are: each is a list of records, read one by one, in any order, in any thread."""
+"""What a source is: a list of records that can be read one by one, in any order, in any thread.
+
+`Source` is what the rest of training relies on; `Labelled` is what a new source derives from.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,8 @@ from flaxnets.zoo.classes import ClassesError, match_names
 
 from .entries import some
 
-# Names that the two parts go by, the usual one first; those of Hugging Face's image folders are among them.
+# What the training part (True) and the evaluation part (False) may be called, the usual name first. The names
+# of Hugging Face's image folders are among them.
 SPLITS = {
     True: ('train', 'training'),
     False: ('val', 'validation', 'valid', 'dev', 'test', 'testing', 'eval', 'evaluation'),
@@ -43,9 +47,9 @@ class Source(Protocol):
 
     Attributes:
       name: for messages.
-      classes: their names, in the order of the labels.
-      notes: what its user should know of how it was read: what was left out, how classes were found.
-      fingerprint: another one means other images, another order or other labels; pixels are not read for it.
+      classes: names of the classes, in the order of the labels.
+      notes: how it was read, for the user: what was left out, how classes were found.
+      fingerprint: differs where the images, their order or their labels differ. Pixels are not read for it.
     """
 
     name: str
@@ -82,7 +86,16 @@ class Source(Protocol):
 
 
 class Labelled:
-    """What sources share: labels as an array, names and sizes as text."""
+    """What sources share: their labels as an array, and what follows from them.
+
+    A subclass has `__getitem__` and `_identity`, and `record_name` where its records have names of their own.
+
+    Args:
+      name: for messages.
+      classes: names of the classes, in the order of the labels.
+      labels: [N], numbers of `classes`.
+      notes: how it was read, for the user.
+    """
 
     def __init__(
         self,
@@ -131,7 +144,7 @@ class Labelled:
         return tuple(name for name, count in zip(self.classes, counts, strict=True) if not count)
 
     def _identity(self) -> Iterable[bytes]:
-        """What, beside classes and labels, tells these images from others."""
+        """What enters the fingerprint beside classes and labels: names and sizes of files, for example."""
         raise NotImplementedError
 
     @cached_property
@@ -148,11 +161,11 @@ class View(Labelled):
 
     Args:
       name: for messages.
-      source: theirs.
-      places: which images of it, [N].
+      source: where the images are.
+      places: [N], the positions of the images in `source`.
       labels: [N], numbers of `classes`.
-      classes: their names.
-      notes: what is to be known of it beside the source's own.
+      classes: names of the classes.
+      notes: further notes, after those of the source.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What is left out of folders and tars, and names as messages have them."""
+"""For readers of folders and tars: which names are images, what was left out, and names in messages."""
 
 from __future__ import annotations
 

@@ -19,12 +19,14 @@ class Part:
     """Which part of a data set is meant.
 
     Attributes:
-      names: that it may go by, the first choice first.
-      chosen: whether somebody asked for that name.
-      percent: first and last percent of each class, or None for all of it.
-      whole: data without parts is taken as it is; otherwise that is an error, so that nobody is judged by
-        what was learnt from without having asked for it.
-      training: it is to be learnt from: each class must have images.
+      names: that the part may have, the first choice first.
+      chosen: whether the user named the part; otherwise `names` are the usual ones.
+      percent: first and last percent of each class, or None for all of it. Whoever opens a source gives the
+        whole part; `open_source` takes the percents. Percents of no named part (`[:80%]`) are for data
+        without parts, and are refused where there are parts.
+      whole: take data that has no parts as it is. If False that is an error, so that no net is evaluated on
+        the images that it was trained on unless the user asked for it.
+      training: the part is to be trained on, so each class must have images.
     """
 
     names: tuple[str, ...]
@@ -35,7 +37,7 @@ class Part:
 
 
 def parse(split: str, training: bool, whole: bool) -> Part:
-    """`''`, `val`, `train[:80%]`, or `[80%:]` of data without parts.
+    """Reads `''`, `val`, `train[:80%]`, or `[80%:]` of data without parts.
 
     Raises:
       FlaxnetsError: it is none of these.
