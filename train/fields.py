@@ -1,8 +1,8 @@
-"""How a setting is declared: once, with its default, its meaning, what it may be and whether it may change.
+"""How a setting is declared: once, with its meaning, its default, its range and whether it may change.
 
     lr: float = setting('highest learning rate, for this batch size', 0.1, ABOVE_0)
 
-The checks, the reading of text, the help and the docs take all of it from there.
+The checks, the parsing of `field=value`, the help and docs/settings.md are made from the declarations.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Range:
     """Values that a setting may have.
 
     Attributes:
-      words: which these are, after 'must be'.
-      holds: whether a value of the right type is one of them.
+      words: the range as text that follows 'must be'.
+      holds: tells whether a value of the right type lies in the range.
     """
 
     words: str
@@ -59,10 +59,10 @@ class Field:
       name: of the field.
       kind: its type.
       default: `dataclasses.MISSING` if it has to be given.
-      what: its meaning.
-      allowed: the values that it may have; a tuple lists them.
+      what: its meaning, for the help and the docs.
+      allowed: the values that it may have: a range, or a tuple that lists them.
       may_change: whether a run may be resumed with another value.
-      chapter: of the settings that this one begins; '' if it belongs to the one before.
+      chapter: heading of the group of settings that begins with this one; '' within a group.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Field:
         """The value that a text stands for.
 
         Raises:
-          ValueError: it stands for none of the type.
+          ValueError: the text is no value of the field's type.
         """
         try:
             value = _parsed(text.strip(), self.kind)
@@ -105,7 +105,7 @@ class Field:
 
     @property
     def values_words(self) -> str:
-        """What it may be, for people: its choices, or its range."""
+        """The values that it may have, as text: its choices, or its type and range."""
         if isinstance(self.allowed, tuple):
             return ', '.join(str(choice) or "''" for choice in self.allowed)
         if self.kind is bool or not self.allowed.words:

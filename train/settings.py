@@ -1,4 +1,4 @@
-"""What a training run is, as data: one flat, frozen, validated table of fields."""
+"""All settings of a training run: one flat, frozen dataclass, each field declared once, and their checks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DECAYS = ('all', 'kernels', 'encoding')
 CONV_INITS = ('fan_out', 'fan_in', 'prelu')
 
 PLAIN = Preprocess()
-_OPEN = 'what the weights expect'
+_OPEN = 'what the weights expect'  # where a field is left open; `OPEN` lists these fields
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ class Settings:
         'input channels: 3 are RGB, 1 is grey; images of any other number come from `arrays:`', 3, FROM_1
     )
     dtype: str = setting(
-        'of the computation; parameters and statistics stay float32', 'float32', ('float32', 'bfloat16')
+        'in which the net computes; parameters and statistics stay float32',
+        'float32',
+        ('float32', 'bfloat16'),
     )
     remat: bool = setting('recompute each block in the backward pass: less memory, a third more work', False)
     zero_init_last: bool = setting('the last BatchNorm scale of each branch starts at 0', True)
@@ -65,27 +67,36 @@ class Settings:
         'fan_out',
         CONV_INITS,
     )
-    drop_rate: float = setting('dropout before the classifier', 0.0, BELOW_1)
-    drop_path_rate: float = setting('stochastic depth, at the last block', 0.0, BELOW_1)
+    drop_rate: float = setting('rate of the dropout before the classifier', 0.0, BELOW_1)
+    drop_path_rate: float = setting(
+        'rate of stochastic depth in the last block; it grows linearly from 0 in the first block',
+        0.0,
+        BELOW_1,
+    )
     drop_block_rate: float = setting(
-        'DropBlock, reached at the end of training, linearly from 0 by epoch', 0.0, BELOW_1
+        'rate of DropBlock in the last two stages in the last epoch; it grows linearly by epoch', 0.0, BELOW_1
     )
     frozen_stages: int = setting(
-        '0 trains everything; 1 keeps the stem, 2 also layer1, ... 5 all but the classifier: parameters and '
-        'running statistics do not change',
+        '0 trains everything; 1 freezes the stem, 2 also layer1, ... 5 all but the classifier. Parameters '
+        'and running statistics of what is frozen do not change',
         0,
         between(0, 5),
     )
     layer_decay: float = setting(
-        'learning rate of a stage over that of the next one, towards the stem; 1 is the same', 1.0, UP_TO_1
+        "factor from each stage's learning rate to that of the stage before it; 1 gives all the same",
+        1.0,
+        UP_TO_1,
     )
 
     bn_images: int = setting(
-        'images over which statistics are taken; 0 takes the global batch', 0, FROM_0, chapter='BatchNorm'
+        'images over which each BatchNorm takes its statistics; 0 is the global batch',
+        0,
+        FROM_0,
+        chapter='BatchNorm',
     )
     freeze_bn: bool = setting(
-        'the statistics of the weights are used and kept, while scales, biases and kernels learn, as after '
-        "torch's `.eval()` of its BatchNorms (mmdetection's `norm_eval`)",
+        'uses the running statistics of the weights and does not change them, while scales, biases and '
+        "kernels learn, as after torch's `.eval()` of its BatchNorms (mmdetection's `norm_eval`)",
         False,
     )
 
@@ -95,8 +106,10 @@ class Settings:
         may_change=True,
         chapter='The data',
     )
-    train_split: str = setting("part to learn from, as 'train' or 'train[:80%]'; '' takes the data's own", '')
-    eval_split: str = setting("part to be judged by, as 'val'; '' takes the data's own", '')
+    train_split: str = setting(
+        "part to train on, as 'train' or 'train[:80%]'; '' takes the data's training part", ''
+    )
+    eval_split: str = setting("part to evaluate on, as 'val'; '' takes the data's evaluation part", '')
     image_size: Size = setting(
         "side of the training images in pixels, or height and width; 0 takes the weights' own size, 224 "
         'where there are none',
@@ -104,18 +117,19 @@ class Settings:
         SIZES,
     )
     crop: str = setting(
-        "random_resized (torchvision's, MXNet's), resnest (the ResNeSt authors' own, `ERandomCrop`), pad "
-        '(the whole image resized, zeros around, a window anywhere), resize (the whole image)',
+        "of training images: random_resized (torchvision's, MXNet's), resnest (the ResNeSt authors' own, "
+        '`ERandomCrop`), pad (the whole image resized and padded with zeros, then a random window), resize '
+        '(the whole image)',
         'random_resized',
         CROPS,
     )
-    crop_area: Pair = setting("share of the image's area that is cut", (0.08, 1.0), SHARES)
-    crop_ratio: Pair = setting('width / height of what is cut', (3 / 4, 4 / 3), RATIOS)
+    crop_area: Pair = setting("share of the image's area that a random crop takes", (0.08, 1.0), SHARES)
+    crop_ratio: Pair = setting('width / height of a random crop', (3 / 4, 4 / 3), RATIOS)
     crop_padding: int = setting("pixels of the 'pad' crop on each side", 0, FROM_0)
     interpolation: str = setting(
-        "by which images are resized, antialiased (Pillow's)", 'bilinear', INTERPOLATIONS
+        "filter with which training images are resized (Pillow's, antialiased)", 'bilinear', INTERPOLATIONS
     )
-    flip: float = setting('probability of a mirrored image', 0.5, SHARE)
+    flip: float = setting('probability that an image is mirrored', 0.5, SHARE)
     policy: str = setting(
         "automatic augmentation before the crop; '' is none: resnest_autoaugment (25 sub-policies as the "
         "ResNeSt authors ran them), autoaugment (torchvision's ImageNet policy), randaugment "
@@ -126,117 +140,158 @@ class Settings:
     policy_ops: int = setting('operations of a RandAugment', 2, FROM_1)
     policy_magnitude: int = setting('strength of a RandAugment', 12, FROM_0)
     jitter: float = setting(
-        'strength of brightness, contrast and saturation changes, 0.4: factors in 0.6..1.4', 0.0, FROM_0
-    )
-    hue: float = setting('strength of hue changes', 0.0, HALF)
-    lighting: float = setting('standard deviation of the PCA noise (Krizhevsky et al.), 0.1', 0.0, FROM_0)
-    erasing: float = setting(
-        'probability of a random rectangle of noise (Zhong et al., arXiv 1708.04896)', 0.0, SHARE
-    )
-    eval_size: Size = setting(f'of the evaluation, as `Preprocess.size`; 0 takes {_OPEN}', 0, SIZES)
-    eval_crop_pct: float = setting(
-        f'of the evaluation, as `Preprocess.crop_pct`; 0 takes {_OPEN}', 0.0, FROM_0
-    )
-    eval_crop_mode: str = setting(
-        f"of the evaluation, as `Preprocess.crop_mode`; '' takes {_OPEN}", '', ('', *CROP_MODES)
-    )
-    eval_interpolation: str = setting(
-        f"of the evaluation, as `Preprocess.interpolation`; '' takes {_OPEN}", '', ('', *INTERPOLATIONS)
-    )
-    mean: Numbers = setting(
-        'of each channel, or one for all, of values in 0..1: by it images are normalised in training and '
-        f"evaluation. None given takes {_OPEN}, ImageNet's where there are none",
-        (),
-    )
-    std: Numbers = setting('as `mean`', (), ALL_ABOVE_0)
-    channel_order: str = setting(
-        f"in which the net takes colours; '' takes {_OPEN}", '', ('', *CHANNEL_ORDERS)
-    )
-
-    label_smoothing: float = setting(
-        'share of each label spread over all classes', 0.0, BELOW_1, chapter='The loss'
-    )
-    mixup: float = setting(
-        'alpha of the Beta distribution; 0 is off. With cutmix too, each group of images takes one',
+        'strength of changes of brightness, contrast and saturation; 0.4 draws factors from 0.6 to 1.4',
         0.0,
         FROM_0,
     )
-    cutmix: float = setting('as `mixup`', 0.0, FROM_0)
+    hue: float = setting('strength of changes of the hue', 0.0, HALF)
+    lighting: float = setting(
+        'standard deviation of the PCA noise (Krizhevsky et al. have 0.1); 0 is off', 0.0, FROM_0
+    )
+    erasing: float = setting(
+        'probability that a random rectangle is replaced by noise (Zhong et al., arXiv 1708.04896)',
+        0.0,
+        SHARE,
+    )
+    eval_size: Size = setting(f'size of the evaluation, as `Preprocess.size`; 0 takes {_OPEN}', 0, SIZES)
+    eval_crop_pct: float = setting(
+        f'crop of the evaluation, as `Preprocess.crop_pct`; 0 takes {_OPEN}', 0.0, FROM_0
+    )
+    eval_crop_mode: str = setting(
+        f"crop of the evaluation, as `Preprocess.crop_mode`; '' takes {_OPEN}", '', ('', *CROP_MODES)
+    )
+    eval_interpolation: str = setting(
+        f"filter of the evaluation, as `Preprocess.interpolation`; '' takes {_OPEN}",
+        '',
+        ('', *INTERPOLATIONS),
+    )
+    mean: Numbers = setting(
+        'mean of each channel, or one for all, of values from 0 to 1, by which images are normalised in '
+        f"training and evaluation. Where none is given: {_OPEN}, ImageNet's without weights",
+        (),
+    )
+    std: Numbers = setting('standard deviation, as `mean`', (), ALL_ABOVE_0)
+    channel_order: str = setting(
+        f"order of the colours in the net's input; '' takes {_OPEN}", '', ('', *CHANNEL_ORDERS)
+    )
+
+    label_smoothing: float = setting(
+        'share of each label that is spread over all classes', 0.0, BELOW_1, chapter='The loss'
+    )
+    mixup: float = setting(
+        'alpha of the Beta distribution of the mixing ratio; 0 is off. If cutmix is on too, one of the two '
+        'is drawn for each group of images',
+        0.0,
+        FROM_0,
+    )
+    cutmix: float = setting('alpha of CutMix, as `mixup`', 0.0, FROM_0)
     mix_images: int = setting(
-        'images that share one mixing ratio, partners reversed in the group; 0, or more than a device has, '
-        'takes those of a device',
+        'images in a group, which share one mixing ratio; the first is mixed with the last, the second with '
+        'the last but one, and so on. 0, or more than a device has, takes all images of a device',
         0,
         FROM_0,
     )
-    mix_off_epochs: int = setting('last epochs without mixing', 0, FROM_0)
+    mix_off_epochs: int = setting('epochs without mixing at the end of the run', 0, FROM_0)
 
-    batch_size: int = setting('images of an update', 256, FROM_1, chapter='The optimizer, SGD with momentum')
-    accumulation: int = setting(
-        'parts in which a device takes its images of an update, one after the other', 1, FROM_1
+    batch_size: int = setting(
+        'images of an update, on all devices together',
+        256,
+        FROM_1,
+        chapter='The optimizer, SGD with momentum',
     )
-    epochs: int = setting('of the whole run', 100, FROM_1)
+    accumulation: int = setting(
+        'a device computes its images of an update in so many parts, one after the other', 1, FROM_1
+    )
+    epochs: int = setting('length of the whole run', 100, FROM_1)
     schedule: str = setting(
-        'of the learning rate: cosine (to 0, by iteration), step (by epoch) or constant', 'cosine', SCHEDULES
+        'of the learning rate: cosine (falls to 0 step by step), step (falls every `step_epochs`) or '
+        'constant',
+        'cosine',
+        SCHEDULES,
     )
     lr: float = setting('highest learning rate, for this batch size', 0.1, ABOVE_0)
-    warmup_epochs: int = setting('linear from 0, by iteration', 0, FROM_0)
-    step_epochs: int = setting("of schedule 'step': epochs of one learning rate", 30, FROM_1)
-    step_rate: float = setting("of schedule 'step': a learning rate over the one before", 0.1, UP_TO_1)
-    momentum: float = setting('of SGD', 0.9, BELOW_1)
-    nesterov: bool = setting("Nesterov's momentum", False)
-    weight_decay: float = setting('added to the gradient before the momentum', 1e-4, FROM_0)
+    warmup_epochs: int = setting('epochs in which the learning rate grows linearly from 0', 0, FROM_0)
+    step_epochs: int = setting("for schedule 'step': epochs of one learning rate", 30, FROM_1)
+    step_rate: float = setting("for schedule 'step': factor from one learning rate to the next", 0.1, UP_TO_1)
+    momentum: float = setting('momentum of SGD', 0.9, BELOW_1)
+    nesterov: bool = setting("whether it is Nesterov's momentum", False)
+    weight_decay: float = setting(
+        'times the parameter, added to its gradient before the momentum', 1e-4, FROM_0
+    )
     decay: str = setting(
-        'what decays: all parameters, kernels (no bias, no BatchNorm), encoding (as PyTorch-Encoding chose '
-        'by name: also the BatchNorm scales of shortcuts and of the deep stem)',
+        'which parameters decay: all, kernels (no bias, no BatchNorm), encoding (those that PyTorch-Encoding '
+        'chose by name: kernels, and the BatchNorm scales of shortcuts and of the deep stem)',
         'kernels',
         DECAYS,
     )
-    clip_norm: float = setting('largest norm of the gradient; 0 is off', 0.0, FROM_0)
+    clip_norm: float = setting(
+        'largest norm of the gradient, to which a longer one is scaled down; 0 is off', 0.0, FROM_0
+    )
     ema_decay: float = setting(
-        'of the average of parameters and statistics that is evaluated; 0 is off', 0.0, BELOW_1
+        'decay of the averages of parameters and statistics, which are then evaluated and published; 0 is '
+        'off',
+        0.0,
+        BELOW_1,
     )
     ema_warmup: bool = setting(
         'the decay grows towards `ema_decay` (`train.step.schedule.ema_decay`), so that the averages of a '
-        'short run do not stay near the net of its start',
+        'short run forget the initial parameters',
         True,
     )
 
     seed: int = setting(
-        'of initial numbers, order of images and augmentation', 0, between(0, 2**31 - 1), chapter='The run'
+        'seed of the initial parameters, the order of the images and their augmentation',
+        0,
+        between(0, 2**31 - 1),
+        chapter='The run',
     )
     eval_epochs: int = setting(
-        'an evaluation every so many epochs, and at the end', 1, FROM_1, may_change=True
+        'epochs from one evaluation to the next; there is always one at the end', 1, FROM_1, may_change=True
     )
     save_steps: int = setting(
-        'a checkpoint every so many steps, and at the end; 0 is off', 0, FROM_0, may_change=True
+        'steps from one checkpoint to the next; there is always one at the end. 0 is off',
+        0,
+        FROM_0,
+        may_change=True,
     )
     save_minutes: float = setting(
-        'a checkpoint every so many minutes, and at the end; 0 is off', 10.0, FROM_0, may_change=True
+        'minutes from one checkpoint to the next; there is always one at the end. 0 is off',
+        10.0,
+        FROM_0,
+        may_change=True,
     )
-    keep_last: int = setting('newest checkpoints that stay', 2, FROM_1, may_change=True)
-    keep_best: int = setting('best checkpoints that stay', 1, FROM_0, may_change=True)
-    log_steps: int = setting('a line of the log every so many steps', 50, FROM_1, may_change=True)
+    keep_last: int = setting('newest checkpoints that are kept', 2, FROM_1, may_change=True)
+    keep_best: int = setting('best checkpoints that are kept', 1, FROM_0, may_change=True)
+    log_steps: int = setting('steps from one line of the log to the next', 50, FROM_1, may_change=True)
     on_non_finite: str = setting(
-        'what a loss that is not finite does: stop the run, or skip the update',
+        'what to do where a loss or gradient is not finite: stop the run, or skip the update',
         'stop',
         ('stop', 'skip'),
         may_change=True,
     )
     on_failed_save: str = setting(
-        'continue with the earlier checkpoints, or stop', 'continue', ('continue', 'stop'), may_change=True
+        'what to do where a checkpoint cannot be saved: continue with the earlier ones, or stop',
+        'continue',
+        ('continue', 'stop'),
+        may_change=True,
     )
     max_bad_images: float = setting(
-        'share of unreadable images at which training stops', 0.001, SHARE, may_change=True
+        'share of unreadable images above which training stops', 0.001, SHARE, may_change=True
     )
     workers: int = setting(
         'threads that decode and augment; 0 takes one for each core', 0, FROM_0, may_change=True
     )
-    max_steps: int = setting('ends the run early, schedules unchanged; 0 is off', 0, FROM_0, may_change=True)
+    max_steps: int = setting(
+        'step after which the run ends early, with its schedules unchanged; 0 is off',
+        0,
+        FROM_0,
+        may_change=True,
+    )
 
 
 FIELDS = fields_of(Settings)
-# What a run may be resumed with other values of: nothing of it reaches a parameter or a sample. Where the
-# images are (`data`) may change, which images they are may not: the run compares their fingerprints.
+# Fields that may have other values when a run is resumed: none of them changes a parameter or a sample.
+# `data` may, since the images may have moved; the run compares fingerprints: they must be the same images.
 MAY_CHANGE = frozenset(name for name, field in FIELDS.items() if field.may_change)
 
 
@@ -258,7 +313,7 @@ one update of the parameters.
 {explained()}
 """
 
-# What other trainers call some fields, where the spelling alone would not lead to ours.
+# Names that other trainers have for some fields, and that are not spelt like ours.
 _ALSO_KNOWN_AS = {
     'arch': 'model',
     'bs': 'batch_size',
@@ -293,7 +348,7 @@ def _bad_values(settings: Settings) -> list[str]:
 
 
 def _bad_combinations(s: Settings) -> list[str]:
-    """Fields that are good one by one and not together."""
+    """Fields whose values are each allowed, but cannot be combined."""
     problems = [
         f'batch_size={s.batch_size} must be a multiple of {field}={getattr(s, field)}'
         for field in ('accumulation', 'bn_images', 'mix_images')
@@ -339,7 +394,7 @@ def _bad_channels(s: Settings) -> list[str]:
 
 
 def complete(settings: Settings, expected: Preprocess = PLAIN) -> Settings:
-    """The settings with nothing of `OPEN` left open: what they do not say is as `expected`.
+    """The settings with the fields that were left open (`OPEN`) filled in from `expected`.
 
     Args:
       settings: of a run.
@@ -350,7 +405,7 @@ def complete(settings: Settings, expected: Preprocess = PLAIN) -> Settings:
 
 
 def _expected(images: Preprocess, channels: int) -> dict[str, Any]:
-    """By the fields that may be left open (0, '' or nothing): what weights of such images expect."""
+    """Values for the fields that may be left open (0, '' or nothing), from what weights expect."""
     return {
         'image_size': images.size,
         'eval_size': images.size,
@@ -364,8 +419,8 @@ def _expected(images: Preprocess, channels: int) -> dict[str, Any]:
 
 
 def _of_channels(values: Numbers, channels: int) -> Numbers:
-    """Values for any number of channels: RGB's in turn, as `load` fits a first kernel to them."""
-    if 1 in (len(values), channels):  # one for all; and grey takes their average
+    """Values for so many channels: those of R, G and B repeated in turn, as `load` adapts a first kernel."""
+    if 1 in (len(values), channels):  # one for all channels; for grey images the average is taken later
         return values
     return tuple(values[i % len(values)] for i in range(channels))
 
@@ -374,7 +429,7 @@ OPEN = tuple(_expected(PLAIN, 3))
 
 
 def preprocess(settings: Settings) -> Preprocess:
-    """How a run prepares images for its evaluation, and normalises them in training too."""
+    """How a run prepares images for its evaluation; it normalises them so in training too."""
     s = complete(settings)
     return Preprocess(
         size=s.eval_size,
@@ -388,7 +443,7 @@ def preprocess(settings: Settings) -> Preprocess:
 
 
 def continued(settings: Settings, earlier: Settings) -> Settings:
-    """The settings of a run that goes on: what they leave open is as it began."""
+    """The settings of a resumed run: what they leave open is taken from those that it began with."""
     began = complete(earlier)
     return dataclasses.replace(settings, **{f: getattr(settings, f) or getattr(began, f) for f in OPEN})
 
@@ -396,9 +451,9 @@ def continued(settings: Settings, earlier: Settings) -> Settings:
 def apply(settings: Settings, changes: Iterable[str]) -> Settings:
     """The settings with some fields changed: `apply(settings, ['lr=0.2', 'crop_area=0.25,1'])`.
 
-    Numbers may be fractions (`crop_ratio=3/4,4/3`). Where weights to start from are the model's own
-    published ones, they stay so if the model alone is changed; and if the weights alone are changed, the
-    model follows.
+    Numbers may be fractions (`crop_ratio=3/4,4/3`). If only the model is changed and the run starts from
+    the published weights of its model, it then starts from those of the new model. If only the weights are
+    changed, the model becomes theirs.
 
     Args:
       settings: to begin with.
@@ -470,7 +525,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
 
 
 def difference(old: Settings, new: Settings, ignore: Iterable[str] = MAY_CHANGE) -> list[str]:
-    """`field: old -> new` for each field with two values, but for those that a resumed run may change."""
+    """`field: old -> new` for each field that differs, without those that a resumed run may change."""
     ignored = frozenset(ignore)
     pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(Settings))
     return [f'{name}: {a!r} -> {b!r}' for name, a, b in pairs if a != b and name not in ignored]
