@@ -1,4 +1,4 @@
-"""The command `flaxnets`, or `python -m flaxnets`: nets by name, classification, and the other commands."""
+"""The command `flaxnets`, or `python -m flaxnets`: its own commands, and those of `convert` and `train`."""
 
 from __future__ import annotations
 
@@ -65,20 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_images(add)
     add.add_argument('--out', required=True, metavar='FILE.npy', help='write float32 [images, features]')
     add.add_argument('--names', metavar='FILE', help='write the names of the rows: .txt (default) or .json')
-    add.add_argument('--neighbours', type=int, default=0, metavar='K', help='draw the K nearest images')
-    add.add_argument('--query', nargs='+', default=[], metavar='IMAGE', help='whose (8 of the images)')
+    add.add_argument(
+        '--neighbours', type=int, default=0, metavar='K', help='draw queries and their K nearest images'
+    )
+    add.add_argument('--query', nargs='+', default=[], metavar='IMAGE', help='the queries (8 of the images)')
     add.set_defaults(run=_embed)
     _add_export(commands.add_parser('export', help='a net with its weights as a file for other programs'))
 
     add = commands.add_parser('explain', help='where in an image a net sees its class, as a picture')
-    add.add_argument('images', nargs='+', metavar='IMAGE', help='as of predict')
-    add.add_argument('--model', nargs='+', required=True, help='weights, of several nets side by side')
+    add.add_argument('images', nargs='+', metavar='IMAGE', help='as predict takes them')
+    add.add_argument('--model', nargs='+', required=True, help='weights of one net, or of several to compare')
     add.add_argument('--out', default='explained.png', metavar='FILE.png', help='the picture (explained.png)')
     what = 'gradcam (default), gradcam++, hirescam, layercam, eigencam; several side by side'
     add.add_argument('--method', nargs='+', default=['gradcam'], metavar='METHOD', help=what)
-    what = 'whose map is explained: 0 the stem, 1 to 4 the stages (4); several side by side'
+    what = 'where in the net: 0 the stem, 1 to 4 the stages (4); several side by side'
     add.add_argument('--stage', nargs='+', type=int, default=[4], metavar='STAGE', help=what)
-    what = 'name or number of an output (the most probable one of each image)'
+    what = 'class to explain, by name or output number (the most probable one of each image)'
     add.add_argument('--class', dest='wanted', metavar='CLASS', help=what)
     add.set_defaults(run=_explain)
 

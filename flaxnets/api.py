@@ -218,7 +218,7 @@ def _opened(source: str | os.PathLike[str], asked: Asked) -> tuple[Config, Calla
         found = runs.read_config(path)
         zoo.check_name(path, asked.model, found.name)
         return found, lambda: runs.read(path, ema=asked.ema).variables
-    conversion = sibling('convert.conversion')  # the middle floor, only when needed
+    conversion = sibling('convert.conversion')  # imported only where a file is to be converted
     if is_published_name(source) or not path.exists():
         if is_published_name(source):
             asked.refuse(source, _PUBLISHED)

@@ -1,4 +1,4 @@
-"""Words for messages: what others call things, counted and cut short."""
+"""Text for messages: names from files, counts, and lists that are cut short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that whoever runs it needs nothing else. JAX is not imported."""
+"""What an exported file says of itself, so that it can be used without flaxnets. JAX is not imported."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..version import VERSION
 from ..zoo.classes import output_names
 from ..zoo.records import Config, to_json
 
-FREE = 'free'
+FREE = 'free'  # size of the images: any
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 Size = int | tuple[int, int] | str | None
 Dimension = int | str  # a name where it is free
@@ -25,9 +25,9 @@ class Description:
     Attributes:
       config: of the weights; its preprocessing has the size of the program's images.
       height, width: of the images in pixels, or their names where any is taken.
-      names: what the outputs are called, in their order; none without a classifier.
-      named_by: who calls them so, in words.
-      notes: what the user is to be told.
+      names: of the outputs, in their order; none without a classifier.
+      named_by: where these names come from, in words.
+      notes: messages for the user.
     """
 
     config: Config
@@ -43,13 +43,13 @@ class Description:
         return 'logits' if self.config.num_classes else 'features'
 
     def as_json(self, shape: Sequence[Dimension], layout: str, outputs: int, **more: Any) -> dict[str, Any]:
-        """For the file. The longest comes last, so that a person reads the rest first.
+        """The description as the file holds it. The class names come last, since they are long.
 
         Args:
           shape: of the images.
           layout: of that shape, as 'NHWC'.
           outputs: how many numbers come out for an image.
-          **more: what else there is to say.
+          **more: further entries.
         """
         config = self.config
         weights = config.weights
@@ -94,7 +94,7 @@ def describe(config: Config, size: Size, classes: Sequence[str] | None) -> Descr
 
 
 def _preprocess(config: Config) -> dict[str, Any]:
-    """The preprocessing with a mean and std for each channel, and what of it nobody can give."""
+    """The preprocessing as JSON, with a mean and std for each channel; `unsupported` says what is missing."""
     preprocess: Preprocess = config.preprocess
     said: dict[str, Any] = to_json(preprocess)
     said['size'] = [preprocess.height, preprocess.width]
@@ -108,7 +108,7 @@ def _preprocess(config: Config) -> dict[str, Any]:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Of flaxnets, and of the packages that made a file."""
+    """Versions of flaxnets and of these packages, by name."""
     from importlib import metadata
 
     return {'flaxnets': VERSION, **{name: metadata.version(name) for name in packages}}

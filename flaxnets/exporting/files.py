@@ -1,4 +1,4 @@
-"""From weights to a file that other programs run: what `flaxnets.export` and its command do."""
+"""Writes nets as files for other programs: `flaxnets.export` and the command `flaxnets export`."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Exported:
     """What was written.
 
     Attributes:
-      files: all files; the first is the one to open.
-      size: bytes of all of them.
-      description: of the net in it.
-      input_shape: of the images, with the names of what is free.
-      outputs: numbers that come out for each image.
+      files: paths of all files; the first is the one to open.
+      size: bytes of all files together.
+      description: of the net.
+      input_shape: of the images; sizes that are free have a name in place of a number.
+      outputs: how many numbers come out for each image.
     """
 
     files: tuple[str, ...]
@@ -134,7 +134,7 @@ def export(
 
 
 def _kind(out: str | os.PathLike[str], dtype: str) -> str:
-    """The ending of `out`, if it is one of ours and can be written with this dtype."""
+    """The suffix of `out`; refused if it is neither of the two, or cannot be written with this dtype."""
     suffix = Path(out).suffix.lower()
     if suffix not in (STABLEHLO, ONNX):
         other = f' ({_ELSEWHERE[suffix]} writes {suffix} files)' if suffix in _ELSEWHERE else ''

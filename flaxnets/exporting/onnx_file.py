@@ -1,4 +1,7 @@
-"""A graph as an ONNX file, by the package `onnx`; the weights of the largest nets lie in a file beside it."""
+"""Writes a graph as an ONNX file with the package `onnx`.
+
+The weights of the largest nets are written to a second file beside it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from ..store.weights import Variables
 from .description import BATCH, Description, versions
 from .onnx_graph import IR_VERSION, OPSET, Graph, net_graph
 
-MAX_BYTES = 1_900_000_000  # protobuf counts to 2 GiB
-ALIGNMENT = 4096  # of tensors in a file of their own, so that they can be mapped
+MAX_BYTES = 1_900_000_000  # of weights in the file itself: protobuf holds up to 2 GiB
+ALIGNMENT = 4096  # in bytes, of tensors in the second file, so that they can be memory-mapped
 
 
 def check_onnx() -> None:
-    """Refuses at once where the package is missing; for asking before long work."""
+    """Raises if the package `onnx` is missing; to be asked before long work."""
     try:
         import onnx  # noqa: F401
     except ImportError as error:
@@ -30,11 +33,11 @@ def check_onnx() -> None:
 def write_onnx(path: Path, model: ResNet, variables: Variables, description: Description) -> tuple[Path, ...]:
     """Writes an ONNX file: float32 images [N, C, height, width] to [N, num_classes].
 
-    What the net is, how images are prepared and what the outputs are called stand in its `metadata_props`,
-    as JSON each.
+    `metadata_props` say what the net is, how images are prepared and what the outputs are called; each value
+    is JSON.
 
     Returns:
-      The files: the ONNX file, and that of its weights where they are more than it holds (`net.onnx.data`).
+      The paths: the ONNX file, and `net.onnx.data` with the weights if they do not fit into it.
 
     Raises:
       FlaxnetsError: it cannot be written, or `onnx` is missing.

@@ -1,8 +1,8 @@
-"""A net as an ONNX graph, written layer by layer from its architecture and variables.
+"""A net as an ONNX graph, built layer by layer from its architecture and variables.
 
-The equations are those of `flaxnets.nets` for inference, channels first, as ONNX's operators have them: a
-graph that a person can read in a viewer, and that every runtime fuses (convolution, BatchNorm and ReLU side
-by side). A trace of the Flax net would instead be thousands of transpositions, broadcasts and constants.
+The equations are those of `flaxnets.nets` in inference, in ONNX's operators, which have channels first. The
+graph has one node for each layer, so that people can read it in a viewer and runtimes can fuse convolution,
+BatchNorm and ReLU. A trace of the Flax net would be thousands of transpositions, broadcasts and constants.
 Operators are of opset 17, which runtimes have known since 2022.
 """
 
@@ -32,7 +32,7 @@ class Node:
 
 
 class Graph:
-    """The nodes and constant tensors of a net, added one by one; values go by their names.
+    """The nodes and constant tensors of a net, added one by one; a value is known by its name.
 
     Attributes:
       nodes: in the order of computation.
@@ -48,7 +48,7 @@ class Graph:
         self.tensors: dict[str, np.ndarray] = {}
 
     def add(self, kind: str, inputs: Sequence[str], name: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node; the name of what it computes, or a list of names where that is several."""
+        """Adds a node. Gives the name of its output, or a list of names where it has several."""
         names = [name] if outputs == 1 else [f'{name}/{i}' for i in range(outputs)]
         self.nodes.append(Node(kind, tuple(inputs), tuple(names), attributes))
         return names[0] if outputs == 1 else names
@@ -83,7 +83,7 @@ class Graph:
         )
 
     def norm(self, x: str, layer: str) -> str:
-        """BatchNorm; nothing, where it was folded into the convolution before it."""
+        """BatchNorm; adds nothing where it was folded into the convolution before it."""
         if not self.has(f'{layer}/scale'):
             return x
         leaves = ('scale', 'bias', 'mean', 'var')
@@ -125,7 +125,7 @@ def net_graph(arch: Arch, variables: Mapping[str, Any], images: str, output: str
 
     Args:
       arch: the architecture.
-      variables: of its net; without a classifier features come out; BatchNorm may be folded.
+      variables: of its net. Without a classifier in them the graph gives features; BatchNorm may be folded.
       images: name of the input [N, C, H, W].
       output: name of the result, [N, num_classes] or [N, features].
     """
@@ -232,7 +232,7 @@ def _shortcut(g: Graph, arch: Arch, x: str, path: str, stride: int) -> str:
     """`nets.blocks.Downsample`; its pool is `nets.layers.avg_pool_shortcut` of stride 2."""
     first = 1 if arch.avg_down else 0
     if arch.avg_down and stride > 1:
-        # A row and a column more at the end, not counted: an odd map's last windows have what is there.
+        # One row and column of padding at the end, not counted: of an odd map the last windows are smaller.
         x = g.add(
             'AveragePool',
             [x],

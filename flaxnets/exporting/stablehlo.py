@@ -6,7 +6,7 @@ The file is a header of JSON, an empty line, and what `jax.export` serialised:
     header, _, program = open('net.stablehlo', 'rb').read().partition(b'\\n\\n')
     net = export.deserialize(bytearray(program))  # net.call(images) gives logits
 
-The header has one line for each thing it says, and so no empty one.
+The header has one line for each entry, and no empty line.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ OPEN = (
     "header, _, program = open(FILE, 'rb').read().partition(b'\\n\\n')",
     'net = export.deserialize(bytearray(program))  # then net.call(images)',
 )
-MAX_BYTES = 2_000_000_000  # its container counts bytes in 31 bits
+MAX_BYTES = 2_000_000_000  # the serialised program counts bytes in 31 bits
 
 
 def stablehlo(model: ResNet, variables: Variables, description: Description) -> bytes:
-    """The file's content.
+    """The content of a StableHLO file.
 
-    The program takes float32 images [N, height, width, C], prepared as the header says, and gives float32
-    [N, num_classes] in whatever dtype `model` computes; on CPUs, CUDA and TPUs.
+    The program runs on CPUs, CUDA and TPUs. It takes float32 images [N, height, width, C], prepared as the
+    header says, and gives float32 [N, num_classes], in whichever dtype `model` computes.
 
     Raises:
       FlaxnetsError: the weights are more than the format holds.

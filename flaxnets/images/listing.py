@@ -1,4 +1,4 @@
-"""What paths stand for: images, folders, patterns, tars, and lists of all these."""
+"""Finds the images that paths stand for: files, folders, patterns, tars, and lists of all these."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageFile, ...
     """All images that paths stand for, in the order of the paths.
 
     Args:
-      paths: each an image; a folder, of which all images are taken, those of its folders too, in the order
-        of their names; a pattern (`photos/**/*.jpg`); an uncompressed `.tar`; a `.txt` file with one of these
+      paths: each an image; a folder, whose images and those of the folders in it are taken in the order of
+        their names; a pattern (`photos/**/*.jpg`); an uncompressed `.tar`; a `.txt` file with one of these
         a line, relative to the working folder or else to the file's; or `-`, the same from standard input.
 
     Raises:

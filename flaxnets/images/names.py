@@ -1,8 +1,8 @@
-"""Which of the names in a folder or a tar are images, and which are left out."""
+"""Which files in a folder or a tar are images by their names, and which are left out."""
 
 from __future__ import annotations
 
-# What is an image by its name alone, damaged or not; anything else is asked for its first bytes.
+# A file with one of these suffixes counts as an image, damaged or not; of any other the first bytes decide.
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'),
     *('.ppm', '.pgm', '.pbm', '.pnm', '.avif', '.jp2', '.j2k'),

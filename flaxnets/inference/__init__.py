@@ -1,1 +1,1 @@
-"""What is done with a net and many images: classes, features, neighbours, and what it looks at."""
+"""Nets in use: classes, features, neighbours and explanations of many images, and the diagram of a net."""

@@ -1,4 +1,4 @@
-"""A function of images, over any number of files: decoded by threads, computed on all devices, in order."""
+"""Applies a function to any number of image files, in order: threads decode, all devices compute."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ class Result:
 
     Attributes:
       file: the image.
-      value: the function's row for it; None if it cannot be read.
-      problem: why it cannot be read; None if it can.
+      value: what the function gives for it; None if the image cannot be read.
+      problem: why the image cannot be read; None if it can.
     """
 
     file: ImageFile
@@ -46,14 +46,14 @@ def mapped(
     *,
     batch: int = BATCH,
 ) -> Iterator[Result]:
-    """`function` of every image, in the order of the files; memory holds a few batches of them.
+    """Applies `function` to every image, in the order of the files; a few batches at a time are in memory.
 
     Args:
-      function: of (variables, images [N, H, W, C]), one row for each image, [N, ...].
+      function: takes (variables, images [N, H, W, C]) and gives one row for each image, [N, ...].
       variables: its first argument.
-      transform: from a file to the net's input.
-      files: the images. One that cannot be read has a `Result` that says so, and the rest go on.
-      batch: images of a device at a time. Every batch has this size, so that one program is compiled.
+      transform: turns a file into the net's input.
+      files: the images, at least one. If one cannot be read, its `Result` says so and the rest go on.
+      batch: images on a device at a time. The last batch is filled up, so that one program is compiled.
 
     Raises:
       FlaxnetsError: `batch` is not a positive number.
@@ -90,7 +90,7 @@ def _results(part: Sequence[_Read], computed: jax.Array) -> Iterator[Result]:
 def _batches(
     files: Sequence[ImageFile], transform: Transform, size: int
 ) -> Iterator[tuple[list[_Read], npt.NDArray[np.float32]]]:
-    """Files and what is wrong with them, and their images; zeros where there is none."""
+    """Batches: the files, each with what is wrong with it or None, and their images, zeros for a bad one."""
     p = transform.preprocess
     starts = collections.deque(range(0, len(files), size))
     pending: collections.deque[tuple[int, list[Future[Any]]]] = collections.deque()

@@ -1,4 +1,4 @@
-"""A net as a picture: its stages, the inside of its block, and what each part costs."""
+"""Draws a net: its stages, its block, and what each part costs (`flaxnets info --plot`)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = {'stem': '#8da0cb', 'stage': '#66c2a5', 'head': '#fc8d62', 'block': '#
 
 
 def draw_net(config: Config, path: str) -> None:
-    """Draws a net at the size that its weights expect, to a PNG.
+    """Draws a net to a PNG, with shapes and costs for images of the size that its weights expect.
 
     Raises:
       FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.

@@ -1,4 +1,7 @@
-"""Class activation maps of image files as a picture: what `flaxnets explain` draws."""
+"""Draws class activation maps over images: what `flaxnets explain` does.
+
+`explaining.py` computes the maps.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,10 @@ from ..zoo.classes import output_names
 from .explaining import class_activation_map
 from .pictures import Tile, check_picture, sheet, short
 
-MOST = 32  # images of a picture
+MOST = 32  # images in one picture
 COLOURS = 'turbo'
-ALIKE = 4  # mean difference, of 255, up to which two nets see the same: interpolations differ
-OVERLAID = 0.5  # how much of the picture its map covers
+ALIKE = 4  # mean difference, of 255, up to which two inputs are drawn as one: filters differ a little
+OVERLAID = 0.5  # opacity of the map over the picture
 
 
 def explain(
@@ -34,14 +37,14 @@ def explain(
     stages: Sequence[int] = (4,),
     wanted: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Draws each image, and beside it its maps by each net, stage and method.
+    """Draws a row for each image: the image, then a map for each net, stage and method.
 
     Args:
       files: the images.
       sources: anything that `flaxnets.load` opens.
       path: of the PNG.
       methods, stages: as of `class_activation_map`.
-      wanted: name or number of the class that is explained; None takes the most probable of each net.
+      wanted: name or output number of the class to explain; None takes each net's most probable class.
 
     Returns:
       For each image and net {'image', 'model', 'class', 'index', 'probability'}.
@@ -58,7 +61,7 @@ def explain(
     for source in sources:
         columns, facts = _of_net(files, source, methods, stages, wanted)
         for row, tiles in zip(rows, columns, strict=True):
-            # The image itself once, and again where another net takes another part of it.
+            # The image is drawn once, and again where another net takes another part of it.
             again = row and row[0] is not None and _same(row[0].pixels, tiles[0].pixels)
             row += [None, *tiles[1:]] if again else tiles
         heads += ['image', *_heads(source, methods, stages)]
@@ -96,7 +99,7 @@ def _of_net(
     stages: Sequence[int],
     wanted: str | None,
 ) -> tuple[list[list[Tile]], list[dict[str, Any]]]:
-    """For each image the picture that the net sees and its maps over it; and what it is taken for."""
+    """For each image: the picture that the net sees and its maps over it; and what `explain` returns."""
     config, net, variables = load_with_config(source)
     if config.num_classes == 0:
         raise FlaxnetsError(f'{source}: these weights have no classifier, so there are no classes to explain')

@@ -1,4 +1,4 @@
-"""Class activation maps: where in an image a net finds what speaks for a class."""
+"""Class activation maps: which places of an image raise the score of a class. `explained.py` draws them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import Array
 from ..errors import FlaxnetsError
 from ..nets.resnet import ResNet
 
-EPSILON = 1e-6  # keeps Grad-CAM++'s fraction finite; that of the package grad-cam
+EPSILON = 1e-6  # keeps Grad-CAM++'s fraction finite; the value that the package grad-cam has
 
 
 def _grad_cam(maps: Array, grads: Array) -> Array:
@@ -39,10 +39,11 @@ def _eigen_cam(maps: Array, grads: Array) -> Array:
     n, h, w, c = maps.shape
     rows = maps.reshape(n, h * w, c)
     rows = rows - rows.mean(1, keepdims=True)
-    # The first principal component by the smaller of the two matrices of products, pixels by pixels.
+    # The first principal component, by the products of pixels with pixels, [N, h * w, h * w]: at the last
+    # stage these are fewer than those of channels with channels.
     _, vectors = jnp.linalg.eigh(rows @ rows.swapaxes(1, 2))
     found = vectors[..., -1]
-    # Its sign is free: it is taken so that the brighter end is the farther one.
+    # Its sign is arbitrary: the value of largest magnitude is made positive.
     low, high = found.min(1, keepdims=True), found.max(1, keepdims=True)
     return jnp.where(-low > high, -found, found).reshape(n, h, w)
 
@@ -65,7 +66,7 @@ def class_activation_map(
     method: str = 'gradcam',
     stage: int = 4,
 ) -> tuple[Array, Array]:
-    """Where the net finds what speaks for a class.
+    """Maps of the places in images that speak for a class.
 
         maps, classes = class_activation_map(model, variables, transform('cat.jpg')[None])
 
@@ -76,14 +77,14 @@ def class_activation_map(
       classes: for each image the number of an output; None takes the most probable one.
       method: 'gradcam' (Selvaraju et al., arXiv 1610.02391), 'gradcam++' (Chattopadhyay et al., arXiv
         1710.11063), 'hirescam' (Draelos and Carin, arXiv 2011.08891), 'layercam' (Jiang et al., 2021) or
-        'eigencam' (Muhammad and Yeasin, arXiv 2008.00299; the first principal component of the map,
-        whatever the class; its sign, which is free, makes the largest value positive).
-      stage: whose map is explained: 0 the stem, 1 to 4 the stages. Deep ones know more of classes, shallow
-        ones see finer.
+        'eigencam' (Muhammad and Yeasin, arXiv 2008.00299: the first principal component of the channels,
+        whatever the class; its sign is arbitrary, and the value of largest magnitude is made positive).
+      stage: whose output is explained: 0 the stem, 1 to 4 the stages. Deep stages tell classes apart better,
+        shallow ones have finer maps.
 
     Returns:
-      float32 [N, H, W], each map from 0 to 1 and as large as the image (bilinear); all 0 where nothing speaks
-      for the class. And the classes, int [N]. The numbers are those of the package grad-cam.
+      Maps, float32 [N, H, W], each from 0 to 1 and as large as the image (bilinear); all 0 where nothing
+      speaks for the class. And the classes, int [N]. The numbers equal those of the package grad-cam.
 
     Raises:
       FlaxnetsError: a net without classifier, an unknown method, stage or class; a map of one pixel.
@@ -138,7 +139,7 @@ def _maps_and_grads(
 
 
 def _as_images(found: Array, size: tuple[int, int]) -> Array:
-    """What speaks for the class, from 0 to 1, as large as the images."""
+    """The positive part of maps, scaled to 0..1 and resized to the images."""
     positive = _scaled(jnp.maximum(found, 0))
     # Scaled before and after: resizing a coarse map can lower its maximum.
     return _scaled(jax.image.resize(positive, (len(found), *size), 'linear', antialias=False))

@@ -1,4 +1,4 @@
-"""Features before the classifier, and the images that lie nearest by them: what `flaxnets embed` does."""
+"""Features of images before the classifier, and nearest neighbours by them: what `flaxnets embed` does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..images.listing import ImageFile
 from .batches import BATCH, Result, mapped
 
 Floats = npt.NDArray[np.floating[Any]]
-BLOCK = 1024  # rows that are compared with all others at a time
+BLOCK = 1024  # queries that are compared with all features at a time
 
 
 class Embedder:
@@ -55,7 +55,7 @@ def pooled(net: Any, images: jax.Array) -> jax.Array:
 
 
 def check_features(path: str, names: str) -> None:
-    """Whether features and names can be written there.
+    """Checks that features and names can be written there.
 
     Raises:
       FlaxnetsError: another suffix than `.npy`, and `.txt` or `.json`; or a folder that is not there.
@@ -74,17 +74,17 @@ def save_features(
     size: int,
     on_result: Callable[[Result], object] = lambda result: None,
 ) -> list[ImageFile]:
-    """Writes features as they come, and the names of their images; both appear once they are whole.
+    """Writes features one by one, then the names of their images; no file is left half-written.
 
     Args:
       results: of an `Embedder`.
       path: `.npy`, float32 [N, size]; images that cannot be read have no row.
       names: a name for each row: `.txt`, one a line, or `.json`, a list.
-      size: of the features.
-      on_result: is told of each image.
+      size: how many features an image has.
+      on_result: is called with each result.
 
     Returns:
-      The images of the rows.
+      The images that have a row, in the order of the rows.
 
     Raises:
       FlaxnetsError: as `check_features`; no image can be read; a name that does not fit on a line.
@@ -112,7 +112,8 @@ def save_features(
 
 
 def _header(out: BinaryIO, rows: int, size: int) -> None:
-    """As long for any number of rows: NumPy leaves room for the first axis to grow."""
+    """Writes the header of a .npy file. Its length is the same for any number of rows, so that it can be
+    written again at the end: NumPy leaves room for the first axis to grow."""
     fields = {'descr': '<f4', 'fortran_order': False, 'shape': (rows, size)}
     np.lib.format.write_array_header_1_0(out, fields)
 
@@ -136,12 +137,12 @@ def nearest(
     Args:
       queries: [Q, D].
       features: [N, D].
-      k: how many to give, at most N.
-      leave_out: [Q], for each query a row that is not given, the query itself; -1 where there is none.
+      k: how many to give.
+      leave_out: [Q], for each query the row that is the query itself and is left out; -1 where there is none.
 
     Returns:
       Numbers of rows, [Q, k], the nearest first (among equal ones the first row), and their similarities,
-      -1 to 1. Fewer than k if there are not so many.
+      -1 to 1. Fewer than k if there are not so many rows.
 
     Raises:
       FlaxnetsError: `k` is not a positive number, or there are no others.

@@ -1,4 +1,4 @@
-"""The images that lie nearest by a net's features, as a picture."""
+"""Draws images and their nearest neighbours by a net's features: what `flaxnets embed --neighbours` does."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .features import Embedder, nearest
 from .pictures import Tile, sheet
 
 LETTERS = 18  # that fit below a picture
-QUERIES = 8  # images of the set whose neighbours are drawn if none are asked for
+QUERIES = 8  # how many of the images are queries where none are given
 
 
 def draw_neighbours(
@@ -25,10 +25,10 @@ def draw_neighbours(
 
     Args:
       embed: what made the features.
-      features: `.npy`, [N, size].
-      rows: the N images.
-      queries: whose neighbours are sought; none takes 8 of the images themselves.
-      k: how many.
+      features: path of a `.npy` file, [N, size].
+      rows: the N images of these features.
+      queries: images whose neighbours are drawn; if empty, 8 of `rows`.
+      k: how many neighbours to draw of each query.
       path: of the PNG.
 
     Returns:
@@ -73,7 +73,7 @@ def draw_neighbours(
 
 
 def _place(file: ImageFile) -> tuple[str, int]:
-    """Equal for the same image under two names."""
+    """Where an image lies: equal for the same image under two names."""
     return os.path.realpath(file.path), file.offset
 
 
@@ -82,7 +82,7 @@ def _tile(transform: Transform, file: ImageFile, caption: str) -> Tile:
 
 
 def _names(files: Sequence[ImageFile]) -> list[str]:
-    """The names without the folders that all have in common, and of long ones the end."""
+    """Short names for captions: without the folders that all have in common; of long ones the end."""
     plain = [file.name.rpartition(': ')[2] for file in files]
     common = os.path.commonpath([os.path.dirname(name) for name in plain]) if len(plain) > 1 else ''
     ends = [os.path.relpath(name, common) if common else name for name in plain]

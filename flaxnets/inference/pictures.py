@@ -15,7 +15,7 @@ DPI = 110
 
 
 class Tile(NamedTuple):
-    """One small picture of a sheet: uint8 [H, W, 1 or 3] or floats 0..1, and a line or two below it."""
+    """One small picture on a sheet, uint8 or floats from 0 to 1, [H, W, 1 or 3], and its caption below."""
 
     pixels: npt.NDArray[Any]
     caption: str = ''
@@ -41,7 +41,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def check_picture(path: str) -> None:
-    """Whether a picture can be written there.
+    """Checks that a picture can be written there.
 
     Raises:
       FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.
@@ -56,7 +56,7 @@ def check_picture(path: str) -> None:
 def sheet(
     rows: Sequence[Sequence[Tile | None]], path: str, *, heads: Sequence[str] = (), side: float = 1.7
 ) -> None:
-    """Rows of tiles, as wide as the longest, to a PNG.
+    """Draws rows of tiles to a PNG; shorter rows are filled up with empty places.
 
     Args:
       rows: None leaves a place empty.
@@ -84,7 +84,7 @@ def sheet(
 
 
 def _lines(texts: Sequence[str]) -> int:
-    """Of the longest of them."""
+    """How many lines the longest text has."""
     return max((text.count('\n') + 1 for text in texts if text), default=0)
 
 

@@ -29,12 +29,12 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a net makes of an image.
+    """The classes of an image by a net.
 
     Attributes:
       image: the name of the image.
-      top: the most probable classes, the first one first; none if the image cannot be read.
-      problem: why it cannot be read, or None.
+      top: the most probable classes, most probable first; empty if the image cannot be read.
+      problem: why the image cannot be read; None if it can.
     """
 
     image: str
@@ -61,8 +61,8 @@ class Classifier:
 
     Attributes:
       preprocess: how images are prepared.
-      names: of the outputs.
-      named_by: where the names are from, in words.
+      names: of the outputs, in their order.
+      named_by: where these names come from, in words.
 
     Raises:
       FlaxnetsError: unusable weights, or weights without a classifier.

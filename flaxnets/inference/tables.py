@@ -1,4 +1,4 @@
-"""Predictions as files: CSV, JSON lines or parquet, whole or not there at all."""
+"""Predictions as tables: CSV, JSON lines or parquet files, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import FlaxnetsError
 from .prediction import Prediction
 
 SUFFIXES = ('.csv', '.jsonl', '.parquet')
-ROWS = 4096  # of a group in a parquet file
+ROWS = 4096  # in a row group of a parquet file
 
 
 class Table(Protocol):
@@ -26,7 +26,7 @@ class Table(Protocol):
 
 
 def check_table(path: str) -> None:
-    """Whether a table can be written under this name, before hours of work for it.
+    """Checks, before hours of work, that a table can be written under this name.
 
     Raises:
       FlaxnetsError: an unknown suffix, a folder that is not there, or a package that parquet needs.
@@ -48,7 +48,7 @@ def open_table(path: str, topk: int) -> Iterator[Table]:
     and `error`, which says why an image cannot be read. JSON lines have what `Prediction.as_json` gives.
 
     Args:
-      path: its suffix decides the form.
+      path: its suffix decides the format.
       topk: how many classes a row has.
 
     Raises:
