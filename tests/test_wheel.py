@@ -18,9 +18,11 @@ from pathlib import Path
 
 import flaxnets, convert, train
 from flaxnets.__main__ import main
+from flaxnets.zoo.benchmarks import published
 
 installed = Path(sys.argv[1])
 assert all(installed in Path(module.__file__).parents for module in (flaxnets, convert, train))
+assert published('resnest50d.in1k', 'imagenet-a').top1 == 17.36
 for arguments in (
     ['list', '--weights'],
     ['info', 'resnest50d'],

@@ -126,16 +126,17 @@ def _meanings(form: str) -> Mapping[str, frozenset[int]]:
 
 @functools.cache
 def _classes() -> tuple[tuple[str, str], ...]:
-    rows = (line.partition('\t') for line in _lines('imagenet_classes.tsv'))
+    rows = (line.partition('\t') for line in table_lines('imagenet_classes.tsv'))
     return tuple((wnid, names) for wnid, _, names in rows)
 
 
 @functools.cache
 def _subsets() -> Mapping[str, frozenset[int]]:
-    rows = (line.partition('\t') for line in _lines('imagenet_subsets.tsv'))
+    rows = (line.partition('\t') for line in table_lines('imagenet_subsets.tsv'))
     return {name: frozenset(map(int, numbers.split())) for name, _, numbers in rows}
 
 
-def _lines(file: str) -> list[str]:
+def table_lines(file: str) -> list[str]:
+    """The lines of a table beside this module, without the comments."""
     text = importlib.resources.files(__package__).joinpath(file).read_text('utf-8')
     return [line for line in text.splitlines() if not line.startswith('#')]

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.preprocess import Preprocess
+from flaxnets.zoo import benchmarks as zoo
 from flaxnets.zoo import imagenet
+from flaxnets.zoo.records import Accuracy, Config
 
 from ..data.sources import Source, open_source
 
@@ -17,26 +20,43 @@ class Benchmark:
     """A published data set.
 
     Attributes:
+      name: under which it is asked for, and under which `flaxnets.zoo.benchmarks` has published accuracies.
       title: its name for people, and the paper.
       images: how many it has.
       subset: its part of the 1000 classes, as `flaxnets.zoo.imagenet.subset` names it; None has all. A net is
         judged among them alone, as in timm and in the papers.
       real: judged by the reassessed labels.
+      version: of which version of it the published accuracies are, '' if there is one only.
+      others: what folders of other versions have in their names.
     """
 
+    name: str
     title: str
     images: int
     subset: str | None = None
     real: bool = False
+    version: str = ''
+    others: tuple[str, ...] = ()
+
+    def is_other(self, source: Source) -> bool:
+        """Whether data says of itself that it is another version than the one of published accuracies."""
+        return any(word in source.name.lower() for word in self.others)
 
 
-BENCHMARKS = {
-    'imagenet-v2': Benchmark('ImageNet-V2 (Recht et al., arXiv 1902.10811)', 10_000),
-    'imagenet-a': Benchmark('ImageNet-A (Hendrycks et al., arXiv 1907.07174)', 7_500, 'ImageNet-A'),
-    'imagenet-r': Benchmark('ImageNet-R (Hendrycks et al., arXiv 2006.16241)', 30_000, 'ImageNet-R'),
-    'imagenet-sketch': Benchmark('ImageNet-Sketch (Wang et al., arXiv 1905.13549)', 50_889),
-    'imagenet-real': Benchmark('ImageNet ReaL (Beyer et al., arXiv 2006.07159)', 50_000, real=True),
-}
+_ALL = (
+    Benchmark(
+        'imagenet-v2',
+        'ImageNet-V2 (Recht et al., arXiv 1902.10811)',
+        10_000,
+        version='matched frequency',
+        others=('threshold', 'top-images', 'topimages'),
+    ),
+    Benchmark('imagenet-a', 'ImageNet-A (Hendrycks et al., arXiv 1907.07174)', 7_500, 'ImageNet-A'),
+    Benchmark('imagenet-r', 'ImageNet-R (Hendrycks et al., arXiv 2006.16241)', 30_000, 'ImageNet-R'),
+    Benchmark('imagenet-sketch', 'ImageNet-Sketch (Wang et al., arXiv 1905.13549)', 50_889),
+    Benchmark('imagenet-real', 'ImageNet ReaL (Beyer et al., arXiv 2006.07159)', 50_000, real=True),
+)
+BENCHMARKS = {benchmark.name: benchmark for benchmark in _ALL}
 REAL_LABELS = 'real.json'  # as its authors call the file, looked for in the folder
 
 
@@ -93,9 +113,44 @@ def check_classes(
 
 def notes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
     """What its user should know before comparing."""
-    if len(source) == benchmark.images:
+    found = []
+    if len(source) != benchmark.images:
+        found.append(
+            f'{source.name} has {len(source)} images, {benchmark.title} {benchmark.images}: accuracies are '
+            'not comparable with published ones'
+        )
+    if benchmark.is_other(source):
+        found.append(
+            f'published accuracies are of {benchmark.title}, {benchmark.version}, not of {source.name}'
+        )
+    return tuple(found)
+
+
+def published(benchmark: Benchmark, config: Config, source: Source) -> Accuracy | None:
+    """The accuracy that is published for weights on a benchmark; None if it is not of these images."""
+    accuracy = _published(benchmark, config)
+    if accuracy is None or len(source) != benchmark.images or benchmark.is_other(source):
+        return None
+    return accuracy if config.preprocess == _measured(config, accuracy) else None
+
+
+def preprocess_notes(benchmark: Benchmark, config: Config) -> tuple[str, ...]:
+    """With which images accuracies are published for weights, where it is not with these."""
+    accuracy = _published(benchmark, config)
+    if accuracy is None or config.preprocess == (measured := _measured(config, accuracy)):
         return ()
     return (
-        f'{source.name} has {len(source)} images, {benchmark.title} {benchmark.images}: accuracies are not '
-        'comparable with published ones',
+        f'the accuracy that is published for {config.name} on {benchmark.title} is of images prepared '
+        f'otherwise, and not shown: {measured}',
     )
+
+
+def _published(benchmark: Benchmark, config: Config) -> Accuracy | None:
+    return zoo.published(config.weights.name, benchmark.name) if config.weights else None
+
+
+def _measured(config: Config, accuracy: Accuracy) -> Preprocess | None:
+    """How the images were prepared of which the accuracy is."""
+    assert config.weights is not None, 'its accuracy was found'
+    both = (config.weights.preprocess, config.weights.test_preprocess)
+    return next((prepared for prepared in both if prepared and prepared.size == accuracy.size), None)

@@ -28,7 +28,15 @@ from ..data.augment import eval_transform
 from ..data.batches import eval_batches
 from ..data.sources import Source
 from . import pictures
-from .benchmarks import REAL_LABELS, Benchmark, check_classes, notes, open_benchmark
+from .benchmarks import (
+    REAL_LABELS,
+    Benchmark,
+    check_classes,
+    notes,
+    open_benchmark,
+    preprocess_notes,
+    published,
+)
 from .metrics import BINS, Evaluation, Evaluator, averaged, real_labels
 from .mistakes import write_mistakes
 
@@ -93,14 +101,24 @@ class Report:
 
     @property
     def published(self) -> dict[str, Any]:
-        """The accuracy that is published for these weights, on all of ImageNet's classes, if there is one."""
-        row = self.config.weights
-        if row is None or not row.accuracy or not self.matching.whole or self.judged.outputs:
+        """The accuracy that is published for these weights on this data, if there is one.
+
+        'top1' and 'top5' in percent ('real_top1' and 'real_top5' by the reassessed labels), the 'size' in
+        pixels with which they were measured, 'source' and 'data'.
+        """
+        row, data, top = self.config.weights, 'ImageNet-1k validation', 'top'
+        if row is None or self.members > 1:
             return {}
-        if self.members > 1 or self.benchmark:
+        found = row.accuracy[0] if row.accuracy and self.matching.whole else None
+        if self.benchmark:
+            found = published(self.benchmark, self.config, self.source)
+            data = ', '.join(filter(None, (self.benchmark.title, self.benchmark.version)))
+            top = 'real_top' if self.benchmark.real else 'top'
+        among_some = bool(self.benchmark and self.benchmark.subset)
+        if found is None or bool(self.judged.outputs) != among_some:
             return {}
-        first = row.accuracy[0]
-        return {'top1': first.top1, 'top5': first.top5, 'size': first.size, 'source': first.source}
+        accuracies = {f'{top}1': found.top1, f'{top}5': found.top5}
+        return {**accuracies, 'size': found.size, 'source': found.source, 'data': data}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -124,11 +142,11 @@ class Report:
 
     def text(self) -> str:
         """For people."""
-        result, published = self.result, self.published
+        result, beside = self.result, self.published
         lines = [
             f'{self.model} ({self.config.name}) on {self.source.name}, {result.images} images',
-            f'top-1  {result.top1:6.2f} %' + _beside(published.get('top1')),
-            f'top-5  {result.top5:6.2f} %' + _beside(published.get('top5')),
+            f'top-1  {result.top1:6.2f} %' + _beside(beside.get('top1')),
+            f'top-5  {result.top5:6.2f} %' + _beside(beside.get('top5')),
             f'loss   {result.loss:7.4f}',
             f'ECE    {result.calibration_error:6.2f} %   (expected calibration error, {BINS} intervals)',
             f'classes are matched {self.matching.rule}',
@@ -143,10 +161,10 @@ class Report:
             lines.append(f'probabilities of {self.members} nets are averaged')
         if result.non_finite:
             lines.append(f'{result.non_finite} images have logits that are not finite, and count as wrong')
-        lines += [f'{name}  {value:.2f}' for name, value in self.extra.items()]
-        if published:
+        lines += [f'{name}  {value:.2f}' + _beside(beside.get(name)) for name, value in self.extra.items()]
+        if beside:
             lines.append(
-                f'published: ImageNet-1k validation at {published["size"]} px, {published["source"]}'
+                f'published: {beside["data"]} at {beside["size"]} px, {beside["source"]}'
                 + (', of the centre crop alone' if str(self.views) else '')
             )
         return '\n'.join(lines)
@@ -208,6 +226,8 @@ def _evaluate(
     places = imagenet_places(config, classes)
     if benchmark:
         check_classes(benchmark, source, matching.outputs, places)
+        for note in preprocess_notes(benchmark, config):
+            print(f'note: {note}', file=sys.stderr)
     among = options.among or ('data' if benchmark and benchmark.subset else None)
     judged = judge(source, matching, places, among)
     if real:
