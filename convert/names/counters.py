@@ -1,4 +1,4 @@
-"""BatchNorm's step counters, which torch keeps and Flax has no use for: kept for the way back."""
+"""BatchNorm's step counters (`num_batches_tracked`): Flax has none, so they are kept for the way back."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tree import COUNTER, State, is_number
 
 
 def add_counters(state: State, counters: Mapping[str, int]) -> dict[str, np.ndarray]:
-    """The step counter of each BatchNorm put behind its running variance, where PyTorch lists it."""
+    """The state with each BatchNorm's step counter after its running variance, where PyTorch lists it."""
     out: dict[str, np.ndarray] = {}
     for name, tensor in state.items():
         out[name] = tensor
@@ -23,10 +23,10 @@ def add_counters(state: State, counters: Mapping[str, int]) -> dict[str, np.ndar
 
 
 def take_counters(state: State) -> tuple[dict[str, np.ndarray], dict[str, int] | None, tuple[str, ...]]:
-    """The state with BatchNorm's step counters as torch keeps them (int64), the counters, and what to say.
+    """The state with BatchNorm's step counters as int64, the counters by layer, and notes.
 
-    Averaging and `.half()` make floating-point numbers of them, which torch takes back. Where those are not
-    whole, or beyond float16, they have lost their meaning, and no net computes with them: left out.
+    Averaging and `.half()` turn counters into floating-point numbers, which torch loads as whole ones. If any
+    is not a whole number, or not finite (float16 ends at 65504), all are left out: no net computes with them.
     """
     found = {name: tensor for name, tensor in state.items() if name.endswith(COUNTER)}
     counters: dict[str, int] = {}

@@ -1,4 +1,4 @@
-"""What is known of the weights in a file: one record, to which each stage of the converter adds."""
+"""`Found`: what is known of the weights in a file. Each stage of the converter fills in more of it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ class Found:
       notes: what was taken, stripped, renamed and left out, in words.
       said: what the file says of its classes, unchecked.
       named: what the file calls its net (`arch`), unchecked; None if nothing.
-      differences: what makes its net compute something else than those here, by its own configuration.
-      around: the same of what stands around its classifier in a pickled model.
-      images: how its training prepared them for evaluation.
-      author: whose weights detectron2's tools say that they have renamed.
-      place: where in the file's names the net is; None if it is none that is known.
-      bare: of a pickled model, its layers without tensors by name, and their classes.
-      kinds: of a pickled model, all its layers by name, and their classes.
-      projection: True if the net is one of the two of self-supervised training, whose heads project.
+      differences: why the file's net computes something else than ours, by its configuration or its layers.
+      around: the same for what stands between the net and its classifier, and after it, in a pickled model.
+      images: how the training prepared images for evaluation.
+      author: `__author__` of a detectron2 file: whose weights its tools renamed.
+      place: where in the file's names the net is; None if none of these nets is there.
+      bare: of a pickled model, layer name -> class for its layers without tensors.
+      kinds: of a pickled model, layer name -> class for all its layers.
+      projection: True if the net is one of the two encoders of self-supervised training, whose heads are
+        projections and no classifiers.
       layout: whose names they were: 'canonical' (timm, torchvision, the Gluon port, the Res2Net and
-        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection', 'cadene', 'detectron2', or how they were
-        listed.
-      headless: True if there was a classifier, and it was left out.
+        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection', 'cadene', 'detectron2', 'children' (a list of
+        children) or 'a list of the stem'.
+      headless: True if the file has a classifier and it was left out.
       classes: the classifier's classes in order, where the file names them.
       class_order: as `flaxnets.Config.class_order`.
     """

@@ -1,8 +1,8 @@
-"""Which of the nets in a file is meant: what they are called, and whether they hold the same numbers.
+"""Chooses among several nets in a file, by what they are called and whether they hold the same numbers.
 
-Trainings save several nets under each other's names: an average beside what is trained, the two encoders of
-self-supervised training, a teacher and its student, and what an optimizer keeps of each parameter. Where
-neither their names nor their numbers tell, the user is asked.
+Trainings save several sets of tensors with the names of one net: averaged beside trained weights, the two
+encoders of self-supervised training, a teacher and its student, and an optimizer's state of each parameter.
+Where neither names nor numbers tell which is meant, the user is asked.
 
 References: MoCo's `builder.py`, lucidrains' `byol_pytorch`, DINO's `main_dino.py`, `torch.optim`'s states.
 """
@@ -23,20 +23,21 @@ from flaxnets.words import count, plain, some
 
 from .anchors import Place, bare_names
 
-# Keys of averaged and of trained weights, where a file has several of either: the first counts.
+# Usual keys of averaged and of trained weights. Where a file has several of either, the first here is taken.
 _AVERAGED = ('state_dict_ema', 'model_ema', 'ema_state_dict')
 _TRAINED = ('state_dict', 'model')
 _KNOWN = (*_AVERAGED, *_TRAINED)
 
 # Words in the keys and prefixes of averages, and of what is trained beside one.
 _WORDS_AVERAGED = frozenset(['ema', 'swa', 'shadow', 'polyak'])
-_WORDS_MEAN = frozenset(['averaged', 'average', 'avg'])  # of weights, or of one of these:
-AVERAGED_WORDS = _WORDS_AVERAGED | _WORDS_MEAN
+_WORDS_MEAN = frozenset(['averaged', 'average', 'avg'])  # averages too, but not beside a word of the next set
 _WORDS_MEASURED = frozenset(['acc', 'accuracy', 'loss', 'metric', 'score'])
+AVERAGED_WORDS = _WORDS_AVERAGED | _WORDS_MEAN
 _WORDS_TRAINED = frozenset(['student', 'online', 'training', 'current', 'raw', 'query'])
 
-# Words of the two encoders of self-supervised training (MoCo, BYOL): of the slower one, which nobody uses
-# afterwards, and of the other. 'momentum_encoder' stands beside 'encoder' or 'base_encoder'.
+# Words in the names of the two encoders of self-supervised training (MoCo, BYOL): of the momentum encoder,
+# which is not used afterwards, and of the trained one. 'momentum_encoder' stands beside 'encoder' or
+# 'base_encoder'.
 _ENCODERS = tuple(
     (frozenset(slow.split()), frozenset(fast.split()))
     for slow, fast in (
@@ -48,7 +49,7 @@ _ENCODERS = tuple(
         ('momentum net', 'net'),
     )
 )
-# Words of what has the net's names and shapes and is none: what an optimizer keeps of each parameter.
+# Words in the names of an optimizer's state, which has the net's names and shapes and is no net.
 _OPTIMIZER = tuple(
     frozenset(words.split())
     for words in (
@@ -64,11 +65,11 @@ _OPTIMIZER = tuple(
         'gradients',
     )
 )
-# Names in a teacher of self-distillation (DINO), which is an average of its student.
+# Names of tensors that tell self-distillation (DINO), where the teacher is an average of its student.
 _SELF_DISTILLED = re.compile(r'(?:^|\.)(?:dino_|ibot_)?head\.(?:mlp|last_layer)\.')
 
 _STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
-_MOST_NETS = 32  # in a file, among which one is looked for
+_MOST_NETS = 32  # in a file with more, none is chosen by role: the user is asked
 
 
 @dataclass(eq=False)
@@ -77,12 +78,12 @@ class Net:
 
     Attributes:
       path: the keys that lead to its state dict.
-      above: what these are keys of, the file's outermost first.
+      above: the containers that these are keys of, the outermost first.
       state: the state dict, with whatever else is in it.
-      place: where in it the net is.
-      scope: what stands before all that is of it and of no other net in the same state dict: its prefix,
-        or a part of that, where a head stands beside it.
-      role: 'averaged', 'trained', 'momentum' or '' by what it is called.
+      place: where in the state dict the net is.
+      scope: the shortest prefix that only this net has among the nets of the same state dict. It is the net's
+        own prefix, or a part of it, and also covers a head beside the net.
+      role: 'averaged', 'trained', 'momentum' or '' (unknown), by what the net is called.
     """
 
     path: tuple[Any, ...]
@@ -108,7 +109,7 @@ class Net:
 
     @cached_property
     def around(self) -> dict[Any, Any]:
-        """What stands beside it, on whichever level: the nearest counts."""
+        """Everything that stands beside it, on all levels; of equal keys the nearest one counts."""
         around: dict[Any, Any] = {}
         for level in self.above:
             around |= level if isinstance(level, Mapping) else {}
@@ -135,9 +136,10 @@ class Net:
 
     @cached_property
     def beside(self) -> dict[tuple[int, str], Any]:
-        """What else of the state dict is of this net, its classifier among it.
+        """What else in the state dict belongs to this net, such as its classifier.
 
-        Told by how many parts of the prefix are taken off until it stands there, and by the rest of the name.
+        The key is (levels, name): how many parts of the net's prefix lie between the net and this tensor's
+        level, and the tensor's name on that level.
         """
         out = {}
         outer = list(enumerate(reversed(_heads(self.place.prefix))))
@@ -191,7 +193,7 @@ def scopes(places: Sequence[Place]) -> list[str]:
 
 
 def of_other_nets(net: Net, nets: Iterable[Net]) -> set[str]:
-    """The names in a net's state dict that are of another net: the longest scope that they are in is its."""
+    """The names in a net's state dict that belong to another net: their longest scope is the other's."""
     within = {other.scope for other in nets if other.state is net.state}
     return {
         name
@@ -205,15 +207,15 @@ def _heads(name: str) -> list[str]:
     return ['', *(name[: dot.end()] for dot in re.finditer(r'\.', name))]
 
 
-# What the nets are to each other.
+# Roles.
 
 
 def split_by_role(nets: Sequence[Net]) -> tuple[list[Net], list[Net]]:
-    """Of all nets of a file, those that are nets, their roles filled in, and what an optimizer keeps."""
+    """Splits the nets of a file into real ones, with their roles filled in, and states of optimizers."""
     aside = [net for net in nets if any(kept <= words for kept in _OPTIMIZER for words in net.words)]
     kept = [net for net in nets if net not in aside]
     if len(kept) <= _MOST_NETS:
-        # A name that all have tells none from another.
+        # A name that all of them have tells nothing.
         common = frozenset.intersection(*(frozenset(net.steps) for net in kept)) if len(kept) > 1 else ()
         for net in kept:
             net.role = _role(net, common)
@@ -226,7 +228,7 @@ def split_by_role(nets: Sequence[Net]) -> tuple[list[Net], list[Net]]:
 
 
 def _role(net: Net, common: Iterable[object]) -> str:
-    """Which of two sets of weights this is, by the innermost of its names that says so."""
+    """The role of a net, 'teacher' for now included, by the innermost of its names that tells one."""
     last: Any = net.path[-1] if net.path else None
     if net.is_mmengines:
         return {'state_dict': 'averaged', 'ema_state_dict': 'trained'}.get(last, '')
@@ -264,7 +266,7 @@ def _is_average_of_student(net: Net, nets: Sequence[Net]) -> bool:
 
 
 def are_encoders(slow: Net, fast: Net) -> bool:
-    """Whether two nets are those of self-supervised training, by what they are called and hold."""
+    """Whether two nets are the two encoders of self-supervised training, by their names and shapes."""
     called = slow is not fast and any(
         any(first <= words for words in slow.words)
         and any(second <= words and not first <= words for words in fast.words)
@@ -274,7 +276,7 @@ def are_encoders(slow: Net, fast: Net) -> bool:
 
 
 def _same_net(averaged: Net, trained: Net) -> bool:
-    """Whether two nets have tensors of the same names and shapes; an average may have no statistics."""
+    """Whether two nets have the same names and shapes; an average may lack BatchNorm's statistics."""
     first, second = averaged.body, trained.body
     missing = [name for name in second if name not in first]
     return all(name.endswith(_STATISTICS) for name in missing) and all(
@@ -295,11 +297,11 @@ def choose(
       ema, key, prefix: as `convert.names.wrappers.unwrap` takes them.
 
     Returns:
-      The net; the other one of an average and what was trained, or of two encoders; and whether `ema`
-      chose between them.
+      The net; its counterpart, if it has one (the trained weights of an average or the reverse, the other of
+      two encoders); and whether the net was chosen over its counterpart by their roles.
 
     Raises:
-      AmbiguousError: none is at that key and prefix, or several and no telling which.
+      AmbiguousError: no net is at that key and prefix, or several are and nothing tells which is meant.
     """
     found = list(nets)
     if key is not None or prefix is not None:
@@ -336,7 +338,7 @@ def _at(nets: Sequence[Net], key: str | None, prefix: str | None) -> list[Net]:
 
 
 def _by_role(nets: Sequence[Net], ema: bool) -> tuple[Net, Net | None] | None:
-    """The net to take, and the other one that it was chosen from."""
+    """The net to take and its counterpart, by their roles; None if the roles do not tell."""
     if len(nets) == 1:
         return nets[0], None
     fast = [net for net in nets if net.role != 'momentum']
@@ -350,7 +352,7 @@ def _by_role(nets: Sequence[Net], ema: bool) -> tuple[Net, Net | None] | None:
 
 
 def _other(net: Net, nets: Sequence[Net]) -> Net | None:
-    """The other one of a net's two encoders, or the trained one of its average, in the whole file."""
+    """In the whole file, a net's counterpart: the other of two encoders, or an average's trained weights."""
     for other in nets:
         if net.role == 'momentum' and are_encoders(net, other):
             return other
@@ -363,7 +365,7 @@ def _other(net: Net, nets: Sequence[Net]) -> Net | None:
 
 
 def _preferred(nets: Sequence[Net], keys: Sequence[str]) -> Net | None:
-    """The only one, or that under the first of the keys."""
+    """The only net, or the one under the first of the keys that is there; None if neither tells."""
     if len(nets) == 1:
         return nets[0]
     by_key = {net.key: net for net in nets}
@@ -373,7 +375,7 @@ def _preferred(nets: Sequence[Net], keys: Sequence[str]) -> Net | None:
 
 
 def _without_twins(nets: Sequence[Net]) -> list[Net]:
-    """One of each set of nets that hold the same numbers, the one with most tensors."""
+    """Of nets that hold the same numbers only one, that with the most tensors."""
     kept: list[Net] = []
     for net in nets:
         i = next((i for i, other in enumerate(kept) if _equal(net, other)), None)
@@ -387,7 +389,7 @@ def _without_twins(nets: Sequence[Net]) -> list[Net]:
 
 
 def _equal(first: Net, second: Net) -> bool:
-    """Whether two nets are one, up to a classifier or a counter that only one of them has."""
+    """Whether two nets hold the same numbers; one may have more beside the net (a head, a counter)."""
     a, b = first.beside, second.beside
     return (
         first.body.keys() == second.body.keys()
@@ -413,7 +415,7 @@ def _same_numbers(a: Any, b: Any) -> bool:
 
 
 def _choices(nets: Sequence[Net]) -> list[dict[str, str]]:
-    """The keywords that take each of the nets, as few as tell them apart."""
+    """For each net the keywords that choose it; only those that are needed to tell them apart."""
     keys, prefixes = Counter(net.key for net in nets), {net.place.prefix for net in nets}
     by_key = len(keys) > 1 and '' not in keys
     out = []

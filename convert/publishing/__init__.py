@@ -1,1 +1,1 @@
-"""Weights as a repository of the Hugging Face hub: a folder that timm and flaxnets open, and its upload."""
+"""`flaxnets push`: weights as a folder that timm and flaxnets open, and its upload to Hugging Face."""

@@ -1,4 +1,4 @@
-"""flaxnets push: weights to a repository of the Hugging Face hub, or to a folder like one."""
+"""The command flaxnets push: weights to a repository of the Hugging Face hub, or to a folder of its form."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add('source', metavar='SOURCE', help='a directory of weights, a training run, or whatever else loads')
+    add('source', metavar='SOURCE', help='what flaxnets.load opens: a directory of weights, a run, ...')
     add('repository', nargs='?', metavar='ORG/NAME', help='where to')
     add('--folder', metavar='FOLDER', help='write the files there and upload nothing')
     add('--model', metavar='NAME', help='the net, where the tensors leave a choice')
     add('--licence', '--license', metavar='ID', help='of the weights, as apache-2.0')
     add('--report', metavar='FILE', help='result.json of python -m train eval --out, for the card')
-    add('--private', action='store_true', help='for those alone whom its owner lets in')
+    add('--private', action='store_true', help='let only those see it whom its owner lets in')
     add('--message', metavar='TEXT', help='of the commit')
-    add('--force', action='store_true', help='a new version in a repository, or over a folder, that is there')
+    add('--force', action='store_true', help='commit over the files of a repository, or replace a folder')
     options = parser.parse_args(arguments)
     if not options.repository and not options.folder:
         parser.error('give ORG/NAME, or --folder FOLDER')

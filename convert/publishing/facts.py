@@ -1,4 +1,4 @@
-"""What is known of weights that are published: licence and accuracy, checked against one another."""
+"""Licence and accuracy of weights, as the model card states them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,14 @@ NOT_IN_TIMM = frozenset(
 
 @dataclass(frozen=True)
 class Measured:
-    """An accuracy in percent: `top5` may be missing, `images` too; `source` says who measured."""
+    """An accuracy.
+
+    Attributes:
+      data: name of the data set.
+      top1, top5: in percent; `top5` is None if it is not known.
+      images: how many were evaluated, if that is known.
+      source: who measured it; None is this package.
+    """
 
     data: str
     top1: float
@@ -44,11 +51,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card says beside the net itself.
+    """What a model card says of weights beside the net itself.
 
     Attributes:
-      licence: of the weights, an identifier of the hub's ('apache-2.0'), or 'unknown'.
-      accuracy: those that are known, the first one being that of the preprocessing.
+      licence: the hub's identifier of the weights' licence ('apache-2.0'), or 'unknown'.
+      accuracy: the accuracies that are known; the first was measured with the weights' preprocessing.
     """
 
     licence: str = UNKNOWN
@@ -56,16 +63,16 @@ class Facts:
 
 
 def gather(config: Config, licence: str | None = None, report: str | Path | None = None) -> Facts:
-    """What is known of weights.
+    """Licence and accuracy of weights.
 
     Args:
       config: of the weights.
-      licence: what their owner gives; published weights keep their own.
-      report: the result.json that `python -m train eval --out` wrote for them.
+      licence: the licence that the user states; published weights keep the one of their publisher.
+      report: path of the result.json that `python -m train eval --out` wrote for them.
 
     Raises:
-      FlaxnetsError: another licence than the published one; no licence's name; a report of another net, or
-        no report at all.
+      FlaxnetsError: the licence is not that of the published weights, or is written unlike the hub's
+        identifiers; the file is the report of another net, or no report.
     """
     published = config.weights
     if licence is not None and not re.fullmatch(r'[a-z0-9][a-z0-9.+-]*', licence):
@@ -104,7 +111,7 @@ def _of_report(path: Path, config: Config) -> Measured:
 
 
 def _data_name(data: str) -> str:
-    """'folder:/home/me/flowers' as 'flowers': where it lies is nobody's business."""
+    """'folder:/home/me/flowers' as 'flowers': the card does not say where data lie."""
     return re.split(r'[:/\\]', data.rstrip('/\\'))[-1] or data
 
 

@@ -1,4 +1,4 @@
-"""A folder as timm keeps them on the hub, of any weights: timm opens it as its own, and so does flaxnets.
+"""Writes weights as a folder in the form that timm has on the hub, so that timm and flaxnets both open it.
 
 FOLDER/config.json             timm's description of the net and of its images
 FOLDER/model.safetensors       the tensors, under timm's names
@@ -42,13 +42,13 @@ def write_folder(
 
     Args:
       checkpoint: the weights.
-      folder: does not exist yet, or is such a folder and `overwrite` is True.
+      folder: path of the folder; it must not exist yet, unless it is such a folder and `overwrite` is True.
       facts: for the card.
-      repository: 'org/name', where the card says that the weights are; None: in this folder.
-      overwrite: replace an earlier such folder.
+      repository: 'org/name' that the card names as the place of the weights; None names the folder.
+      overwrite: replace an earlier folder of this form.
 
     Raises:
-      FlaxnetsError: weights that no such folder holds truly (`check_publishable`); it cannot be written.
+      FlaxnetsError: the weights cannot be published (`check_publishable`), or the folder cannot be written.
     """
     check_publishable(checkpoint)
     check_folder(folder, overwrite)
@@ -80,7 +80,7 @@ def write_folder(
 
 
 def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuses what `write_folder` would not write to; for asking before long work."""
+    """Raises if `write_folder` would refuse this folder; to be asked before long work."""
     path = Path(folder)
     if not os.path.lexists(path):
         return
@@ -91,7 +91,7 @@ def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def check_publishable(checkpoint: Checkpoint) -> None:
-    """Refuses weights that others would open and use wrongly without a word.
+    """Raises for weights that other programs could not open, or would use wrongly without noticing.
 
     Raises:
       FlaxnetsError: folded BatchNorm, a net without a name, colours in another order than timm's.
@@ -112,7 +112,7 @@ def check_publishable(checkpoint: Checkpoint) -> None:
 
 
 def remarks(config: Config) -> tuple[str, ...]:
-    """What timm does not do with these weights as flaxnets does, in words."""
+    """How timm will treat these weights otherwise than flaxnets, or than their training did, in words."""
     out = [f'images: {problem}' for problem in config.preprocess.unsupported]
     out += [f'images, nearly: {what}' for what in config.preprocess.approximations]
     if config.name in NOT_IN_TIMM:
@@ -128,8 +128,8 @@ def remarks(config: Config) -> tuple[str, ...]:
 def timm_config(config: Config, facts: Facts) -> dict[str, Any]:
     """timm's `config.json` for weights.
 
-    Without `model_args`: timm takes channels and classes from the rest, and transformers, which opens such
-    folders by timm, does not bear them twice.
+    It has no `model_args`: timm takes channels and classes from the other entries, and transformers, which
+    opens such folders through timm, fails if they are given twice.
     """
     out: dict[str, Any] = {
         'architecture': config.name,
@@ -166,7 +166,7 @@ def _pretrained(config: Config, facts: Facts) -> dict[str, Any]:
 
 
 def _normalisation(preprocess: Preprocess, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Of each channel; the few values that there are where they are for other channels, which is noted."""
+    """Mean and std of each channel; as they are if they are for other channels, which `remarks` says."""
     try:
         return preprocess.channel_values(channels)
     except FlaxnetsError:

@@ -1,4 +1,4 @@
-"""A folder to a repository of the Hugging Face hub, by the package `huggingface_hub`; every failure plain."""
+"""Uploads a folder to the Hugging Face hub with the package `huggingface_hub`, and explains its errors."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ..download.published_files import hub_address, hub_token, offline_variable
 from .model_card import CARD_FILE
 
 _NAME = re.compile(r'\w[\w.-]*/\w[\w.-]*', re.ASCII)
-# What is in a repository that nobody has put anything into.
+# Files that the hub itself puts into a new repository.
 _EMPTY = frozenset(['.gitattributes', '.gitignore'])
 
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository as it is to be, checked as far as can be without writing.
+    """A repository to upload to, checked as far as that is possible without writing.
 
     Attributes:
       id: 'org/name'.
-      api: of the hub.
+      api: the `HfApi` of the hub.
       exists: whether it is there already.
-      files: what is in it.
+      files: names of the files in it.
     """
 
     id: str
@@ -46,12 +46,13 @@ def find_repository(name: str, *, private: bool = False, overwrite: bool = False
 
     Args:
       name: 'org/name'.
-      private: only those whom its owner lets in are to see it.
+      private: whether it is to be visible only to those whom its owner lets in.
       overwrite: it may hold files; those of the same names get a new version.
 
     Raises:
-      FlaxnetsError: no such name; offline; no package, no token, or one that is not let in; the hub cannot be
-        reached; a repository with files in it, unless `overwrite`; a public one that is to be private.
+      FlaxnetsError: the name has another form; offline; no package, no token, or one that the hub refuses;
+        the hub cannot be reached; there are files in the repository, and not `overwrite`; it is public and
+        `private` is asked for.
     """
     api = _api(name)
     with _plainly(name):
@@ -72,9 +73,9 @@ def find_repository(name: str, *, private: bool = False, overwrite: bool = False
 
 
 def upload(repository: Repository, folder: Path, message: str, *, private: bool = False) -> Sequence[str]:
-    """Puts a folder into a repository, made if it is not there, in one commit.
+    """Puts a folder into a repository in one commit; makes the repository if it is not there.
 
-    A card that is in the repository stays: people write on it.
+    A model card that is in the repository already stays, since people edit it.
 
     Returns:
       The names of the files that were committed.
@@ -126,18 +127,18 @@ def _info(api: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _plainly(name: str) -> Iterator[None]:
-    """Whatever the package raises as an error of one line that says what to do."""
+    """Turns whatever the package raises into an error of one line that says what to do."""
     try:
         yield
     except FlaxnetsError:
         raise
-    except Exception as error:  # of its own kinds, of those of its HTTP client, and of the system
+    except Exception as error:  # the package's own, those of its HTTP client, and the system's
         raise FlaxnetsError(f'{name}: {_reason(error)}') from error
 
 
 def _reason(error: Exception) -> str:
     causes: list[BaseException] = [error]
-    while causes[-1].__cause__ is not None:  # transfers in threads wrap what happened
+    while causes[-1].__cause__ is not None:  # uploads in threads wrap the error
         causes.append(causes[-1].__cause__)
     for cause in causes:
         response = getattr(cause, 'response', None)

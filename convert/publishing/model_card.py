@@ -1,4 +1,4 @@
-"""The model card: what stands on a repository's page, and what the hub reads of it (YAML at its head)."""
+"""The model card, README.md: the text of a repository's page, and at its head the YAML that the hub reads."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def card(config: Config, source: Source, facts: Facts, where: str, *, is_local: 
       config: of the weights.
       source: where they came from.
       facts: licence and accuracy.
-      where: the repository, 'org/name', or the folder.
-      is_local: `where` is a folder.
+      where: the repository ('org/name') or the folder that holds the weights.
+      is_local: whether `where` is a folder.
     """
     parts = [
         _head(config, facts, where),
@@ -49,7 +49,7 @@ def card(config: Config, source: Source, facts: Facts, where: str, *, is_local: 
 
 
 def _head(config: Config, facts: Facts, where: str) -> str:
-    """The YAML; texts are quoted as in JSON, which YAML takes."""
+    """The YAML; texts are quoted as in JSON, which is valid YAML."""
     in_timm = config.name not in NOT_IN_TIMM
     library = 'timm' if in_timm else 'flaxnets'
     kind = 'image-classification' if config.num_classes else 'image-feature-extraction'
