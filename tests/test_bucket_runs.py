@@ -69,7 +69,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(workdir: str, cache: Path, *fields: str) -> subprocess.Popen[str]:
     command = [sys.executable, '-m', 'train', '--data', DATA, '--workdir', workdir, *FIELDS, *fields]
-    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '1', 'JAX_COMPILATION_CACHE_DIR': str(cache)}
+    environment = {
+        **os.environ,
+        'JAX_NUM_CPU_DEVICES': '1',
+        'JAX_COMPILATION_CACHE_DIR': str(cache),
+        'XLA_FLAGS': '',  # as in runs.py
+    }
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
