@@ -1,4 +1,4 @@
-"""Weights in the one form in which they are worked on, wherever they came from."""
+"""`Checkpoint`: weights from any source, in the one form that the rest of the converter works on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .names.tree import to_variables
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights from anywhere, in the one form in which they are worked on.
+    """Weights from any source.
 
     Attributes:
-      config: the net, and the published file if this is one.
-      state: canonical names and PyTorch's layouts, BatchNorm's counters included; views of the file.
-      source: where they came from, for the certificate.
-      where: the same for an error: the path.
+      config: the net, its images and classes, and the published weights if these are such.
+      state: timm's name -> tensor in PyTorch's order of axes, with BatchNorm's counters; views of the file.
+      source: where the weights came from, for the certificate.
+      where: the path, for errors.
     """
 
     config: Config
@@ -36,10 +36,10 @@ class Checkpoint:
 
     @cached_property
     def variables(self) -> weights.Variables:
-        """The Flax variables: views, dtypes kept.
+        """The Flax variables, as views with the dtypes of the state.
 
         Raises:
-          CheckpointError: every missing, unexpected, wrong-shaped, non-floating and non-finite tensor.
+          CheckpointError: names every missing, unexpected, wrong-shaped, non-floating and non-finite tensor.
         """
         try:
             return to_variables(self.state, net_of(self.config))

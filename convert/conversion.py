@@ -1,4 +1,4 @@
-"""Weights of any kind, opened: where they are, what is in the file, which net it is."""
+"""Opens weights of any kind as a `Checkpoint`: finds them, reads the file, identifies the net."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def open_checkpoint(
 
 
 def converted(source: str) -> Path:
-    """What is there of a source that is no path: a published name's weights, converted once and kept.
+    """Downloads a source that is no path, and converts it if it is a published name; both are kept.
 
     Returns:
       A directory of weights for a published name, below `FLAXNETS_HOME`; for a repository of the hub or
       a URL, what was downloaded.
 
     Raises:
-      FlaxnetsError: no such name, or it cannot be had.
+      FlaxnetsError: no such name, or it cannot be downloaded.
     """
     row = named(source)
     if row is None:
@@ -109,7 +109,7 @@ def kept(row: Weights) -> Path:
 
 
 def named(source: str) -> Weights | None:
-    """The published file that a source means which is no path; None for a hub's repository or a URL."""
+    """The published weights that a source names, which is no path; None for a hub's repository or a URL."""
     try:
         return zoo.resolve(source)[1]
     except FlaxnetsError as error:
@@ -124,7 +124,7 @@ def named(source: str) -> Weights | None:
 
 
 def _located(source: str | os.PathLike[str], quiet: bool) -> tuple[Path, Weights | None]:
-    """What is on this disk of a source, and the published weights if it names such."""
+    """The path of a source, downloaded if need be; and the published weights, if it names such."""
     path = Path(source)
     if path.exists() and not is_published_name(source):
         return path, None
@@ -316,7 +316,7 @@ def _preprocess(
 
 
 def _usual(name: str, model: str | None, tagged: str | None) -> Config:
-    """The published weights whose images are meant where a file says nothing: those that it began with."""
+    """The published weights whose image settings stand in where a file says nothing."""
     own_tag = model if model and '.' in model else None
     for choice in (own_tag, tagged, model):
         if choice is None:

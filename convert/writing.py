@@ -1,4 +1,4 @@
-"""Checkpoints, written: a directory of weights, or a file for PyTorch with its certificate beside it."""
+"""Writes a `Checkpoint`: a directory of weights, or a file for PyTorch with its certificate beside it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(
     approximate: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Writes a checkpoint to a directory of weights or to a file, by the name of `out`.
+    """Writes a checkpoint to a directory of weights or to a file; the name of `out` decides which.
 
     A name that ends in .pth, .pth.tar, .pt, .ckpt, .bin or .safetensors is a file for PyTorch, with its
     certificate beside it (`net.pth.json`); any other a directory that `flaxnets.load` opens. Either is
@@ -45,8 +45,8 @@ def write(
 
     Args:
       checkpoint: what to write.
-      out: where.
-      layout: names in a file: 'timm' (as None), 'torchvision' or 'mmpretrain'.
+      out: path to write to; `gs://` too.
+      layout: whose names a file has: 'timm' (also None), 'torchvision' or 'mmpretrain'.
       file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
       verification: for the certificate.
       approximate: write a file even if the other library's net of these names computes something else.
@@ -60,11 +60,11 @@ def write(
 
 @dataclass(frozen=True)
 class Target:
-    """Where a checkpoint is to be written, understood and found possible before long work.
+    """Where and how a checkpoint is to be written, checked before long work.
 
     Attributes:
       out: the path.
-      kind: 'pth' or 'safetensors' of a file, None of a directory of weights.
+      kind: 'pth' or 'safetensors' for a file, None for a directory of weights.
       layout, approximate, overwrite: as `write` takes them.
     """
 
@@ -83,7 +83,7 @@ class Target:
         approximate: bool = False,
         overwrite: bool = False,
     ) -> Target:
-        """What `out` means.
+        """The target that `out` and the options mean.
 
         Raises:
           FlaxnetsError: no such format or layout, or what is there must not be overwritten.
@@ -112,10 +112,10 @@ class Target:
                 raise CheckpointError(f'{path} exists; choose another file or overwrite it (overwrite=True)')
 
     def difference(self, checkpoint: Checkpoint) -> str | None:
-        """What another library's net of these names computes otherwise; None if nothing.
+        """Why the other library's net with these names computes something else; None if it does not.
 
         Raises:
-          FlaxnetsError: it does, and `approximate` is False; or no net of its takes these weights.
+          FlaxnetsError: it does, and `approximate` is False; or no net of that library takes these weights.
         """
         if self.kind is None:
             return None
@@ -144,7 +144,7 @@ class Target:
         difference = self.difference(checkpoint)
         source = checkpoint.noted(difference) if difference else checkpoint.source
         tensors = from_canonical(checkpoint.state, self.layout, config.arch)
-        with written_whole(_certificate_of(self.out)) as beside:  # named after its file has its name
+        with written_whole(_certificate_of(self.out)) as beside:  # gets its name after the file has
             if self.kind == 'pth':
                 described = write_pth(self.out, tensors)
             else:
@@ -165,14 +165,14 @@ def _kind(out: str | os.PathLike[str], file_format: str | None) -> str | None:
 
 
 def certified(path: Path, digest: str) -> Config | None:
-    """What the certificate beside a file says of it, if it is this file's and `write` wrote both."""
+    """The `Config` in the certificate beside a file, if the certificate is of this very file."""
     beside = Path(_certificate_of(path))
     try:
         if not beside.is_file() or beside.stat().st_size > MAX_CERTIFICATE_BYTES:
             return None
         said = json.loads(beside.read_bytes())
         return config_from_json(said['config']) if said['sha256'] == digest else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # of others, or before it said this
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # another program's or an old one
         return None
 
 

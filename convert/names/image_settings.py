@@ -1,9 +1,9 @@
-"""How a checkpoint's own training prepared the images of its evaluation, by what the file says of it.
+"""Reads from a checkpoint how its training prepared images for evaluation.
 
-Known are the options of timm's `train.py` (and `config.json` on the Hugging Face hub), of torchvision's
-reference training, of PyTorch's ImageNet example and of DeiT's training and its descendants, and the
-configuration that OpenMMLab's libraries keep as text. Whatever else stands in a file is ignored: nothing here
-fails, and nothing is executed.
+It understands the options of timm's `train.py` (and `config.json` on the Hugging Face hub), of torchvision's
+reference training, of PyTorch's ImageNet example, of DeiT's training and those made from it, and the
+configuration that OpenMMLab's libraries keep as text. Everything else in a file is ignored: nothing here
+raises, and nothing is executed.
 
 References: timm's `resolve_data_config`; torchvision's `references/classification/presets.py`; the
 `build_transform` of DeiT, MAE, BEiT and ConvNeXt; mmpretrain's and mmcls's transforms `ResizeEdge`, `Resize`,
@@ -41,7 +41,7 @@ _MOST_CHANNELS = 64
 _OF_OUTPUTS = re.compile('target|label|output|latent|feat|embed|action|head|loss|metric')
 # What layers that normalise images call their numbers: 'normalizer.new_mean', 'pixel_mean'.
 _MEAN = re.compile(r'(?:(?P<layer>.+)\.)?(?!running_)(?:\w*_)?mean')
-# Whoever keeps one of these says something of images.
+# Options that tell how images are prepared: a dictionary that has none of them is passed over.
 _OPTIONS = (
     'input_size',
     'img_size',
@@ -81,11 +81,11 @@ class ImageSettings:
     """What a file says of its images.
 
     Attributes:
-      fields: of `flaxnets.Preprocess`; what the file does not say is missing.
-      unsupported: what it says and no `Preprocess` can express, in words.
-      notes: what was made of what it says, in words.
-      approximations: what is honoured only nearly, in words.
-      weights: timm's full name of published weights, whose settings are meant by what is missing.
+      fields: of `flaxnets.Preprocess`, by name; what the file does not say is missing.
+      unsupported: settings in the file that no `Preprocess` can express, in words.
+      notes: how the settings were understood, in words.
+      approximations: settings that are honoured only nearly, in words.
+      weights: timm's full name of the published weights whose settings stand in for those that are missing.
     """
 
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -107,12 +107,12 @@ class ImageSettings:
 def image_settings(
     beside: Mapping[Any, Any], model: Mapping[Any, Any] | None = None, prefix: str = ''
 ) -> ImageSettings:
-    """How the training evaluated that wrote a file.
+    """How the training that wrote a file prepared images for evaluation.
 
     Args:
-      beside: what the file holds beside the weights; or the options of the training themselves.
-      model: the state dict that the weights are in; it may be a pickled model's.
-      prefix: what stands before the names of the net in it.
+      beside: what the file holds beside the weights, or the options of the training themselves.
+      model: the state dict that holds the weights; it may be a pickled model's.
+      prefix: of the net's names in this state dict.
     """
     found = _of_training(beside)
     if model is not None:
@@ -311,7 +311,7 @@ def _is_number(value: Any) -> bool:
 
 
 def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
-    """The same for weights of so many input channels; said to be unsupported if its values are for others."""
+    """The preprocessing for so many input channels; marked as unsupported if mean and std are for others."""
     values = {name: getattr(preprocess, name) for name in ('mean', 'std')}
     if channels == 1 or all(len(v) in (1, channels) for v in values.values()):
         return preprocess
@@ -326,7 +326,7 @@ def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
 
 
 def _with_timm_configuration(found: ImageSettings, attributes: Mapping[str, Any]) -> ImageSettings:
-    """What a net of timm's says of its images, where the training says nothing else."""
+    """Adds what a pickled net of timm's says of its images, where the training says nothing."""
     own = next(
         (attributes.get(name) for name in ('pretrained_cfg', 'default_cfg') if attributes.get(name)), None
     )
@@ -344,7 +344,7 @@ def _with_timm_configuration(found: ImageSettings, attributes: Mapping[str, Any]
 
 
 def _with_layers(found: ImageSettings, model: Mapping[Any, Any], prefix: str) -> ImageSettings:
-    """The same for a model that normalises the images itself, by layers beside the net or in front of it."""
+    """Adds mean and std of a model that normalises images itself, in a layer before or beside the net."""
     pairs = _normalising(model, prefix)
     if len({pair for _, pair in pairs}) > 1:
         problem = f'the model normalises by several layers: {some([name for name, _ in pairs])}'
@@ -369,7 +369,7 @@ def _with_layers(found: ImageSettings, model: Mapping[Any, Any], prefix: str) ->
 def _normalising(
     model: Mapping[Any, Any], prefix: str
 ) -> list[tuple[str, tuple[tuple[float, ...], tuple[float, ...]]]]:
-    """The layers around a net that keep a mean and a std, and these."""
+    """The layers around a net that hold a mean and a std: name, (mean, std)."""
     values = model.statistics if isinstance(model, ModuleState) else model
     named = {new: values[name] for name, new in bare_names(values).items()}
     out = []
@@ -390,7 +390,7 @@ def _normalising(
 
 
 def _decimals(value: object) -> tuple[float, ...] | None:
-    """A few numbers, as somebody wrote them whom float32 has rounded."""
+    """A few numbers in the shortest decimals that float32 rounds to them: 0.485, not 0.4850000143."""
     if isinstance(value, np.ndarray) and value.size <= _MOST_CHANNELS and value.dtype.kind in 'fV':
         value = [float(str(number)) for number in value.reshape(-1)]
     found = numbers(value)
@@ -398,7 +398,7 @@ def _decimals(value: object) -> tuple[float, ...] | None:
 
 
 def _order(name: str, mean: Sequence[float], model: Mapping[Any, Any]) -> tuple[str, tuple[str, ...]]:
-    """The channel order of a layer's numbers, by its own options or by ImageNet's means; and notes."""
+    """The channel order of a layer's mean and std, by its own options or ImageNet's means; and notes."""
     settings: dict[Any, Any] = {}
     if isinstance(model, ModuleState):
         for layer in ('', name):
@@ -635,7 +635,7 @@ def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
             return known.get(node.id, node.id)  # of lazy configurations: the name of a class
         case ast.Attribute():
             return node.attr
-    return 'an expression'  # that no number is made of
+    return 'an expression'  # any other, which no setting is read from
 
 
 def _merged(pairs: Sequence[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -1,9 +1,9 @@
-"""What the layers of a pickled model compute that none of the nets here does.
+"""Compares the layers of a pickled model with those of the nets here.
 
-A state dict names tensors alone. A model that was pickled whole also says of each layer what it is: its
-class, strides, padding, epsilon. All layers of the net are compared with those of the nets here, and so
-are those between it and its classifier, and after that. A layer that is not known to compute the same is
-a difference. How the layers are called, one after the other, is code, and stays unknown.
+A state dict has tensors only. A model that was pickled whole also has each layer's class, strides, padding
+and epsilon. The layers of the net are compared with ours, and so are those between the net and its classifier
+and after it. A layer that is not known to compute the same as ours is a difference. The order in which a
+model calls its layers is code, and stays unknown.
 
 References: the blocks of torchvision's and timm's `resnet.py`, timm's `res2net.py` and `resnest.py`, their
 authors' own, mmpretrain's and detectron2's backbones.
@@ -26,6 +26,7 @@ from .heads import root_of
 Layers = Mapping[str, Layer]
 
 _SEQUENTIAL = 'Sequential'
+# Layers of PyTorch that matter beside the net, where only the code says whether they are called.
 _JUDGED = ('torch.nn.modules.activation.', 'torch.nn.modules.pooling.')
 _NORM = re.compile(r'(?:Frozen|Sync|NaiveSync|Synchronized)?BatchNorm(?:1d|2d)?')
 _IDLE = re.compile(  # in evaluation
@@ -34,7 +35,7 @@ _IDLE = re.compile(  # in evaluation
 _LOSS = re.compile(r'\w*(?:Loss|Accuracy|Metric|MetricCollection|CrossEntropy)')
 _OUTPUT = ('Softmax', 'LogSoftmax', 'Sigmoid', 'LogSigmoid')  # after a classifier: here it gives logits
 _RADIX_SOFTMAX = ('RadixSoftmax', 'rSoftMax', 'RSoftmax')  # timm's, the authors', OpenMMLab's
-# Layers by their own names, which are these activations in all the nets.
+# Names that activations have in all publishers' nets.
 _ACTIVATION = re.compile(r'(?:act|relu|activation|activate)\d*')
 _POOL = re.compile(r'(?:global_?|avg|adaptive_?)?_?pool(?:ing)?|gap')
 _STAGES = {'layers': 'layer([1-4])', 'children': '([4-7])', 'detectron2': 'res([2-5])'}
@@ -42,7 +43,7 @@ _FIRST_STAGE = {'layers': 1, 'children': 4, 'detectron2': 2}
 
 
 def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]:
-    """What is computed that none of the nets here does: by the net at `place`, and around its classifier."""
+    """The layers that differ from ours, in words: of the net at `place`, and around its classifier."""
     layers = {bare(f'{name}.')[:-1]: layer for name, layer in model.layers.items() if name}
     body = _body(layers, place)
     rest = {name: layer for name, layer in layers.items() if name not in body}
@@ -63,7 +64,7 @@ def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]
 
 
 def _body(layers: Layers, place: Place) -> dict[str, Layer]:
-    """The net's own layers; without tensors all those that stand before its stages, whatever their names."""
+    """The net's own layers: by name, and without tensors also all others that stand before its stages."""
     names = [name for name in layers if name.startswith(place.prefix)]
     stages = re.compile(f'{re.escape(place.prefix)}{_STAGES[place.form]}')
     first = next((i for i, name in enumerate(names) if stages.match(name)), 0)
@@ -99,7 +100,7 @@ def _of_body(body: Layers, form: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_layer(name: str, layer: Layer) -> str | None:
-    """What a layer of the net does that none of those here does, wherever it stands."""
+    """What makes a layer differ from ours wherever in the net it stands; None if nothing does."""
     own, kind = name.rpartition('.')[2], layer.kind
     if layer.has_tensors:
         return _of_tensors(layer)
@@ -134,7 +135,7 @@ def _of_tensors(layer: Layer) -> str | None:
 
 
 def _of_average_pool(layer: Layer) -> str | None:
-    """The pools of shortcuts, which cover the map once, and those of 3x3 in the blocks."""
+    """Average pools: of shortcuts (2x2 with stride 2, or 1x1), and those of 3x3 in the blocks."""
     kernel = _pair(layer.settings.get('kernel_size'))
     if kernel == (3, 3):
         return _unless(layer, padding=1, ceil_mode=False, count_include_pad=True, divisor_override=None)
@@ -159,7 +160,13 @@ def _of_stem(stem: Layers, form: str) -> Iterator[tuple[str, str]]:
 
 
 def _of_block(block: Layers, first: bool, stride: int) -> Iterator[tuple[str, str]]:
-    """A block's strides: of its 3x3 convolution or of the pool beside it, and of its shortcut."""
+    """Checks a block's activations, pools and strides, in its branch and its shortcut.
+
+    Args:
+      block: its layers by their names within it.
+      first: whether it is the first of its stage.
+      stride: that it must have, in the 3x3 convolution or in the pool beside it, and in the shortcut.
+    """
     shortcut = {n: x for n, x in block.items() if n.startswith(('downsample', 'shortcut'))}
     branch = {n: x for n, x in block.items() if n not in shortcut}
     middle = {n: x for n, x in branch.items() if _kernel(x) == 3 and x.kind == 'Conv2d'}
@@ -202,7 +209,7 @@ def _of_block(block: Layers, first: bool, stride: int) -> Iterator[tuple[str, st
 
 
 def _sequentials(layers: Layers, outermost: Layer, place: Place) -> list[tuple[str, int]]:
-    """The `nn.Sequential`s that the net is in: their prefixes, and the net's number in each."""
+    """The `nn.Sequential`s around the net: the prefix of each, and the net's position in it."""
     out = []
     parts = place.prefix.split('.')[:-1]
     for depth, part in enumerate(parts):
@@ -213,7 +220,7 @@ def _sequentials(layers: Layers, outermost: Layer, place: Place) -> list[tuple[s
 
 
 def _distance(name: str, sequentials: Iterable[tuple[str, int]]) -> int:
-    """How far behind the net a layer is in an `nn.Sequential`, negative before it; 0 if in none with it."""
+    """How many places after the net a layer is in an `nn.Sequential`; negative before it, 0 if in none."""
     for outer, number in sequentials:
         first = name[len(outer) :].partition('.')[0]
         if name.startswith(outer) and first.isdigit() and int(first) != number:
@@ -224,7 +231,7 @@ def _distance(name: str, sequentials: Iterable[tuple[str, int]]) -> int:
 def _of_classifier(
     rest: Layers, sequentials: Sequence[tuple[str, int]], prefix: str
 ) -> Iterator[tuple[str, str]]:
-    """Layers of heads, beside heads, and behind the net in an `nn.Sequential`."""
+    """Differences of layers in heads, beside heads, and after the net in an `nn.Sequential`."""
     heads = {name: root for name in rest if (root := root_of(f'{name}.weight', prefix))}
     dense = {root for name, root in heads.items() if _kernel(rest[name]) not in (None, 1)}
     heads = {name: root for name, root in heads.items() if root not in dense}
@@ -261,7 +268,7 @@ def _of_head(layer: Layer) -> str | None:
 
 
 def _between(layer: Layer) -> str | None:
-    """Between features, which are averages of what a ReLU gave, and the first layer of a head."""
+    """A layer between the pooled features and a head's first layer: a ReLU changes nothing there."""
     if layer.kind == 'ReLU' or _IDLE.fullmatch(layer.kind) or _LOSS.fullmatch(layer.kind):
         return None
     if layer.kind in ('AdaptiveAvgPool1d', 'AdaptiveAvgPool2d'):
@@ -278,9 +285,9 @@ def _after(layer: Layer) -> str | None:
 
 
 def _beside(name: str, layer: Layer, levels: Iterable[str]) -> str | None:
-    """Beside the net or a head in a model of which only the code says what it calls when.
+    """A layer beside the net or a head, where only the model's code says whether and when it is called.
 
-    PyTorch's own layers count there, and what is called a pool, whatever it is.
+    PyTorch's own activations and pools are judged there, and whatever is called a pool.
     """
     for level in levels:
         inner = name[len(level) :].split('.')
@@ -298,7 +305,7 @@ def _beside(name: str, layer: Layer, levels: Iterable[str]) -> str | None:
 
 
 def _unless(layer: Layer, **expected: Any) -> str | None:
-    """'is Conv2d with stride=1' if a setting is another; what an old PyTorch did not know is as expected."""
+    """'is Conv2d with stride=1' if a setting differs; one that is missing (old PyTorch) is as expected."""
     found = []
     for name, value in expected.items():
         got = layer.settings.get(name, value)

@@ -1,7 +1,7 @@
-"""The state dict in what was saved: training files hold more than weights, and often two sets of them.
+"""Finds the net's state dict in a file: training files hold more than weights, and often two sets of them.
 
-Which dictionary is the net is decided by what it holds (`convert.names.anchors`), wherever it lies and
-whatever it is called; what it is called decides between averaged and trained weights.
+Which dictionary is the net is decided by the names in it (`convert.names.anchors`), wherever it lies and
+whatever its key. Between several nets, `convert.names.roles` decides.
 
 References: timm's `load_state_dict`; the EMA hooks of mmengine (`EMAHook.before_save_checkpoint`) and of mmcv
 (0.x, `runner/hooks/ema.py`); torchvision's and DeiT's training references; Lightning's `WeightAveraging`
@@ -39,7 +39,7 @@ from .roles import (
 )
 from .whole_models import differences as layer_differences
 
-# What of a net holds tensors, by the last part of its name.
+# Last parts of names whose values must be tensors in a net.
 _LEAVES = ('weight', 'bias', 'running_mean', 'running_var')
 _SHADOWS = 20  # tensors in a list that is taken for averaged parameters without names
 
@@ -109,7 +109,7 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
 
 
 class _Walk:
-    """What there is in `loaded`: nets, state dicts of anything, lists of averages, objects left alone."""
+    """Walks through `loaded`: lists nets, state dicts, lists of averages, and objects that are left alone."""
 
     def __init__(self, loaded: object) -> None:
         self.states: list[tuple[tuple[Any, ...], Mapping[Any, Any]]] = []
@@ -145,7 +145,7 @@ class _Walk:
 
 
 def _notes(loaded: object, net: Net, other: Net | None, ema: bool) -> list[str]:
-    """What was taken, what the other choice is, and what stands beside."""
+    """Notes: what was taken, what the other choice is, and what was left out."""
     notes = []
     if isinstance(net.state, ModuleState):
         notes.append(f'read the tensors of a pickled {plain(net.state.kind)}; nothing of it was called')
@@ -167,7 +167,7 @@ def _notes(loaded: object, net: Net, other: Net | None, ema: bool) -> list[str]:
 
 
 def _checked(net: Net, walk: _Walk, notes: list[str]) -> dict[str, np.ndarray]:
-    """The tensors of the net and of what is beside it; of its dictionary, what is of no other net.
+    """All tensors in the net's dictionary but those of other nets.
 
     Raises:
       CheckpointError: something of the net itself is no tensor.
@@ -204,7 +204,7 @@ def _with_statistics(tensors: Tensors, net: Net, other: Net, notes: list[str]) -
 
 
 def _without_net(loaded: object, walk: _Walk) -> tuple[Tensors, tuple[str, ...]]:
-    """The state dict of what is none of these nets, so that what it is can be said."""
+    """The state dict in a file without any of these nets, so that an error can say what it is."""
     if isinstance(loaded, Inert):
         raise CheckpointError(
             f'holds an object of {plain(loaded.names[0])}, not weights; nothing was called. If you trust its '
@@ -238,12 +238,12 @@ def _mapping(value: object) -> Mapping[Any, Any]:
 
 
 def _clean(layers: Mapping[str, str]) -> dict[str, str]:
-    """What is said of layers, by their names without what wrappers put into these."""
+    """The same mapping, with what wrappers put into names taken off."""
     return {bare(f'{layer}.')[:-1]: said for layer, said in layers.items()}
 
 
 def _of_layers(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What layers of a pickled model compute that none of the nets here does: its own, and its head's."""
+    """Differences of a pickled model's layers from ours: of the net, and around its classifier."""
     if not isinstance(net.state, ModuleState):
         return (), ()
     body, head = (
@@ -290,9 +290,9 @@ def _without_flat_average(tensors: Tensors, place: Place, ema: bool, notes: list
 
 
 def _of_lit_ema(tensors: Tensors, place: Place) -> tuple[dict[str, str], set[str]]:
-    """The names of parameters and of their averages in `LitEma`, and all names in there, its counters' too.
+    """Parameter -> its average's name in `LitEma`, and all names in there, those of its counters too.
 
-    None where it did not average this net.
+    Both are empty where it did not average this net.
     """
     flat = {match[1]: name for name in tensors if (match := re.fullmatch(r'(?:.+\.)?\w*ema\.([^.]+)', name))}
     parts, clean = place.prefix.split('.'), bare_names(tensors)
