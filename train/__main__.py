@@ -1,4 +1,4 @@
-"""python -m train: train, go on, evaluate, export."""
+"""python -m train: trains or resumes; and the commands eval, probe, export, recipes and fields."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     }
     try:
         if arguments and arguments[0] in commands:
-            own = PROG in prog  # else the command that called has a name for each of them
+            own = PROG in prog  # `flaxnets evaluate` and others already have a name for each command
             return commands[arguments[0]](arguments[1:], f'{prog} {arguments[0]}' if own else prog)
         return _train(arguments, prog)
     except FlaxnetsError as error:
@@ -233,11 +233,11 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     add('--model', required=True, nargs='+', help=what)
     sets = ', '.join(BENCHMARKS)
     add('--data', required=True, help=f'as of python -m train; or {sets}, each with :FOLDER')
-    add('--split', default='', help='part of the data; its own evaluation part if not given')
+    add('--split', default='', help='part of the data (its evaluation part)')
     add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
-    add('--class-order', choices=ORDERS, help='of weights without names: their training sorted classes so')
+    add('--class-order', choices=ORDERS, help='how training sorted the classes of weights without names')
     add('--among', choices=('all', 'data'), help='outputs to judge among: all, or classes of the data')
-    add('--images', nargs='+', metavar='FIELD=VALUE', help='how they are prepared: mean=0.5 std=0.5 size=224')
+    add('--images', nargs='+', metavar='FIELD=VALUE', help='prepare images so: mean=0.5 std=0.5 size=224')
     add('--flip', action='store_true', help='average with the mirror image')
     add('--crops', type=int, default=1, choices=(1, 5), help='5 averages the corners and the centre')
     add('--out', help='folder for result.json, tables and pictures: confusion, mistakes, reliability')
@@ -271,10 +271,10 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     add = parser.add_argument
     add('--model', required=True, help='anything that flaxnets.load opens')
     add('--data', required=True, help='as of python -m train')
-    add('--train-split', default='', help='part to learn from; its own training part if not given')
-    add('--split', default='', help='part to be judged by; its own evaluation part if not given')
+    add('--train-split', default='', help='part to learn from (the training part)')
+    add('--split', default='', help='part to be judged on (the evaluation part)')
     add('--neighbours', type=int, default=20, metavar='K', help='how many vote (20)')
-    add('--strength', type=float, default=1.0, metavar='C', help='of the linear probe: inverse of its L2 (1)')
+    add('--strength', type=float, default=1.0, metavar='C', help='inverse of the L2 penalty (1)')
     add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='of the computation')
     add('--threads', type=_count(0), default=0, help='that decode images; one for each core')

@@ -35,7 +35,7 @@ from .settings import to_json as settings_json
 from .step.state import TrainState
 
 EVAL_IMAGES = 64  # of a device at a time
-IN_FLIGHT = 2  # steps that may be under way: enough to hide the host, few enough to keep memory flat
+IN_FLIGHT = 2  # steps that devices may have queued: enough to hide the host's work, few enough for memory
 
 
 class NonFiniteError(FlaxnetsError):
@@ -50,8 +50,8 @@ class Outcome:
       step: updates done.
       stopped: why it stopped early ('SIGTERM', 'SIGINT', 'preemption'); None if it came to its end.
       evaluation: the last one, None if there was none.
-      weights: the directory of the trained weights, in the workdir; None if the run stopped early, and in
-        all processes but the first.
+      weights: the directory of the trained weights, in the workdir. None if the run stopped early, and
+        always in all processes but the first.
     """
 
     step: int
@@ -63,9 +63,9 @@ class Outcome:
 def train(
     settings: Settings, workdir: str, *, quiet: bool = False, profile: tuple[int, int] | None = None
 ) -> Outcome:
-    """Trains, or goes on with what the workdir holds.
+    """Trains, or resumes the run that the workdir holds.
 
-    A run that was stopped or killed continues bit by bit as if it had not been. In a job of several
+    A run that was stopped or killed continues bit by bit as if nothing had happened. In a job of several
     processes each calls this, after `jax.distributed.initialize`, with a workdir that all of them see.
 
     Args:
@@ -136,7 +136,7 @@ def _check_profile(profile: tuple[int, int] | None, first: int, total: int, log:
 
 
 def _what_all_share(job: Job) -> Any:
-    """Of a job's processes; where the images lie and how many threads read them is each one's own."""
+    """What must be equal in all processes; where images lie and how many threads read them may differ."""
     own = dataclasses.replace(job.settings, data='', workers=0)
     return [settings_json(own), to_json(job.preprocess), job.fingerprints]
 
@@ -146,11 +146,11 @@ class Start:
     """Where a run begins, or goes on.
 
     Attributes:
-      state: its arrays.
-      damaged: newer steps that were set aside, and why.
+      state: the arrays.
+      damaged: newer checkpoints that were set aside, by step, and why.
       evaluated: whether this state has been evaluated.
-      bad_images: found so far.
-      warnings: of the settings that the run began with.
+      bad_images: how many images could not be read so far.
+      warnings: those of the settings, from the beginning of the run.
     """
 
     state: TrainState
@@ -169,7 +169,7 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
     """The newest sound state of a workdir, or the initial one.
 
     Args:
-      say: is told what became of the classifier of the weights that a new run begins with.
+      say: is called with a note on whether a new run keeps the classifier of its initial weights.
 
     Raises:
       FlaxnetsError: the workdir's run had other settings or data.
@@ -177,7 +177,7 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
     restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
     if restored is None:
         return Start(parallel.together(lambda: initial_state(job, say)))
-    # Earlier versions kept neither, and did not tell an evaluation that was not finite from none.
+    # Checkpoints of earlier versions lack `evaluated`; their score says so, unless logits were not finite.
     evaluated = restored.meta.get('evaluated', restored.score is not None)
     meta = restored.meta
     return Start(
@@ -212,14 +212,14 @@ class _Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Workdir:
-    """What a run has open in its workdir, and who asks it to stop.
+    """What a run has open while it trains.
 
     Attributes:
       path: the folder; `gs://` too.
-      log, checkpoints: what is written there.
-      lock: that no other run writes there; None in all processes but the first, which alone writes.
-      stop: whether the run is asked to stop.
-      profile: of the steps that are to be recorded.
+      log, checkpoints: both write there.
+      lock: keeps other runs from writing there; None in all processes but the first, which alone writes.
+      stop: tells whether the run is asked to stop.
+      profile: records some steps.
     """
 
     path: str
@@ -238,7 +238,7 @@ class _Due:
     evaluate: bool
     log: bool
     save_by_steps: bool
-    save_by_clock: bool  # of this host, which others do not see
+    save_by_clock: bool  # by this host's clock: other hosts may decide otherwise
 
     @property
     def save(self) -> bool:
@@ -246,7 +246,7 @@ class _Due:
 
     @property
     def for_all(self) -> bool:
-        """Whether anything is due that all hosts know of."""
+        """Whether anything is due on all hosts alike, so that they can exchange numbers."""
         return self.stop or self.evaluate or self.log or self.save_by_steps
 
 
@@ -256,7 +256,7 @@ class _Run:
     def __init__(self, job: Job, start: Start, workdir: Workdir) -> None:
         self.job, self.start, self.at = job, start, workdir
         self.evaluation: Evaluation | None = None
-        self.evaluated = 0  # the step that it is of
+        self.evaluated = 0  # the step of that evaluation
         self.evaluator = Evaluator(job.inference, job.preprocess)
         self.bad_images = BadImages(start.bad_images)
         self.saved = start.step or None  # the newest step that has a checkpoint
@@ -271,12 +271,12 @@ class _Run:
 
     def go(self) -> Outcome:
         job, start, first = self.job, self.start, self.start.step
-        if first == job.total_steps and start.evaluated:  # of which the log has all
+        if first == job.total_steps and start.evaluated:  # it was complete, and all is in the log
             return self._finish(parallel.replicate(start.state), first, known=True)
         self._announce(first)
         state = parallel.replicate(start.state)
         if first < job.total_steps:
-            if first and self._evaluates(first) and not start.evaluated:  # it was stopped before that
+            if first and self._evaluates(first) and not start.evaluated:  # it was stopped then
                 if self._evaluate(state, first) is None:
                     return self._stopped(state, first)
                 self._save(state, first)
@@ -292,7 +292,7 @@ class _Run:
     # Chapters of the loop.
 
     def _announce(self, first: int) -> None:
-        """What begins, or goes on, and where."""
+        """Logs that the run begins or goes on, and on which devices."""
         job, log = self.job, self.at.log
         if first:
             log.event('resume', f'going on after step {first} of {job.total_steps}', step=first)
@@ -317,11 +317,11 @@ class _Run:
             under_way.append((done, metrics))
             self._look_at(under_way, meter, IN_FLIGHT)
             self.at.log.advance(done)
-            if done == first + 1:  # it was compiled for, which is not a rate of training
+            if done == first + 1:  # the first step was compiled, which says nothing of the speed
                 self._look_at(under_way, meter, 0)
                 meter.restart()
             due = self._due(done)
-            if due.for_all or due.save:  # what is logged or saved has been looked at
+            if due.for_all or due.save:  # nothing is logged or saved before its metrics were read
                 self._look_at(under_way, meter, 0)
             self._tell(done, due, batches, meter)
             if due.stop or (due.evaluate and self._evaluate(state, done) is None):
@@ -334,7 +334,7 @@ class _Run:
         return state, job.total_steps
 
     def _look_at(self, under_way: deque[tuple[int, Any]], meter: Meter, left: int) -> None:
-        """Waits for steps to be done, all but the last few, and looks at what they found."""
+        """Waits for all steps under way but the last `left`, and reads their metrics."""
         while len(under_way) > left:
             step, metrics = under_way.popleft()
             values = parallel.to_host(metrics)
@@ -354,7 +354,7 @@ class _Run:
         self.at.log.event('non_finite', f'{message}; nothing was updated', step=step)
 
     def _due(self, done: int) -> _Due:
-        """What is due after a step; every process must ask after every one."""
+        """What is due after a step; every process must call it after every step."""
         s = self.job.settings
         minutes = (time.monotonic() - self.saved_at) / 60
         return _Due(
@@ -366,7 +366,7 @@ class _Run:
         )
 
     def _tell(self, done: int, due: _Due, batches: Any, meter: Meter) -> None:
-        """Bad images as soon as they are met, and a line of the log where one is due."""
+        """Logs images that cannot be read at once, and a line of the log where one is due."""
         self.bad_images.count(batches, ask=due.for_all)
         for problem in batches.new_bad():
             self.at.log.event('bad_image', problem, step=done)
@@ -379,9 +379,10 @@ class _Run:
         return done == self.job.total_steps or done % every == 0
 
     def _evaluate(self, state: TrainState, done: int, known: bool = False) -> Evaluation | None:
-        """None if it was asked to stop; the state is saved if an image cannot be read.
+        """Evaluates the state; None if the run was asked to stop meanwhile.
 
-        What is `known` is in the log already, and in the checkpoint of this step.
+        If an image cannot be read, the state is saved before the error is raised. With `known` the result is
+        in the log and in this step's checkpoint already, and is not written again.
         """
         job = self.job
         batches = eval_batches(
@@ -405,7 +406,7 @@ class _Run:
         if known:
             return result
         if self.saved == done:
-            self.saved = None  # what was saved does not have the score
+            self.saved = None  # the checkpoint lacks the score: it is saved again
         self.at.log.eval(done, result.values())
         if result.non_finite:
             message = f'{result.non_finite} images had logits that are not finite: step {done} is no best one'
@@ -448,8 +449,8 @@ class _Run:
         return Outcome(done, reason, self.evaluation, None)
 
     def _finish(self, state: TrainState, done: int, known: bool = False) -> Outcome:
-        """The last evaluation's pictures, and the weights where others find them."""
-        # There is none if the run was stopped at the last step, or resumed after it.
+        """Makes the last evaluation if need be, saves, and puts weights and pictures into the workdir."""
+        # There is no evaluation of the last step if the run was stopped there, or resumed after it.
         current = self.evaluation if self.evaluated == done else None
         evaluation = current or self._evaluate(state, done, known)
         if evaluation is None:

@@ -1,1 +1,1 @@
-"""Evaluation: accuracy over a data set, its report and its pictures."""
+"""Evaluation: accuracy over a data set, published test sets, mistakes, probes of features, and pictures."""

@@ -1,4 +1,4 @@
-"""Data sets by which papers judge nets for ImageNet, by name: `imagenet-a:FOLDER`."""
+"""Published test sets for nets with ImageNet's classes, by name: `imagenet-a:FOLDER`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from ..data.sources import Source, open_source
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A published data set.
+    """A published test set.
 
     Attributes:
-      name: under which it is asked for, and under which `flaxnets.zoo.benchmarks` has published accuracies.
+      name: what the user calls it, and its name in `flaxnets.zoo.benchmarks`, which has published accuracies.
       title: its name for people, and the paper.
-      images: how many it has.
-      subset: its part of the 1000 classes, as `flaxnets.zoo.imagenet.subset` names it; None has all. A net is
-        judged among them alone, as in timm and in the papers.
-      real: judged by the reassessed labels.
-      version: of which version of it the published accuracies are, '' if there is one only.
-      others: what folders of other versions have in their names.
+      images: how many images it has.
+      subset: which of ImageNet's 1000 classes it has, as `flaxnets.zoo.imagenet.subset` names them; None for
+        all. A net is judged among these alone, as in timm and in the papers.
+      real: whether it is judged by the reassessed labels.
+      version: the version that published accuracies are of; '' if there is only one.
+      others: words in the names of folders that hold other versions.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Benchmark:
     others: tuple[str, ...] = ()
 
     def is_other(self, source: Source) -> bool:
-        """Whether data says of itself that it is another version than the one of published accuracies."""
+        """Whether the name of the data says that it is another version than that of published accuracies."""
         return any(word in source.name.lower() for word in self.others)
 
 
@@ -61,7 +61,14 @@ REAL_LABELS = 'real.json'  # as its authors call the file, looked for in the fol
 
 
 def parse(spec: str) -> tuple[str, Benchmark | None, str]:
-    """`imagenet-a:FOLDER` as a folder's own description, the benchmark if it names one, and the folder."""
+    """Takes `imagenet-a:FOLDER` apart.
+
+    Returns:
+      A description that `open_source` takes; the benchmark, or None if `spec` names none; its folder, or ''.
+
+    Raises:
+      FlaxnetsError: the folder is missing.
+    """
     name, _, folder = spec.partition(':')
     if name not in BENCHMARKS:
         return spec, None, ''
@@ -71,10 +78,13 @@ def parse(spec: str) -> tuple[str, Benchmark | None, str]:
 
 
 def open_benchmark(spec: str, split: str) -> tuple[Source, Benchmark | None, str | None]:
-    """The images that a description stands for, the benchmark that it names, and the labels beside it.
+    """Opens data, a benchmark or not.
+
+    Returns:
+      The images; the benchmark, or None; the path of the reassessed labels in its folder, or None.
 
     Raises:
-      FlaxnetsError: no such images, or not those of the benchmark.
+      FlaxnetsError: there are no such images.
     """
     plain, benchmark, folder = parse(spec)
     source = open_source(plain, split, training=False, whole=True)
@@ -85,16 +95,16 @@ def open_benchmark(spec: str, split: str) -> tuple[Source, Benchmark | None, str
 def check_classes(
     benchmark: Benchmark, source: Source, outputs: Sequence[int], places: Sequence[int] | None
 ) -> None:
-    """Whether data has the classes of a benchmark and a net knows them.
+    """Checks that data has the classes of a benchmark, and that a net has ImageNet's.
 
     Args:
-      benchmark: the data set.
+      benchmark: what the data is said to be.
       source: the data.
-      outputs: of each class of the data.
-      places: which of ImageNet's classes the net's outputs are, None if they are others.
+      outputs: for each class of the data, the number of the net's output.
+      places: for each output of the net, the number of ImageNet's class; None if they are other classes.
 
     Raises:
-      FlaxnetsError: accuracies would not be comparable with anybody's.
+      FlaxnetsError: they have not, so that accuracies could not be compared with published ones.
     """
     if places is None or sorted(places) != list(range(imagenet.CLASSES)):
         raise FlaxnetsError(f"{benchmark.title} judges nets with ImageNet's 1000 classes; these are others")
@@ -112,7 +122,7 @@ def check_classes(
 
 
 def notes(benchmark: Benchmark, source: Source) -> tuple[str, ...]:
-    """What its user should know before comparing."""
+    """Notes for the user: whether the data has as many images as the benchmark."""
     found = []
     if len(source) != benchmark.images:
         found.append(

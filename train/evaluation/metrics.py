@@ -1,4 +1,4 @@
-"""Accuracy over every image exactly once, whatever the number of devices and hosts."""
+"""Evaluation of every image exactly once, on any number of devices and hosts, and its measures."""
 
 from __future__ import annotations
 
@@ -27,18 +27,20 @@ BINS = 15  # of confidence, as in Guo et al.
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a net makes of a data set, image by image, in the data's order.
+    """The results of a net on a data set, image by image, in the data's order.
+
+    Only the outputs that the net is judged among count; they are all outputs unless `Evaluator` is told.
 
     Attributes:
       labels: [N], true classes.
-      predictions: [N], the class with the largest logit among those that it is judged among; -1 where a
-        logit is not finite.
-      ranks: [N], how many of them have a larger logit than the true one.
+      predictions: [N], the class with the largest logit; -1 where a logit is not finite.
+      ranks: [N], how many classes have a larger logit than the true one.
       losses: [N], cross entropy without label smoothing, in nats.
-      num_classes: of the net.
+      num_classes: how many outputs the net has.
       confidences: [N], the largest probability, 0 to 1; None if it is not known.
-      top: [N, 5], the outputs of the five largest logits (fewer of fewer); None if they are not known.
-      scores: [N, outputs judged among], logarithms of the probabilities, if they were asked for.
+      top: [N, 5], the outputs with the five largest logits (fewer columns if there are fewer outputs); None
+        if they are not known.
+      scores: [N, outputs judged among], logarithms of the probabilities; None unless they were asked for.
     """
 
     labels: Ints
@@ -89,9 +91,10 @@ class Evaluation:
 
     @property
     def reliability(self) -> tuple[Ints, Floats, Floats]:
-        """Of each of 15 equal intervals of confidence: images, mean confidence, accuracy; 0 where none are.
+        """For each of 15 equal intervals of confidence: number of images, mean confidence, accuracy.
 
-        Guo et al., arXiv 1706.04599, section 2. Accuracy and confidence are shares, 0 to 1.
+        Guo et al., arXiv 1706.04599, section 2. Confidence and accuracy are from 0 to 1; all three are 0 for
+        an interval without images.
         """
         assert self.confidences is not None, 'an evaluation of a net has them'
         there = self.predictions >= 0
@@ -224,10 +227,10 @@ def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict
 
 
 def averaged(evaluations: Sequence[Evaluation], among: Sequence[int] | None) -> Evaluation:
-    """What several nets make of the same images together: by the average of their probabilities.
+    """The results of several nets together: the average of their probabilities.
 
     Args:
-      evaluations: with `scores`, their columns the same classes in the same order.
+      evaluations: of the same images, with `scores`, whose columns are the same classes in the same order.
       among: the outputs of the columns, in their order; None for all.
     """
     first = evaluations[0]

@@ -1,4 +1,4 @@
-"""The images that a net gets wrong, the worst first: a table of all, a sheet of some."""
+"""The images that a net gets wrong, the largest loss first: a table of all, and a picture of the first."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from ..data.sources import Source
 from . import pictures
 from .metrics import Evaluation
 
-SHOWN = 24  # of a sheet
+SHOWN = 24  # images in the picture
 COLUMNS = 6
 
 
 def write_mistakes(
     source: Source, config: Config, names: Sequence[str], result: Evaluation, out: Path
 ) -> None:
-    """mistakes.csv and, if there are any, mistakes.png.
+    """Writes mistakes.csv and, if there are any mistakes, mistakes.png.
 
     Args:
       source: the data, in the order of the result.
-      config: how the net sees its images.
+      config: of the weights: how images are prepared.
       names: of the outputs.
-      result: what the net made of them.
-      out: the folder.
+      result: the evaluation.
+      out: folder to write to.
     """
     assert result.confidences is not None, 'an evaluation of a net has them'
     wrong = np.flatnonzero(result.ranks != 0)
-    # By the loss, which is the larger the surer it was of something else; what is not finite comes first.
+    # Largest loss first: there the net was surest of another class. Losses that are not finite come before.
     losses = np.nan_to_num(result.losses[wrong].astype(np.float64), nan=np.inf, posinf=np.inf)
     wrong = wrong[np.argsort(-losses, kind='stable')]
     with (out / 'mistakes.csv').open('w', newline='', encoding='utf-8', errors='backslashreplace') as file:

@@ -1,4 +1,4 @@
-"""Pictures of a run: its curves, who is taken for whom, a few images with their answers."""
+"""Pictures of a run and of an evaluation: curves, confusion matrix, reliability, mistakes."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _worst(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str]) -> str:
 
 
 def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path: str) -> None:
-    """How far confidence can be trusted, to a PNG.
+    """Draws a reliability diagram, accuracy over confidence, to a PNG.
 
     Args:
       counts, confidence, accuracy: of equal intervals of confidence, as `Evaluation.reliability` gives them.
@@ -129,7 +129,7 @@ def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path:
 
 
 def by_confidence(confidences: Any, right: Any, path: str) -> None:
-    """Accuracy of the images of which the net is surest, over how many of them are kept, to a PNG.
+    """Draws the accuracy on the images of which the net is surest, over the share that these are, to a PNG.
 
     Args:
       confidences: [N], 0 to 1.
@@ -185,12 +185,12 @@ def mistake_sheet(
     path: str,
     columns: int,
 ) -> None:
-    """Images with what they are above and what they were taken for below, to a PNG.
+    """Draws images to a PNG, the true class above each and the predicted one below.
 
     Args:
       images: [H, W] or [H, W, 3] each, the worst first.
       captions: for each the lines above and below.
-      wrong, total: how many images are wrong of how many.
+      wrong, total: numbers of wrong images and of all images.
       columns: of the sheet.
     """
     columns = min(columns, max(3, len(images)))

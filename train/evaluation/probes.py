@@ -1,7 +1,7 @@
-"""How good features are, apart from any classifier: nearest neighbours and a linear probe on them.
+"""python -m train probe: how good a net's features are, by nearest neighbours and a linear probe.
 
-Both judge frozen features before the classifier: those of the data's training part are learnt from, those of
-its evaluation part are judged.
+The net's own classifier is not used. Both methods learn from the features of the data's training part and are
+judged on its evaluation part.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from ..step.pixels import normalise
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
 TEMPERATURE = 0.07  # of the votes: Wu et al., arXiv 1805.01978, and DINO, arXiv 2104.14294
-ITERATIONS = 1000  # of L-BFGS, as CLIP's probe has (arXiv 2103.00020, appendix A.3)
+ITERATIONS = 1000  # at most, of L-BFGS, as in CLIP's probe (arXiv 2103.00020, appendix A.3)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What features are worth.
+    """The outcome of a probe.
 
     Attributes:
-      model, data: as they were named.
-      trained, judged: how many images were learnt from and judged.
-      features: how many each image has.
-      neighbours: k of the vote.
-      knn: top-1 of the vote of the k nearest images, in percent.
-      linear: top-1 of a linear classifier, in percent.
-      strength: C of its regularisation, the inverse of its weight.
+      model, data: as the user named them.
+      trained, judged: numbers of images that were learnt from and judged.
+      features: how many features an image has.
+      neighbours: how many nearest images vote.
+      knn: top-1 of their vote, in percent.
+      linear: top-1 of the linear classifier, in percent.
+      strength: its C, the inverse of the L2 penalty's weight.
     """
 
     model: str
@@ -71,10 +71,10 @@ class Probe:
 
 
 def run(options: argparse.Namespace) -> Probe:
-    """Probes as the command line says.
+    """Probes a net, by the options of the command line.
 
     Raises:
-      FlaxnetsError: no such weights or data, parts of other classes, bad values.
+      FlaxnetsError: no such weights or data, parts with different classes, bad values.
     """
     if jax.process_count() > 1:
         raise FlaxnetsError('a probe runs in one process, on all of its devices')
@@ -141,16 +141,16 @@ def vote(asked: Floats, known: Floats, labels: Ints, classes: int, k: int) -> In
 
     Args:
       asked: features of the images to judge, [N, D].
-      known, labels: features [M, D] and classes [M] of those who vote.
-      classes: how many there are.
+      known, labels: features [M, D] and classes [M] of the images that vote.
+      classes: how many classes there are.
       k: how many vote; at most M do.
 
     Returns:
-      int [N]; of equal votes the lower class.
+      Classes, int [N]; of classes with equal votes the lowest.
     """
     rows, similar = nearest(asked, known, k)
     votes = np.zeros((len(asked), classes))
-    # Less the largest, so that nothing overflows: a factor that all votes of an image have in common.
+    # The largest similarity is subtracted first: a common factor of an image's votes, so nothing overflows.
     weights = np.exp((similar - similar[:, :1]).astype(np.float64) / TEMPERATURE)
     np.add.at(votes, (np.arange(len(asked))[:, None], labels[rows]), weights)
     return votes.argmax(1)
@@ -159,8 +159,8 @@ def vote(asked: Floats, known: Floats, labels: Ints, classes: int, k: int) -> In
 def linear_probe(known: Floats, labels: Ints, classes: int, strength: float) -> Callable[[Floats], Ints]:
     """Fits a linear classifier to features: scikit-learn's `LogisticRegression(C=strength)`.
 
-    The sum of the cross entropies of all images, times C, plus half the squared length of the weights (not of
-    the bias) is made as small as L-BFGS finds.
+    L-BFGS minimises C times the sum of the images' cross entropies plus half the squared norm of the weights,
+    without the bias.
 
     Args:
       known, labels: features [M, D] and classes [M].

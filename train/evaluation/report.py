@@ -43,12 +43,12 @@ from .mistakes import write_mistakes
 
 @dataclass(frozen=True)
 class Judged:
-    """Among which outputs a net is judged.
+    """The outputs that a net is judged among: the largest of these is its answer.
 
     Attributes:
-      among: 'all' outputs, or the classes of the 'data'.
+      among: 'all' for all outputs, 'data' for those of the data's classes.
       outputs: their numbers; None for all.
-      words: the same for people, and what else can be asked for.
+      words: the same in words, with the other choice.
     """
 
     among: str
@@ -57,7 +57,7 @@ class Judged:
 
 
 class Views(NamedTuple):
-    """How often an image is looked at: crops (1 or 5), and whether mirrored too."""
+    """The views of an image whose probabilities are averaged: 1 or 5 crops, with mirror images or not."""
 
     crops: int = 1
     flip: bool = False
@@ -73,18 +73,18 @@ ONE_VIEW = Views()
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found.
+    """The outcome of an evaluation.
 
     Attributes:
-      model: the weights, as they were named.
-      config: what they are.
+      model: the weights, as the user named them.
+      config: of the weights.
       source: the data.
-      matching: how its classes were matched with the outputs.
-      judged: among which outputs.
-      result: image by image.
-      extra: further accuracies, in percent.
-      views: of each image, over which probabilities are averaged.
-      benchmark: the published data set that the data was said to be.
+      matching: how the classes of the data were matched with the outputs.
+      judged: the outputs that the net is judged among.
+      result: the results, image by image.
+      extra: further accuracies by name, in percent.
+      views: of each image, whose probabilities are averaged.
+      benchmark: the published test set that the data was said to be, if any.
       members: how many nets were averaged.
     """
 
@@ -175,7 +175,7 @@ def _beside(published: float | None) -> str:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Evaluates as the command line says.
+    """Evaluates, by the options of the command line.
 
     Raises:
       FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
@@ -250,10 +250,10 @@ def _evaluate(
 
 
 def _together(members: Sequence[Report]) -> Report:
-    """Several nets by the average of their probabilities, in the outputs of the first.
+    """One report of several nets, whose probabilities are averaged; its outputs are those of the first net.
 
     Raises:
-      FlaxnetsError: it is not certain which outputs of theirs mean the same.
+      FlaxnetsError: nothing tells which of their outputs mean the same class.
     """
     first = members[0]
     results = []
@@ -261,7 +261,7 @@ def _together(members: Sequence[Report]) -> Report:
         scores = report.result.scores
         assert scores is not None, 'they were asked for'
         results.append(replace(report.result, scores=scores[:, _columns(first, report)]))
-    # Labels are numbers of the first one's outputs.
+    # Labels become numbers of the first net's outputs.
     results = [replace(result, labels=first.result.labels) for result in results]
     extra = {f'top1 of {report.model} alone': report.result.top1 for report in members}
     whole = averaged(results, first.judged.outputs)
@@ -271,7 +271,7 @@ def _together(members: Sequence[Report]) -> Report:
 
 
 def _columns(first: Report, other: Report) -> Sequence[int]:
-    """For each column of the first one's scores that of the other which means the same class."""
+    """For each column of the first net's scores, the column of the other's that means the same class."""
     ours, theirs = (list(r.judged.outputs or range(len(r.matching.names))) for r in (first, other))
     same = dict(zip(first.matching.outputs, other.matching.outputs, strict=True))
     if set(ours) <= set(same):  # each is a class of the data
@@ -285,12 +285,12 @@ def _columns(first: Report, other: Report) -> Sequence[int]:
 
 
 def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, among: str | None) -> Judged:
-    """Among which outputs a net is judged by data that may have a part of its classes.
+    """Decides which outputs a net is judged among, if data has only a part of its classes.
 
     Args:
       source: the data.
-      matching: of its classes with the outputs.
-      places: which of ImageNet's classes the outputs are, if they are.
+      matching: of the data's classes with the outputs.
+      places: for each output the number of ImageNet's class; None if they are other classes.
       among: 'all', 'data' (the classes that have images), or None: all, but for ImageNet-A and ImageNet-R,
         whose published accuracies are among their own 200 classes.
     """
@@ -309,7 +309,7 @@ def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, am
 
 
 def _with_images(source: Source, ask: bool) -> list[int] | None:
-    """The classes of which the data has images; None if it would have to be read for that, and not `ask`."""
+    """The classes that have images; None if all records would have to be read for that and not `ask`."""
     labels = getattr(source, 'labels', ())
     if len(labels) != len(source):
         if not ask:
@@ -339,7 +339,7 @@ def _mapped(batches: Any, outputs: tuple[int, ...]) -> Any:
 
 
 def write(report: Report, out: Path) -> None:
-    """result.json, and tables and pictures of where the net is right, wrong, sure and unsure."""
+    """Writes result.json, and tables and pictures of accuracy by class, mistakes and confidence."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / 'result.json', report.as_json())
     result, names = report.result, report.matching.names

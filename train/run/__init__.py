@@ -1,1 +1,1 @@
-"""What keeps a run safe: checkpoints, log, lock, and a stop that is asked for."""
+"""What a run needs beside its steps: checkpoints, log, lock, signals to stop, rates, a profile."""

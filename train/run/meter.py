@@ -1,4 +1,4 @@
-"""What the log says of training: means of what the steps found, rates, images that cannot be read."""
+"""What the log says of training: means of the steps' metrics, speed, and images that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ..step.schedule import learning_rate
 
 
 class Meter:
-    """Means of what the steps found, and how fast they went, since the last line of the log.
+    """Means of the steps' metrics and the speed of training, both since the last line of the log.
 
     Args:
-      job: whose steps they are.
-      skipped: steps that were skipped before this call.
+      job: of the run.
+      skipped: steps that the run had skipped before this call.
 
     Attributes:
-      steps: taken since the clock was started.
+      steps: how many began since the clock was started.
     """
 
     def __init__(self, job: Job, skipped: int) -> None:
@@ -31,7 +31,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock anew: what went before was not training."""
+        """Restarts the clock, so that time spent on something else than training is left out."""
         self.steps, self._waited, self._started = 0, 0.0, time.perf_counter()
 
     def wait_for(self, batches: Any) -> dict[str, np.ndarray[Any, Any]]:
@@ -43,7 +43,7 @@ class Meter:
         return batch
 
     def add(self, metrics: dict[str, tuple[Any, Any]]) -> None:
-        """What a step found, {name: (sum, count)}."""
+        """Adds the metrics of a step, {name: (sum, count)}."""
         self._skipped += int(metrics['non_finite'][0])
         for name, (total, count) in metrics.items():
             sums = self._sums.setdefault(name, [0.0, 0.0])
@@ -51,7 +51,7 @@ class Meter:
             sums[1] += float(count)
 
     def values(self, done: int) -> dict[str, float]:
-        """The line of the log after step `done`; starts anew."""
+        """The values of a line of the log after step `done`; sums and clock then start again."""
         seconds = time.perf_counter() - self._started
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         values = {
@@ -69,7 +69,7 @@ class Meter:
 
 
 def of_all_hosts(values: dict[str, float], batches: Any) -> dict[str, float]:
-    """With what each host alone knows of its images: the longest wait, the slowest feed."""
+    """The same values, but of all hosts: the longest wait for images, and what the slowest feed allows."""
     found = parallel.gather([values['wait_share'], batches.images_per_second() or 0.0])
     feed = float(found[:, 1].min()) * len(found)
     return {
@@ -80,11 +80,11 @@ def of_all_hosts(values: dict[str, float], batches: Any) -> dict[str, float]:
 
 
 class BadImages:
-    """Images of the whole run that could not be read, on all hosts.
+    """Counts the images of the whole run that could not be read, on all hosts.
 
     Attributes:
-      before: those of earlier calls.
-      total: with those of this call, of other hosts as far as they were asked.
+      before: how many there were in earlier calls of `train`.
+      total: `before`, and those of this call; of other hosts, those known when they were last asked.
     """
 
     def __init__(self, before: int) -> None:
@@ -92,7 +92,7 @@ class BadImages:
         self._elsewhere = 0
 
     def count(self, batches: Any, ask: bool) -> None:
-        """Counts those of this host; `ask` the others for theirs, which all must do at once."""
+        """Counts those of this host; with `ask` also those of the others, and then all hosts must ask."""
         if ask:
             self._elsewhere = int(parallel.gather([float(batches.bad)]).sum()) - batches.bad
         self.total = self.before + batches.bad + self._elsewhere

@@ -1,4 +1,4 @@
-"""A profile of some steps, as JAX's profiler takes it."""
+"""Records a profile of some steps with JAX's profiler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Profile:
 
     Args:
       workdir: of the run; `gs://` too.
-      window: the first and the last step; None records none. Of a resumed run, those that it still does.
+      window: the first and the last step; None records none. A resumed run records those still to come.
     """
 
     def __init__(self, workdir: str, window: tuple[int, int] | None) -> None:
@@ -23,7 +23,7 @@ class Profile:
         self._running = False
 
     def reach(self, step: int) -> None:
-        """This step is about to be done."""
+        """Starts or ends the recording; to be called before each step."""
         wanted = self._window is not None and self._window[0] <= step <= self._window[1]
         if wanted and not self._running:
             folder = self._trace.enter_context(staged(f'{self._workdir}/profile'))
@@ -33,6 +33,6 @@ class Profile:
         self._running = wanted
 
     def close(self) -> None:
-        """Writes what was recorded. Again does nothing."""
+        """Writes what was recorded. Another call does nothing."""
         self._trace.close()
         self._running = False
