@@ -105,12 +105,12 @@ def _parser(prog: str) -> argparse.ArgumentParser:
         action='store_true',
         help='read weights of, or write them for, a net that computes a little otherwise',
     )
-    add('--layout', choices=LAYOUTS, help='names in a file that is written (timm)')
+    add('--layout', choices=LAYOUTS, help='whose names a written file has (timm)')
     add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
-    add('--classes', metavar='FILE', help='names of the outputs, to be kept: one a line, or JSON')
-    add('--images', nargs='+', metavar='FIELD=VALUE', help='how they are prepared: mean=0.5 std=0.5 size=224')
+    add('--classes', metavar='FILE', help='keep these names of the outputs: one on each line, or JSON')
+    add('--images', nargs='+', metavar='FIELD=VALUE', help='prepare images so: mean=0.5 std=0.5 size=224')
     add('--drop-head', action='store_true', help='leave the classifier out')
-    add('--dtype', choices=DTYPES, help='store the parameters so')
+    add('--dtype', choices=DTYPES, help='store the parameters in this dtype')
     add('--fold-bn', action='store_true', help='fold BatchNorm into the convolutions, for inference')
     add('--average', nargs='+', metavar='SOURCE', help='convert the mean of several checkpoints of a net')
     add('--compare', nargs=2, metavar='SOURCE', help='where two checkpoints differ; writes nothing')
