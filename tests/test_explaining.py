@@ -51,6 +51,17 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize('shape', [(2, 3, 4, 20), (2, 7, 5, 6)])
+def test_the_first_component_by_the_smaller_of_two_products(shape: tuple[int, ...]) -> None:
+    maps = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = np.asarray(METHODS['eigencam'](maps, maps))
+    rows = maps.reshape(shape[0], -1, shape[-1]).astype(np.float64)
+    for image, map_ in zip(rows, found, strict=True):
+        first = np.linalg.svd(image - image.mean(0))[0][:, 0]
+        first = -first if -first.min() > first.max() else first
+        np.testing.assert_allclose(map_.ravel(), first, atol=1e-5)
+
+
 @pytest.fixture(scope='module')
 def nets() -> dict[str, Any]:
     kinds = {kind for kind, _, _ in CASES}

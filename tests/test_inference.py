@@ -23,7 +23,7 @@ from flaxnets.__main__ import main
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.listing import ImageFile
 from flaxnets.images.preprocess import Preprocess
-from flaxnets.inference.batches import Result
+from flaxnets.inference.batches import Result, mapped
 from flaxnets.inference.features import nearest, save_features
 from flaxnets.inference.prediction import Guess, Prediction
 from flaxnets.inference.tables import check_table, open_table
@@ -258,3 +258,25 @@ def test_parquet_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(FlaxnetsError, match='pyarrow'):
         check_table(str(tmp_path / 'table.parquet'))
     check_table(str(tmp_path / 'table.csv'))
+
+
+def test_no_files_have_no_results(here: Path) -> None:
+    transform = flaxnets.transform(here / 'net')
+    assert list(mapped(lambda variables, images: images, {}, transform, [])) == []
+
+
+def test_a_table_is_no_folder_and_a_full_disk_is_one_line(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / 'x.csv').mkdir()
+    with pytest.raises(FlaxnetsError, match='is a folder'):
+        check_table(str(tmp_path / 'x.csv'))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, 'No space left on device', 'table.csv')
+
+    monkeypatch.setattr('flaxnets.inference.tables.os.replace', full)
+    picture = str(here / 'photos' / '00.png')
+    code, _, error = run(capsys, 'predict', picture, '--model', here / 'net', '--out', tmp_path / 'y.csv')
+    assert (code, error.splitlines()[-1]) == (1, 'error: table.csv: No space left on device')
+    assert not (tmp_path / 'y.csv').exists()

@@ -102,3 +102,10 @@ def test_refused(paths: list[str], words: str, tmp_path: Path, monkeypatch: pyte
         (tmp_path / name).write_text('\n')
     with pytest.raises(FlaxnetsError, match=words):
         find_images(paths)
+
+
+def test_lists_that_name_each_other_are_refused(tmp_path: Path) -> None:
+    (tmp_path / 'a.txt').write_text('b.txt\n')
+    (tmp_path / 'b.txt').write_text('a.txt\n')
+    with pytest.raises(FlaxnetsError, match='this list names itself'):
+        find_images([str(tmp_path / 'a.txt')])

@@ -68,9 +68,10 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageFile, ...
     return tuple(found)
 
 
-def _found(path: str) -> Iterable[ImageFile]:
+def _found(path: str, lists: tuple[str, ...] = ()) -> Iterable[ImageFile]:
+    """What a path means; `lists` are those that it stands in, one in the other."""
     if path == '-':
-        return _listed(sys.stdin.read(), '.', 'standard input')
+        return _listed(sys.stdin.read(), '.', 'standard input', lists)
     if '://' in path:
         raise FlaxnetsError(f'{path}: images of buckets and web sites are not read here; copy them first')
     if os.path.isdir(path):
@@ -80,15 +81,18 @@ def _found(path: str) -> Iterable[ImageFile]:
         if not matches:
             what = 'nothing matches this pattern' if glob.has_magic(path) else 'no such file or folder'
             raise FlaxnetsError(f'{path}: {what}')
-        return [image for match in matches for image in _found(match)]
+        return [image for match in matches for image in _found(match, lists)]
     lower = path.lower()
     if lower.endswith(COMPRESSED):
         raise FlaxnetsError(f'{path}: compressed archives are not read; unpack it and give the folder')
     if lower.endswith('.tar'):
         return _some_of(path, _of_tar(path), 'no images in this tar')
     if lower.endswith('.txt'):
+        own = os.path.realpath(path)
+        if own in lists:
+            raise FlaxnetsError(f'{path}: this list names itself, or a list that names it')
         with open(path, encoding='utf-8', errors='surrogateescape') as file:
-            return _listed(file.read(), os.path.dirname(path), path)
+            return _listed(file.read(), os.path.dirname(path), path, (*lists, own))
     return [ImageFile(natural(path), path)]
 
 
@@ -109,14 +113,14 @@ def _some_of(path: str, images: Iterable[ImageFile], otherwise: str) -> list[Ima
     return found
 
 
-def _listed(text: str, folder: str, name: str) -> list[ImageFile]:
+def _listed(text: str, folder: str, name: str, lists: tuple[str, ...]) -> list[ImageFile]:
     found: list[ImageFile] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         beside = os.path.join(folder, line)
         path = beside if not os.path.lexists(line) and os.path.lexists(beside) else line
         # One line that leads nowhere does not stop a long list: it counts as an image that cannot be read.
         known = os.path.lexists(path) or glob.has_magic(path)
-        found += _found(path) if known else [ImageFile(natural(path), path)]
+        found += _found(path, lists) if known else [ImageFile(natural(path), path)]
     return _some_of(name, found, 'no images in this list; it is to hold a path on each line')
 
 

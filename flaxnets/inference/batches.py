@@ -52,7 +52,7 @@ def mapped(
       function: takes (variables, images [N, H, W, C]) and gives one row for each image, [N, ...].
       variables: its first argument.
       transform: turns a file into the net's input.
-      files: the images, at least one. If one cannot be read, its `Result` says so and the rest go on.
+      files: the images. If one cannot be read, its `Result` says so and the rest go on.
       batch: images on a device at a time. The last batch is filled up, so that one program is compiled.
 
     Raises:
@@ -60,6 +60,8 @@ def mapped(
     """
     if batch < 1:
         raise FlaxnetsError(f'batch={batch!r} must be at least 1')
+    if not files:
+        return
     devices = jax.local_devices()
     devices = devices[: min(len(devices), len(files))]
     local = min(batch, -(-len(files) // len(devices)))

@@ -87,7 +87,7 @@ def _heads(source: str, methods: Sequence[str], stages: Sequence[int]) -> list[s
     each = []
     for stage in stages:
         for method in methods:
-            more = [method] + ([f'stage {stage}' if stage else 'stem'] if stages != [4] else [])
+            more = [method] + ([f'stage {stage}' if stage else 'stem'] if list(stages) != [4] else [])
             each.append('\n'.join([name, ', '.join(more)]))
     return each
 

@@ -39,10 +39,15 @@ def _eigen_cam(maps: Array, grads: Array) -> Array:
     n, h, w, c = maps.shape
     rows = maps.reshape(n, h * w, c)
     rows = rows - rows.mean(1, keepdims=True)
-    # The first principal component, by the products of pixels with pixels, [N, h * w, h * w]: at the last
-    # stage these are fewer than those of channels with channels.
-    _, vectors = jnp.linalg.eigh(rows @ rows.swapaxes(1, 2))
-    found = vectors[..., -1]
+    # The first principal component, by the products of pixels with pixels, [N, h * w, h * w], or of channels
+    # with channels, [N, c, c], whichever are fewer: at the stem there are more than ten thousand pixels.
+    if h * w <= c:
+        _, vectors = jnp.linalg.eigh(rows @ rows.swapaxes(1, 2))
+        found = vectors[..., -1]
+    else:
+        _, vectors = jnp.linalg.eigh(rows.swapaxes(1, 2) @ rows)
+        found = (rows @ vectors[..., -1:])[..., 0]
+        found = found / jnp.maximum(jnp.linalg.norm(found, axis=1, keepdims=True), EPSILON)
     # Its sign is arbitrary: the value of largest magnitude is made positive.
     low, high = found.min(1, keepdims=True), found.max(1, keepdims=True)
     return jnp.where(-low > high, -found, found).reshape(n, h, w)

@@ -29,11 +29,14 @@ def check_table(path: str) -> None:
     """Checks, before hours of work, that a table can be written under this name.
 
     Raises:
-      FlaxnetsError: an unknown suffix, a folder that is not there, or a package that parquet needs.
+      FlaxnetsError: an unknown suffix, a folder that is not there or has this name, or a package that
+        parquet needs.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise FlaxnetsError(f'{path}: a table is written as {", ".join(SUFFIXES)}, not as {suffix!r}')
+    if Path(path).is_dir():
+        raise FlaxnetsError(f'{path} is a folder, not a table')
     if not Path(path).parent.is_dir():
         raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
     if suffix == '.parquet':

@@ -216,7 +216,7 @@ def _evaluate(
     """One net over all images."""
     config, model, variables = load_with_config(weights, dtype=options.dtype)
     if options.images:
-        for note in config.preprocess.overruled:
+        for note in config.preprocess.overruled if jax.process_index() == 0 else ():
             print(f'note: {note}', file=sys.stderr)
         config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
