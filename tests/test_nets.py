@@ -21,7 +21,7 @@ from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import Block, SplitAttention
-from flaxnets.nets.layers import BatchNorm, Conv, DropBlock, DropPath, Span
+from flaxnets.nets.layers import BatchNorm, Conv, DropBlock, DropPath, Span, avg_pool_3x3, avg_pool_shortcut
 from flaxnets.nets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
 
 # name: (input size, parameters, multiply-accumulates of convolutions and classifier, state dict keys
@@ -258,6 +258,26 @@ def test_zero_init_last() -> None:
 
     assert scales() == [0] * 4
     assert scales(zero_init_last=False) == [1] * 4
+
+
+# --- pools
+
+
+@pytest.mark.parametrize('images', [1, 8])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('sides', [(1, 1), (1, 3), (3, 1), (2, 3)])
+def test_average_pools_of_small_maps(sides: tuple[int, int], stride: int, images: int) -> None:
+    """XLA's fusions for CPUs (jaxlib 0.10.2) sum windows of two over a side of one pixel wrongly."""
+    x = np.random.default_rng(0).normal(size=(images, *sides, 256)).astype(np.float32)
+    nchw = torch.from_numpy(x).permute(0, 3, 1, 2)
+    padded = torch.nn.functional.pad(nchw, (0, 1, 0, 1))
+    shortcut = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+    for pool, expected in (
+        (avg_pool_shortcut, shortcut(nchw) if stride == 2 else torch.nn.AvgPool2d(2, 1)(padded)),
+        (avg_pool_3x3, torch.nn.AvgPool2d(3, stride, padding=1)(nchw)),
+    ):
+        found = jax.jit(partial(pool, stride=stride))(x)
+        np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=1e-6)
 
 
 # --- layers in training

@@ -326,7 +326,7 @@ class DropBlock(nn.Module):
 
 def avg_pool_3x3(x: Array, stride: int) -> Array:
     """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
-    return _window_sum(x, 3, stride, ((1, 1), (1, 1))) / 9
+    return _window_sum(x, (3, 3), (stride, stride), ((1, 1), (1, 1))) / 9
 
 
 def avg_pool_shortcut(x: Array, stride: int) -> Array:
@@ -337,17 +337,20 @@ def avg_pool_shortcut(x: Array, stride: int) -> Array:
     `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
     """
     if stride == 1:
-        return _window_sum(x, 2, 1, ((0, 1), (0, 1))) / 4
+        return _window_sum(x, (2, 2), (1, 1), ((0, 1), (0, 1))) / 4
     _, h, w, _ = x.shape
-    padding = ((0, 1), (0, 1))  # an even map's is in no window
-    return _window_sum(x, 2, 2, padding) / _window_sum(jnp.ones((1, h, w, 1), x.dtype), 2, 2, padding)
+    # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) sum windows that reach over
+    # it wrongly, if the images are few.
+    size = (1 if h == 1 else 2, 1 if w == 1 else 2)
+    padding = tuple((0, side - 1) for side in size)  # an even map's is in no window
+    ones = jnp.ones((1, h, w, 1), x.dtype)
+    return _window_sum(x, size, size, padding) / _window_sum(ones, size, size, padding)
 
 
-def _window_sum(x: Array, size: int, stride: int, padding: Any) -> Array:
-    """Sums of squares of `size` pixels; the padding, for height and width, is of zeros."""
+def _window_sum(x: Array, size: tuple[int, int], stride: tuple[int, int], padding: Any) -> Array:
+    """Sums over windows; sizes, strides and padding are for height and width, the padding is of zeros."""
     zero = np.zeros((), x.dtype)
-    window, strides = (1, size, size, 1), (1, stride, stride, 1)
-    return lax.reduce_window(x, zero, lax.add, window, strides, ((0, 0), *padding, (0, 0)))
+    return lax.reduce_window(x, zero, lax.add, (1, *size, 1), (1, *stride, 1), ((0, 0), *padding, (0, 0)))
 
 
 GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
