@@ -188,7 +188,8 @@ def test_weights_in_a_bucket(
     report = json.loads(capsys.readouterr().out)
     assert (report['images'], report['top1']) == (40, evaluation['top1'])
     found = {name.removeprefix('results/') for name in bucket.names('results/')}
-    assert found >= {'confusion.png', 'mistakes.png', 'per_class.csv', 'result.json'}
+    pictures = {f'{name}.png' for name in ('confusion', 'mistakes', 'reliability', 'by_confidence')}
+    assert found == {'result.json', 'per_class.csv', 'mistakes.csv', *pictures}
 
 
 def test_data_that_is_out_of_reach(bucket: Bucket, cache: Path) -> None:
