@@ -275,8 +275,9 @@ def test_a_table_is_no_folder_and_a_full_disk_is_one_line(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, 'No space left on device', 'table.csv')
 
-    monkeypatch.setattr('flaxnets.inference.tables.os.replace', full)
+    monkeypatch.setattr('flaxnets.store.files.os.replace', full)
     picture = str(here / 'photos' / '00.png')
     code, _, error = run(capsys, 'predict', picture, '--model', here / 'net', '--out', tmp_path / 'y.csv')
-    assert (code, error.splitlines()[-1]) == (1, 'error: table.csv: No space left on device')
-    assert not (tmp_path / 'y.csv').exists()
+    said = f'error: {tmp_path / "y.csv"}: cannot be written: No space left on device'
+    assert (code, error.splitlines()[-1]) == (1, said)
+    assert [path.name for path in tmp_path.iterdir()] == ['x.csv']

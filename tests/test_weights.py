@@ -62,7 +62,7 @@ def test_dtypes_are_kept(tmp_path: Path) -> None:
 
 
 def test_nothing_is_overwritten_unasked(directory: Path, variables: dict[str, Any]) -> None:
-    with pytest.raises(CheckpointError, match=r'net exists.*--force'):
+    with pytest.raises(CheckpointError, match=r'net exists.*overwrite=True'):
         weights.save(directory, variables, CONFIG)
     other = directory.parent / 'holiday-photos'
     other.mkdir()

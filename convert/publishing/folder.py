@@ -17,7 +17,7 @@ from flaxnets import zoo
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.resnet import build
-from flaxnets.store.files import remove, work_path
+from flaxnets.store.files import folder_written_whole
 from flaxnets.store.weights import write_json
 from flaxnets.zoo.records import Config
 
@@ -52,31 +52,13 @@ def write_folder(
     """
     check_publishable(checkpoint)
     check_folder(folder, overwrite)
-    target = Path(folder).absolute()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = work_path(target)
-        work.mkdir()
-    except OSError as error:
-        raise CheckpointError(f'{target}: cannot be written: {error.strerror}') from error
-    try:
+    with folder_written_whole(folder) as work:
         write(checkpoint, work / WEIGHTS_FILES[0], approximate=True)
         write_json(work / CONFIG_FILE, timm_config(checkpoint.config, facts))
         where = repository or str(folder)
         text = card(checkpoint.config, checkpoint.source, facts, where, is_local=repository is None)
         (work / CARD_FILE).write_text(text, encoding='utf-8')
-        if target.exists():
-            old = work.with_suffix('.old')
-            target.rename(old)
-            work.rename(target)
-            remove(old)
-        else:
-            work.rename(target)
-    except OSError as error:
-        raise CheckpointError(f'{target}: cannot be written: {error.strerror or error}') from error
-    finally:
-        remove(work)
-    return target
+    return Path(folder).absolute()
 
 
 def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
 from ..images.listing import ImageFile
+from ..store.files import check_place, written_whole
 from .batches import BATCH, Result, mapped
 
 Floats = npt.NDArray[np.floating[Any]]
@@ -58,13 +59,13 @@ def check_features(path: str, names: str) -> None:
     """Checks that features and names can be written there.
 
     Raises:
-      FlaxnetsError: another suffix than `.npy`, and `.txt` or `.json`; or a folder that is not there.
+      FlaxnetsError: another suffix than `.npy`, and `.txt` or `.json`; or no file can stand there
+        (`check_place`).
     """
     for file, suffixes in ((path, ('.npy',)), (names, ('.txt', '.json'))):
         if Path(file).suffix.lower() not in suffixes:
             raise FlaxnetsError(f'{file}: must end in {" or ".join(suffixes)}')
-        if not Path(file).parent.is_dir():
-            raise FlaxnetsError(f'{file}: there is no folder {Path(file).parent}')
+        check_place(file)
 
 
 def save_features(
@@ -90,35 +91,31 @@ def save_features(
       FlaxnetsError: as `check_features`; no image can be read; a name that does not fit on a line.
     """
     check_features(path, names)
-    part, files = f'{path}.part', []
-    try:
-        with open(part, 'wb') as out:
-            _header(out, 0, size)
-            for result in results:
-                on_result(result)
-                if result.value is not None:
-                    files.append(result.file)
-                    out.write(np.ascontiguousarray(result.value, np.float32).tobytes())
-            out.seek(0)
-            _header(out, len(files), size)
+    files = []
+    with written_whole(path) as out:
+        _header(out, 0, size)
+        for result in results:
+            on_result(result)
+            if result.value is not None:
+                files.append(result.file)
+                out.write(np.ascontiguousarray(result.value, np.float32).tobytes())
+        out.seek(0)
+        _header(out, len(files), size)
         if not files:
             raise FlaxnetsError('none of the images can be read')
-        _write_names([file.name for file in files], names)
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
-            os.remove(part)
+        with written_whole(names) as beside:
+            beside.write(_names([file.name for file in files], names).encode())
     return files
 
 
-def _header(out: BinaryIO, rows: int, size: int) -> None:
+def _header(out: IO[bytes], rows: int, size: int) -> None:
     """Writes the header of a .npy file. Its length is the same for any number of rows, so that it can be
     written again at the end: NumPy leaves room for the first axis to grow."""
     fields = {'descr': '<f4', 'fortran_order': False, 'shape': (rows, size)}
     np.lib.format.write_array_header_1_0(out, fields)
 
 
-def _write_names(names: Sequence[str], path: str) -> None:
+def _names(names: Sequence[str], path: str) -> str:
     if Path(path).suffix.lower() == '.json':
         text = json.dumps(names, ensure_ascii=False, indent=0)
     else:
@@ -126,7 +123,7 @@ def _write_names(names: Sequence[str], path: str) -> None:
         if broken is not None:
             raise FlaxnetsError(f'{broken!r} has a line break: write the names to a .json file')
         text = '\n'.join(names)
-    Path(path).write_text(text + '\n', encoding='utf-8')
+    return text + '\n'
 
 
 def nearest(

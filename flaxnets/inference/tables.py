@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import IO, Any, Protocol
 
 from ..errors import FlaxnetsError
+from ..store.files import check_place, written_whole
 from .prediction import Prediction
 
 SUFFIXES = ('.csv', '.jsonl', '.parquet')
@@ -22,7 +23,8 @@ class Table(Protocol):
 
     def write(self, prediction: Prediction) -> None: ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Hands over what is still held back; the file itself stays open."""
 
 
 def check_table(path: str) -> None:
@@ -35,10 +37,7 @@ def check_table(path: str) -> None:
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise FlaxnetsError(f'{path}: a table is written as {", ".join(SUFFIXES)}, not as {suffix!r}')
-    if Path(path).is_dir():
-        raise FlaxnetsError(f'{path} is a folder, not a table')
-    if not Path(path).parent.is_dir():
-        raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
+    check_place(path)
     if suffix == '.parquet':
         _arrow()
 
@@ -55,20 +54,16 @@ def open_table(path: str, topk: int) -> Iterator[Table]:
       topk: how many classes a row has.
 
     Raises:
-      FlaxnetsError: as `check_table` does.
+      FlaxnetsError: as `check_table` does; or the file cannot be written.
     """
     check_table(path)
-    part = f'{path}.part'
     kinds: dict[str, Any] = {'.csv': _Csv, '.jsonl': _JsonLines, '.parquet': _Parquet}
-    table: Table = kinds[Path(path).suffix.lower()](part, topk)
-    try:
-        yield table
-        table.close()
-        os.replace(part, path)
-    finally:
-        if os.path.exists(part):
+    with written_whole(path) as file:
+        table: Table = kinds[Path(path).suffix.lower()](file, topk)
+        try:
+            yield table
+        finally:
             table.close()
-            os.remove(part)
 
 
 def _columns(topk: int) -> list[str]:
@@ -82,8 +77,8 @@ def _row(prediction: Prediction, topk: int) -> list[Any]:
 
 
 class _Csv:
-    def __init__(self, path: str, topk: int) -> None:
-        self._file: TextIO = open(path, 'w', newline='', encoding='utf-8')  # noqa: SIM115 - closed by `close`
+    def __init__(self, file: IO[bytes], topk: int) -> None:
+        self._file = io.TextIOWrapper(file, newline='', encoding='utf-8')
         self._writer, self._topk = csv.writer(self._file), topk
         self._writer.writerow(_columns(topk))
 
@@ -91,27 +86,27 @@ class _Csv:
         self._writer.writerow(_row(prediction, self._topk))
 
     def close(self) -> None:
-        self._file.close()
+        self._file.detach()
 
 
 class _JsonLines:
-    def __init__(self, path: str, topk: int) -> None:
-        self._file: TextIO = open(path, 'w', encoding='utf-8')  # noqa: SIM115 - closed by `close`
+    def __init__(self, file: IO[bytes], topk: int) -> None:
+        self._file = io.TextIOWrapper(file, newline='', encoding='utf-8')
 
     def write(self, prediction: Prediction) -> None:
         print(json.dumps(prediction.as_json(), ensure_ascii=False), file=self._file)
 
     def close(self) -> None:
-        self._file.close()
+        self._file.detach()
 
 
 class _Parquet:
-    def __init__(self, path: str, topk: int) -> None:
+    def __init__(self, file: IO[bytes], topk: int) -> None:
         arrow, parquet = _arrow()
         types = {'class': arrow.string(), 'index': arrow.int32(), 'probability': arrow.float32()}
         fields = [(c, types.get(c.rpartition('_')[0], arrow.string())) for c in _columns(topk)]
         self._arrow, self._schema, self._topk = arrow, arrow.schema(fields), topk
-        self._writer = parquet.ParquetWriter(path, self._schema)
+        self._writer = parquet.ParquetWriter(file, self._schema)
         self._rows: list[list[Any]] = []
 
     def write(self, prediction: Prediction) -> None:

@@ -60,6 +60,18 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
         ) from error
 
 
+def check_place(path: str | os.PathLike[str]) -> None:
+    """Checks, before long work, that a file could stand at `path`.
+
+    Raises:
+      FlaxnetsError: there is a folder of that name, or no folder for it.
+    """
+    if Path(path).is_dir():
+        raise FlaxnetsError(f'{path}: is a folder; give the name of a file')
+    if not Path(path).parent.is_dir():
+        raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
+
+
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A file to write in place of `path`, which it becomes once the block has ended and all is on disk.
@@ -82,6 +94,48 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     finally:
         remove(temporary)
     sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder to fill in place of `path`, which it becomes once the block has ended.
+
+    Whatever ends the block early, `path` stays as it was and nothing is left beside it. A folder cannot take
+    the name of another: for a moment between two renamings there is none.
+
+    Raises:
+      CheckpointError: the folder cannot be written (no space left, no permission).
+    """
+    target = Path(path).absolute()
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        work = work_path(target)
+        work.mkdir()
+    except OSError as error:
+        raise CheckpointError(f'{target}: cannot be written: {error.strerror}') from error
+    try:
+        yield work
+        sync_directory(work)
+        _replace(target, work)
+        sync_directory(target.parent)
+    except OSError as error:
+        raise CheckpointError(f'{target}: cannot be written: {error.strerror or error}') from error
+    finally:
+        remove(work)
+
+
+def _replace(directory: Path, work: Path) -> None:
+    old = work.with_suffix('.old')  # all that there is until the new one has its name
+    if directory.exists():
+        directory.rename(old)
+    try:
+        work.rename(directory)
+    except BaseException:
+        if old.exists():
+            old.rename(directory)
+        raise
+    remove(old)
+    remove_left(directory, '.old')
 
 
 def sync_directory(directory: Path) -> None:

@@ -32,7 +32,7 @@ from ..version import VERSION
 from ..words import some
 from ..zoo.records import Config, config_from_json, to_json
 from .digest import Description, describe_all
-from .files import remove, remove_left, sync_directory, work_path
+from .files import folder_written_whole
 from .remote import StoreError, StorePath, is_remote, place, staged
 from .safetensors_file import check_tensors, read_safetensors, write_into
 
@@ -94,14 +94,7 @@ def save(
         with staged(there.parent) as here:
             save(here / there.name, variables, config, source, verification=verification)
         return there
-    directory = Path(directory).absolute()
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        work = work_path(directory)
-        work.mkdir()
-    except OSError as error:
-        raise CheckpointError(f'{directory}: cannot be written: {error.strerror}') from error
-    try:
+    with folder_written_whole(directory) as work:
         arrays = _named(variables)
         check_tensors(str(directory), arrays, METADATA)
         _check_space(work, sum(array.nbytes for array in arrays.values()))
@@ -112,14 +105,7 @@ def save(
         write_json(work / 'certificate.json', certificate(source, described, verification))
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
-        sync_directory(work)
-        _replace(directory, work)
-        sync_directory(directory.parent)
-    except OSError as error:
-        raise CheckpointError(f'{directory}: cannot be written: {error.strerror or error}') from error
-    finally:
-        remove(work)
-    return directory
+    return Path(directory).absolute()
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -144,20 +130,6 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
         )
     if not is_directory(directory):
         raise CheckpointError(f'{directory} is not a directory of weights, so it is not overwritten')
-
-
-def _replace(directory: Path, work: Path) -> None:
-    old = work.with_suffix('.old')  # all that there is until the new one has its name
-    if directory.exists():
-        directory.rename(old)
-    try:
-        work.rename(directory)
-    except BaseException:
-        if old.exists():
-            old.rename(directory)
-        raise
-    remove(old)
-    remove_left(directory, '.old')
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
