@@ -124,6 +124,7 @@ def test_other_nets_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture
     root = folders(tmp_path / 'data', ['cat', 'dog'])
     assert '1000 classes' in refused(capsys, '--model', net, '--data', f'imagenet-v2:{root}')
     assert 'FOLDER' in refused(capsys, '--model', net, '--data', 'imagenet-v2')
+    assert 'imagenet-v2, imagenet-a' in refused(capsys, '--model', net, '--data', f'imagenet-v3:{root}')
 
 
 @pytest.mark.parametrize('size', [(41, 60), (33, 33), (200, 37)])

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
     }
     try:
         if arguments and arguments[0] in commands:
-            own = PROG in prog  # `flaxnets evaluate` and others already have a name for each command
+            own = prog.endswith(' train')  # `flaxnets evaluate` and others are named as their commands are
             return commands[arguments[0]](arguments[1:], f'{prog} {arguments[0]}' if own else prog)
         return _train(arguments, prog)
     except FlaxnetsError as error:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
 from ..images.listing import ImageFile
+from ..words import some
 from ..zoo import imagenet
 from ..zoo.classes import output_names
 from .explaining import class_activation_map
@@ -140,8 +141,8 @@ def _class_number(wanted: str, names: Sequence[str], source: str) -> int:
             if found:
                 raise FlaxnetsError(f'{wanted!r} means several outputs of {source}: {found}; give the number')
     near = difflib.get_close_matches(wanted, names, 3)
-    hint = f'; did you mean {" or ".join(map(repr, near))}?' if near else ''
-    raise FlaxnetsError(f'{source} has no class {wanted!r}{hint}')
+    hint = f'did you mean {" or ".join(map(repr, near))}?' if near else f'it has {some(names, 5)}'
+    raise FlaxnetsError(f'{source} has no class {wanted!r}; {hint}')
 
 
 def overlaid(pixels: npt.NDArray[np.uint8], cam: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:

@@ -67,9 +67,11 @@ def parse(spec: str) -> tuple[str, Benchmark | None, str]:
       A description that `open_source` takes; the benchmark, or None if `spec` names none; its folder, or ''.
 
     Raises:
-      FlaxnetsError: the folder is missing.
+      FlaxnetsError: the folder is missing; no test set has this name.
     """
     name, _, folder = spec.partition(':')
+    if name.startswith('imagenet-') and name not in BENCHMARKS:
+        raise FlaxnetsError(f'data={spec!r}: no such test set; known are {", ".join(BENCHMARKS)}')
     if name not in BENCHMARKS:
         return spec, None, ''
     if not folder:
