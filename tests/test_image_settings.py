@@ -17,7 +17,8 @@ from timm.data import resolve_data_config
 from torchvision import transforms
 
 from convert.conversion import _usual
-from convert.names.image_settings import for_channels, image_settings, share_of, timm_fields
+from convert.names.image_settings import for_channels, image_settings, timm_fields
+from convert.names.image_values import share_of
 from flaxnets import zoo
 from flaxnets.api import transform
 from flaxnets.errors import FlaxnetsError

@@ -9,7 +9,7 @@ import numpy as np
 
 from .anchors import Place
 from .class_names import Said
-from .image_settings import ImageSettings
+from .image_values import ImageSettings
 
 Tensors = Mapping[str, np.ndarray]
 
