@@ -17,6 +17,12 @@ def count(number: int, thing: str) -> str:
     return f'{number} {thing}{"" if number == 1 else "s"}'
 
 
+def short(name: str, length: int) -> str:
+    """The first of several names, as 'tabby, tabby cat' has them, cut to a length."""
+    first = name.partition(',')[0]
+    return first if len(first) <= length else first[: length - 1] + '…'
+
+
 def some(words: Iterable[str], most: int = 8, last: str = ', ') -> str:
     """The first words of a list that may be long: 'a, b and 7 more'.
 

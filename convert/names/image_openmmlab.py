@@ -2,8 +2,8 @@
 
 Nothing here raises, whatever the text, and nothing of it is executed.
 
-References: mmpretrain's and mmcls's transforms `ResizeEdge`, `Resize`, `CenterCrop` and `Normalize`, mmengine's
-`ImgDataPreprocessor`.
+References: the transforms `ResizeEdge`, `Resize`, `CenterCrop` and `Normalize` of mmpretrain and mmcls, and
+mmengine's `ImgDataPreprocessor`.
 """
 
 from __future__ import annotations

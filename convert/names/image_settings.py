@@ -1,8 +1,8 @@
 """Reads from a checkpoint how its training prepared images for evaluation.
 
 It understands the options of timm's `train.py` (and `config.json` on the Hugging Face hub), of torchvision's
-reference training, of PyTorch's ImageNet example, and of DeiT's training and those made from it. The
-configurations of OpenMMLab's libraries are read by `image_openmmlab`, layers that normalise by `image_layers`.
+reference training, of PyTorch's ImageNet example, and of DeiT's training and those made from it.
+`image_openmmlab` reads the configurations of OpenMMLab's libraries, `image_layers` the layers that normalise.
 Everything else in a file is ignored: nothing here raises, and nothing is executed.
 
 References: timm's `resolve_data_config`; torchvision's `references/classification/presets.py`; the

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
 from ..images.listing import ImageFile
-from ..words import some
+from ..words import short, some
 from ..zoo import imagenet
 from ..zoo.classes import output_names
 from .explaining import class_activation_map
-from .pictures import Tile, check_picture, sheet, short
+from .pictures import Tile, check_picture, sheet
 
 MOST = 32  # images in one picture
 COLOURS = 'turbo'

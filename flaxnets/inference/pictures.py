@@ -86,9 +86,3 @@ def sheet(
 def _lines(texts: Sequence[str]) -> int:
     """How many lines the longest text has."""
     return max((text.count('\n') + 1 for text in texts if text), default=0)
-
-
-def short(name: str, length: int) -> str:
-    """The first of several names, cut to a length."""
-    first = name.partition(',')[0]
-    return first if len(first) <= length else first[: length - 1] + '…'

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flaxnets.words import short
 from flaxnets.zoo.records import Config
 
 from ..data.augment import eval_transform
@@ -61,5 +62,5 @@ def _caption(names: Sequence[str], result: Evaluation, i: int, file: str) -> tup
     """Above the picture what it is, below what it was taken for."""
     assert result.confidences is not None
     taken = names[result.predictions[i]] if result.predictions[i] >= 0 else 'not finite'
-    below = f'taken for {pictures.short(taken, 17)}, {result.confidences[i]:.0%}'
-    return f'{pictures.short(names[result.labels[i]], 24)}', f'{below}\n{pictures.short(file, 26)}'
+    below = f'taken for {short(taken, 17)}, {result.confidences[i]:.0%}'
+    return f'{short(names[result.labels[i]], 24)}', f'{below}\n{short(file, 26)}'

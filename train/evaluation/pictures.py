@@ -11,6 +11,8 @@ import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from flaxnets.words import short
+
 NAMED = 40  # classes up to which a confusion matrix names them all
 COUNTED = 20  # ... and writes the numbers into its cells
 WORST = 15  # pairs of classes that are listed beside it
@@ -207,12 +209,6 @@ def mistake_sheet(
             axes.set_title(captions[i][0], fontsize=9, color='darkgreen', pad=3)
             axes.set_xlabel(captions[i][1], fontsize=8, color='firebrick', labelpad=3)
     _save(figure, path)
-
-
-def short(name: str, length: int) -> str:
-    """The first of several names, cut to a length."""
-    first = str(name).partition(',')[0]
-    return first if len(first) <= length else first[: length - 3] + '...'
 
 
 def _save(figure: Figure, path: str) -> None:
