@@ -182,9 +182,7 @@ def run(options: argparse.Namespace) -> Report:
     """
     source, benchmark, beside = open_benchmark(options.data, options.split)
     named = notes(benchmark, source) if benchmark else ()
-    if jax.process_index() == 0:
-        for note in (*source.notes, *named):
-            print(f'note: {note}', file=sys.stderr, flush=True)
+    _tell(*source.notes, *named)
     labels = options.real_labels or beside
     if benchmark and benchmark.real and not labels:
         raise FlaxnetsError(
@@ -216,8 +214,7 @@ def _evaluate(
     """One net over all images."""
     config, model, variables = load_with_config(weights, dtype=options.dtype)
     if options.images:
-        for note in config.preprocess.overruled if jax.process_index() == 0 else ():
-            print(f'note: {note}', file=sys.stderr)
+        _tell(*config.preprocess.overruled)
         config = replace(config, preprocess=config.preprocess.changed(options.images))
     if config.num_classes == 0:
         raise FlaxnetsError(f'{weights} has no classifier: there is nothing to evaluate')
@@ -226,8 +223,7 @@ def _evaluate(
     places = imagenet_places(config, classes)
     if benchmark:
         check_classes(benchmark, source, matching.outputs, places)
-        for note in preprocess_notes(benchmark, config):
-            print(f'note: {note}', file=sys.stderr)
+        _tell(*preprocess_notes(benchmark, config))
     among = options.among or ('data' if benchmark and benchmark.subset else None)
     judged = judge(source, matching, places, among)
     if real:
@@ -247,6 +243,13 @@ def _evaluate(
         result = evaluator(variables, _mapped(batches, matching.outputs), bar.update)
     views = Views(options.crops, options.flip)
     return Report(weights, config, source, matching, judged, result, {}, views, benchmark)
+
+
+def _tell(*notes: str) -> None:
+    """Says notes once, whatever the number of processes."""
+    if jax.process_index() == 0:
+        for note in notes:
+            print(f'note: {note}', file=sys.stderr, flush=True)
 
 
 def _together(members: Sequence[Report]) -> Report:
