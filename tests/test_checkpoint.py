@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import shutil
 import socket
@@ -342,6 +343,24 @@ def test_no_file_that_is_cut_or_gone_matters(pair: Pair) -> None:
         (pair.newest / path).mkdir()
         found.append(pair.detects())
     assert all(detected['manifest/metadata'] + detected['arrays/manifest.ocdbt']), detected
+
+
+@pytest.mark.parametrize(
+    'text, said',
+    [
+        ('FAILED_PRECONDITION: Error reading "opt_state.mu" in OCDBT database at local file "/a/"', False),
+        ('NOT_FOUND: Error opening "zarr" driver: [tensorstore_spec=...]', False),
+        ('Error opening "zarr" driver [source locations=tensorstore/kvstore.cc:1]', False),
+        ('an error of the program', True),
+        ('Note: an error of the program', True),
+    ],
+)
+def test_only_tensorstores_failures_are_kept_from_the_log_of_tasks(text: str, said: bool) -> None:
+    error = ValueError(text)
+    record = logging.LogRecord(
+        'asyncio', logging.ERROR, '', 0, 'never retrieved', None, (ValueError, error, None)
+    )
+    assert arrays._is_not_tensorstores(record) is said
 
 
 @pytest.mark.fault

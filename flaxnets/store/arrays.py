@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -314,7 +315,11 @@ def _by_orbax(action: Callable[[ocp.Checkpointer], Any]) -> Any:
 
 
 def _is_not_tensorstores(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and 'tensorstore' in str(record.exc_info[1]))
+    """TensorStore's errors begin with a status code ('DATA_LOSS: ...'); not all of them name TensorStore."""
+    if not record.exc_info:
+        return True
+    text = str(record.exc_info[1])
+    return not ('tensorstore' in text or re.match(r'[A-Z]+(_[A-Z]+)*: ', text))
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
