@@ -1,0 +1,42 @@
+"""What is imported when: no command waits for JAX that does not need it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import flaxnets
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ('jax', 'jaxlib', 'flax', 'orbax', 'grain', 'scipy', 'matplotlib')
+
+
+def run(code: str) -> str:
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    result = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
+    return result.stdout
+
+
+def test_jax_is_imported_where_it_is_used() -> None:
+    code = f"""
+import contextlib, io, sys
+import flaxnets, flaxnets.__main__, train, train.__main__
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    assert flaxnets.__main__.main(['list', 'resnest*']) == 0
+    assert train.__main__.main(['recipes']) == 0
+assert 'resnest50d' in said.getvalue() and 'finetune' in said.getvalue()
+import train.data.augment, train.data.planes, train.data.sources
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    assert run(code).strip() == '[]'
+
+
+def test_every_public_name_is_there() -> None:
+    for name in flaxnets.__all__:
+        assert getattr(flaxnets, name) is not None
+        assert name in dir(flaxnets)
+    assert flaxnets.ResNet.__module__ == 'flaxnets.nets.resnet'
+    assert flaxnets.zoo.list_models is flaxnets.list_models
+    assert not hasattr(flaxnets, 'no_such_name')
