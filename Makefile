@@ -1,4 +1,4 @@
-# make demo, make test, make bench: each makes its own virtual environment in .venv if there is none.
+# make demo, make test, make docs, make bench: each makes its own virtual environment in .venv if there is none.
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,8 +8,9 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # One stamp for each set of packages: training needs no torch, the tests and benchmarks do.
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+DOCS := $(VENV)/.docs
 
-.PHONY: demo test check bench bench-short bench-gpu clean
+.PHONY: demo test check docs bench bench-short bench-gpu clean
 
 demo: $(CORE)
 	$(RUN) examples/demo.py
@@ -21,6 +22,12 @@ check: $(DEV)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# The site in build/site. Warnings are errors, links without a target too.
+docs: $(DOCS)
+	PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	$(RUN) docs/site/check.py build/site
+	@echo 'the site: build/site/index.html; with search: $(RUN) -m http.server --directory build/site'
 
 bench: $(DEV)
 	$(RUN) -m benchmarks.nets
@@ -37,7 +44,7 @@ bench-gpu:
 	$(RUN) -m benchmarks.gpu
 
 clean:
-	rm -rf $(VENV) demo-output
+	rm -rf $(VENV) demo-output build
 
 $(CORE): pyproject.toml constraints.txt
 	@echo 'setting up $(VENV): a minute or two'
@@ -48,4 +55,9 @@ $(CORE): pyproject.toml constraints.txt
 $(DEV): $(CORE)
 	@echo 'adding what the tests need: two to five minutes'
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(DOCS): $(CORE)
+	@echo 'adding what the site needs: half a minute'
+	$(INSTALL) -e '.[docs]'
 	touch $@
