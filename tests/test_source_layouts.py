@@ -21,6 +21,7 @@ from flaxnets.images.transforms import decode
 from train.__main__ import main
 from train.data.batches import train_batches
 from train.data.sources import Source, open_source
+from train.data.sources.open import KINDS
 from train.data.sources.shards import braced
 from train.evaluation.metrics import Evaluation
 from train.job import make_job
@@ -38,6 +39,12 @@ def pairs(source: Source) -> list[tuple[str, str]]:
     """Name and class of each image."""
     records = [source[i] for i in range(len(source))]
     return [(os.path.basename(record.name), source.classes[record.label]) for record in records]
+
+
+def test_every_kind_of_source_is_documented() -> None:
+    text = (Path(__file__).parent.parent / 'docs' / 'training.md').read_text()
+    rows = text.partition('\n| `--data` | images |\n')[2].partition('\n\n')[0].splitlines()[1:]
+    assert [row.split('`')[1] for row in rows] == [kind.form for kind in KINDS]
 
 
 # Parts.

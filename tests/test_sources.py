@@ -234,7 +234,7 @@ def test_arrays_that_are_no_arrays(tmp_path: Path) -> None:
         open_source(f'arrays:{tmp_path}/a.npz', '', True)
 
 
-@pytest.mark.parametrize('spec', ['', 'imagenet', 'folder:', 'zip:x'])
+@pytest.mark.parametrize('spec', ['', 'imagenet', 'folder:', 'folder', 'zip:x', 'digits:', 'digits:x'])
 def test_descriptions_that_mean_nothing(spec: str) -> None:
     with pytest.raises(FlaxnetsError, match='is not understood: it can be digits, folder:PATH'):
         open_source(spec, '', True)

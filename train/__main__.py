@@ -118,6 +118,8 @@ def _train(arguments: Sequence[str], prog: str) -> int:
 
 
 def _train_parser(prog: str) -> argparse.ArgumentParser:
+    from .data.sources.open import FORMS
+
     parser = argparse.ArgumentParser(
         prog=prog,
         description=DESCRIPTION,
@@ -127,7 +129,7 @@ def _train_parser(prog: str) -> argparse.ArgumentParser:
     add = parser.add_argument
     add('changes', nargs='*', metavar='field=value', help='a field of the recipe, changed')
     add('--recipe', default='digits', metavar='NAME', help='where the settings come from (digits)')
-    add('--data', metavar='DATA', help='tfds:NAME, folder:PATH, tar:PATTERN, arrays:FILE.npz or digits')
+    add('--data', metavar='DATA', help=f'where the images are: {FORMS}')
     add('--workdir', metavar='DIR', help='folder of the run; one that holds a run is continued')
     add('--print', action='store_true', help='show all that would happen, and do nothing')
     add(

@@ -1,13 +1,15 @@
-"""From a description (`folder:flowers`) to the source that it stands for: here a new kind of source is added.
+"""From a description (`folder:flowers`) to the source that it stands for.
 
-A new kind is a module beside this one with a `Labelled` and a function that opens it, an entry of `OPENERS`,
-and its form in `KINDS`, in the docstring of `open_source` and in the help of `--data` (`train/__main__.py`).
+A new kind is a module beside this one, with a `Labelled` and a function that opens it, and a row of `KINDS`.
+The row makes it known to `open_source`, to its error and to the help of `--data`; a test asks for the kind's
+row in docs/training.md.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 from flaxnets.errors import FlaxnetsError
 
@@ -18,30 +20,48 @@ from .folder import open_folder
 from .tar import open_tar
 from .tfds import open_tfds
 
-KINDS = 'digits, folder:PATH, tar:PATTERN, arrays:FILE.npz or tfds:NAME'
-# By what stands before the colon. Each is given what stands after it and the part that is meant; percents of
-# the part are taken here. `digits` has no colon, and `tfds` understands parts by itself.
-OPENERS: dict[str, Callable[[str, parts.Part], Labelled]] = {
-    'folder': open_folder,
-    'tar': open_tar,
-    'arrays': open_arrays,
-}
+_Open = Callable[[str, str, bool, bool], Labelled]
+
+
+def _by_parts(open_part: Callable[[str, parts.Part], Labelled]) -> _Open:
+    """Gives a function that opens whole parts the understanding of `split`, and of percents of a part."""
+
+    def opened(rest: str, split: str, training: bool, whole: bool) -> Labelled:
+        part = parts.parse(split, training, whole)
+        source = open_part(rest, part)
+        return parts.percents(source, *part.percent) if part.percent else source
+
+    return opened
+
+
+class Kind(NamedTuple):
+    """A kind of source.
+
+    Attributes:
+      form: how it is described: `NAME`, or `NAME:` and what `open` is given.
+      open: given what stands after the colon, and `split`, `training` and `whole` of `open_source`.
+    """
+
+    form: str
+    open: _Open
+
+
+KINDS = (
+    Kind('digits', _by_parts(lambda _, part: open_digits(part))),
+    Kind('folder:PATH', _by_parts(open_folder)),
+    Kind('tar:PATTERN', _by_parts(open_tar)),
+    Kind('arrays:FILE.npz', _by_parts(open_arrays)),
+    # TensorFlow Datasets has a language of parts of its own.
+    Kind('tfds:NAME', lambda rest, split, training, _: open_tfds(rest, split, training)),
+)
+FORMS = f'{", ".join(kind.form for kind in KINDS[:-1])} or {KINDS[-1].form}'
 
 
 def open_source(spec: str, split: str, training: bool, *, whole: bool = False) -> Source:
     """The images that a description stands for.
 
-    - `digits`: 1797 handwritten digits of 8 x 8 pixels, bundled.
-    - `folder:PATH`: PATH/train/CLASS/*.jpg and PATH/val/CLASS/*.jpg; classes in the order of their names.
-    - `tar:PATTERN`: tars of CLASS/NAME.jpg, one tar a class, or KEY.jpg with KEY.cls; {split} stands for the
-      part.
-    - `arrays:FILE.npz`: x_train, y_train, x_test, y_test.
-    - `tfds:NAME`: a prepared data set in array_record files; TensorFlow is not needed.
-
-    docs/training.md has tables of what opens and what is left out.
-
     Args:
-      spec: one of these.
+      spec: of one of the forms in `KINDS`; docs/training.md says what each may hold and what is left out.
       split: the part: '' takes the usual one; `train[:80%]` takes a share of each class (of TFDS, of its
         order), and `[:80%]` that of data which has no parts.
       training: which part is the usual one.
@@ -50,22 +70,12 @@ def open_source(spec: str, split: str, training: bool, *, whole: bool = False) -
     Raises:
       FlaxnetsError: no such images, or not of that form.
     """
-    try:
-        return _opened(spec, split, training, whole)
-    finally:
-        store.forget()
-
-
-def _opened(spec: str, split: str, training: bool, whole: bool) -> Source:
-    kind, _, rest = spec.partition(':')
-    rest = os.path.expanduser(rest)
-    if kind == 'tfds' and rest:
-        return open_tfds(rest, split, training)
-    part = parts.parse(split, training, whole)
-    if spec == 'digits':
-        source = open_digits(part)
-    elif kind in OPENERS and rest:
-        source = OPENERS[kind](rest, part)
-    else:
-        raise FlaxnetsError(f'data={spec!r} is not understood: it can be {KINDS}')
-    return parts.percents(source, *part.percent) if part.percent else source
+    name, _, rest = spec.partition(':')
+    for kind in KINDS:
+        wanted, _, argument = kind.form.partition(':')
+        if spec == kind.form or (name == wanted and rest and argument):
+            try:
+                return kind.open(os.path.expanduser(rest), split, training, whole)
+            finally:
+                store.forget()
+    raise FlaxnetsError(f'data={spec!r} is not understood: it can be {FORMS}')
