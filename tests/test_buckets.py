@@ -16,7 +16,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import feeds
 import numpy as np
 import pytest
 from bucket import Bucket
@@ -28,6 +30,7 @@ from flaxnets.errors import CheckpointError, FlaxnetsError, ImageError
 from flaxnets.store import arrays, runs
 from flaxnets.store import remote as store
 from flaxnets.store.remote import StoreError, StorePath
+from train.data.batches import train_batches
 from train.data.sources import open_source
 from train.data.sources import store as source_store
 from train.run import lock, log
@@ -488,6 +491,20 @@ def test_an_image_takes_one_request(bucket: Bucket, data: Path) -> None:
         if spec.startswith('tar'):
             lengths = sorted(int(found[2]) - int(found[1]) + 1 for found in ranges if found)
             assert lengths == sorted(len(record.image) for record in records)
+
+
+def test_worker_processes_read_from_a_bucket(bucket: Bucket, data: Path) -> None:
+    source = open_source('tar:gs://bucket/data/{split}-*.tar', '', True)
+    found = {}
+    for kind in ('threads', 'processes'):
+        options: dict[str, Any] = {'batch_size': 5, 'seed': 0, 'start_step': 0, kind: 1}
+        batches = train_batches(source, feeds.small, **options)
+        found[kind] = [next(batches) for _ in range(4)]
+        batches.close()
+    for ours, theirs in zip(found['processes'], found['threads'], strict=True):
+        assert np.array_equal(ours['image'], theirs['image']) and np.array_equal(
+            ours['label'], theirs['label']
+        )
 
 
 def test_a_large_file_is_read_in_parts(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,9 @@ def folders(root: Path, names: list[str]) -> Path:
 
 
 def evaluate(model: Path, data: Path, **options: Any) -> Report:
-    usual = dict(split='', out=None, batch=64, dtype='float32', threads=1, real_labels=None, quiet=True)
+    usual = dict(
+        split='', out=None, batch=64, dtype='float32', workers=1, feed='threads', real_labels=None, quiet=True
+    )
     asked = dict(images=None, classes=None, class_order=None, among=None, crops=1, flip=False)
     return run(argparse.Namespace(model=[str(model)], data=f'folder:{data}', **{**usual, **asked, **options}))
 

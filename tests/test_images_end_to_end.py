@@ -66,8 +66,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_evaluation_is_a_loop_over_the_transform(folder: Path, data: str) -> None:
     options = argparse.Namespace(
-        model=[str(folder)], data=data, split='', batch=2, threads=2, dtype='float32', quiet=True, out=None,
-        images=None, real_labels=None, classes=None, class_order=None, among='all', crops=1, flip=False,
+        model=[str(folder)], data=data, split='', batch=2, workers=2, feed='threads', dtype='float32',
+        quiet=True, out=None, images=None,
+        real_labels=None, classes=None, class_order=None, among='all', crops=1, flip=False,
     )  # fmt: skip
     model, variables = flaxnets.load(folder)
     apply = jax.jit(model.apply)

@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import feeds
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
 from flaxnets.errors import FlaxnetsError
+from train.data.batches import train_batches
 from train.data.sources import Source, open_source
 
 
@@ -136,3 +139,17 @@ def test_what_is_not_there(prepared: Path) -> None:
         open_source(f'tfds:mnist?data_dir={empty}', '', True)
     with pytest.raises(FlaxnetsError, match='tfds:lm1b.* is not for classification|lm1b: '):
         open_source('tfds:lm1b', '', True)
+
+
+def test_worker_processes_read_them_without_jax(prepared: Path) -> None:
+    source = open_source(f'tfds:tiny?data_dir={prepared}', '', True)
+    options: dict[str, Any] = {'batch_size': 4, 'seed': 0, 'start_step': 0}
+    for kind in ({'threads': 1}, {'processes': 1}):
+        batches = train_batches(source, feeds.small, **options, **kind)
+        found = [next(batches) for _ in range(3)]
+        batches.close()
+        if 'threads' in kind:
+            expected = found
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours['label'], theirs['label'])
+        np.testing.assert_array_equal(ours['image'], theirs['image'])

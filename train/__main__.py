@@ -245,7 +245,7 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     add('--out', help='folder for result.json, tables and pictures: confusion, mistakes, reliability')
     add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='in which the net computes (float32)')
-    add('--threads', type=_count(0), default=0, help='threads that decode images (one for each core)')
+    _add_feed(add)
     add('--real-labels', metavar='FILE', help="real.json of ImageNet's reassessed labels")
     add('--json', action='store_true', help='print JSON')
     add('--quiet', action='store_true', help='no progress bar')
@@ -279,7 +279,7 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     add('--strength', type=float, default=1.0, metavar='C', help='inverse of the L2 penalty (1)')
     add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
     add('--dtype', default='float32', help='in which the net computes (float32)')
-    add('--threads', type=_count(0), default=0, help='threads that decode images (one for each core)')
+    _add_feed(add)
     add('--json', action='store_true', help='print JSON')
     add('--quiet', action='store_true', help='no progress bar')
     options = parser.parse_args(arguments)
@@ -288,6 +288,13 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     found = run(options)
     print(json.dumps(dataclasses.asdict(found), indent=1) if options.json else found.text())
     return 0
+
+
+def _add_feed(add: Callable[..., Any]) -> None:
+    what = 'threads or processes that decode images (one for each core)'
+    add('--workers', '--threads', type=_count(0), default=0, metavar='N', help=what)
+    what = 'who decodes: threads, processes, or auto: processes where many would work (auto)'
+    add('--feed', default='auto', choices=('auto', 'threads', 'processes'), help=what)
 
 
 def _count(least: int) -> Callable[[str], int]:

@@ -19,7 +19,7 @@ from flaxnets.zoo.records import to_json
 
 from . import parallel
 from .data.augment import eval_transform, train_transform
-from .data.batches import Batch, eval_batches, train_batches
+from .data.batches import Batch, eval_batches, train_batches, workers_for
 from .evaluation import pictures
 from .evaluation.metrics import Evaluation, Evaluator
 from .job import Job, abstract_state, initial_state, make_job
@@ -136,8 +136,8 @@ def _check_profile(profile: tuple[int, int] | None, first: int, total: int, log:
 
 
 def _what_all_share(job: Job) -> Any:
-    """What must be equal in all processes; where images lie and how many threads read them may differ."""
-    own = dataclasses.replace(job.settings, data='', workers=0)
+    """What must be equal in all processes; where images lie and who reads them may differ."""
+    own = dataclasses.replace(job.settings, data='', workers=0, feed='auto')
     return [settings_json(own), to_json(job.preprocess), job.fingerprints]
 
 
@@ -392,7 +392,7 @@ class _Run:
             in_chans=job.settings.in_chans,
             host=jax.process_index(),
             hosts=jax.process_count(),
-            threads=job.settings.workers,
+            **workers_for(job.settings.feed, job.settings.workers, len(job.evaluation)),
         )
         try:
             with contextlib.closing(batches), self.at.log.evaluating(len(job.evaluation)) as on_batch:
@@ -490,7 +490,7 @@ class _Run:
                 in_chans=job.settings.in_chans,
                 host=jax.process_index(),
                 hosts=jax.process_count(),
-                threads=job.settings.workers,
+                **workers_for(job.settings.feed, job.settings.workers, len(job.training)),
                 max_bad=job.settings.max_bad_images,
                 bad=self.bad_images.before // jax.process_count(),
             )

@@ -279,7 +279,14 @@ class Settings:
         'share of unreadable images above which training stops', 0.001, SHARE, may_change=True
     )
     workers: int = setting(
-        'threads that decode and augment; 0 takes one for each core', 0, FROM_0, may_change=True
+        'threads or processes that decode and augment; 0 takes one for each core', 0, FROM_0, may_change=True
+    )
+    feed: str = setting(
+        'who decodes and augments: threads, or processes, which many cores need; auto takes processes where '
+        'more than four would work, and not for a few thousand images alone',
+        'auto',
+        ('auto', 'threads', 'processes'),
+        may_change=True,
     )
     max_steps: int = setting(
         'step after which the run ends early, with its schedules unchanged; 0 is off',

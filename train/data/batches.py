@@ -1,9 +1,9 @@
 """Batches for the devices: which image comes when is a pure function of seed and position.
 
 Position p of a run, counted over all hosts, is image p mod N of epoch p div N, whose order and whose
-augmentation depend on the seed and p alone. So a batch is the same whatever hosts and threads make it, and
-a run goes on where it stopped by counting. Nothing is left out: a batch may begin in one epoch and end in the
-next. Grain's `MapDataset` shuffles, and its threads work ahead.
+augmentation depend on the seed and p alone. So a batch is the same whatever hosts, threads and processes make
+it, and a run goes on where it stopped by counting. Nothing is left out: a batch may begin in one epoch and
+end in the next. Grain's `MapDataset` shuffles, and its threads work ahead; `train.data.pool` has processes.
 """
 
 from __future__ import annotations
@@ -11,30 +11,52 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
+from functools import partial
 from typing import Any
 
 import grain
-import numpy as np
-import numpy.typing as npt
 
-from flaxnets.errors import FlaxnetsError, ImageError
+from flaxnets.errors import FlaxnetsError
 
-from .planes import decoded
-from .sources import Record, Source
+from .images import (
+    EvalImages,
+    EvalTransform,
+    Images,
+    Share,
+    TooManyBadImagesError,
+    TrainImages,
+    TrainTransform,
+)
+from .pool import Pool
+from .sources import Source
+from .worker import Batch
 
-Batch = dict[str, npt.NDArray[Any]]
-TrainTransform = Callable[[Any, np.random.Generator], npt.NDArray[np.uint8]]
-EvalTransform = Callable[[Any], npt.NDArray[np.uint8]]
+__all__ = ['Batch', 'TooManyBadImagesError', 'TrainBatches', 'eval_batches', 'train_batches', 'workers_for']
 
 BATCHES_AHEAD = 2
 # The share of bad images is taken of so many at least, so that one early one does not end a run.
 IMAGES_BEFORE_JUDGING = 10_000
 ENDLESS = 1 << 62
+# Threads share one interpreter, which is a limit where there are many; processes take half a second to start.
+MOST_THREADS = 4
+FEWEST_IMAGES = 5_000
 
 
-class TooManyBadImagesError(FlaxnetsError):
-    """More of the images than a run accepts cannot be read."""
+def workers_for(feed: str, workers: int, images: int) -> dict[str, int]:
+    """How many threads or processes make batches, as arguments of `train_batches` and `eval_batches`.
+
+    Args:
+      feed: 'threads', 'processes', or 'auto', which takes processes where more than four would work, and
+        not for a few images alone.
+      workers: how many; 0 takes one for each core.
+      images: that there are.
+    """
+    workers = workers or os.cpu_count() or 1
+    if feed == 'auto':
+        many = workers > MOST_THREADS and images >= FEWEST_IMAGES and hasattr(os, 'fork')
+        feed = 'processes' if many else 'threads'
+    return {feed: workers}
 
 
 class TrainBatches(Iterator[Batch]):
@@ -44,17 +66,17 @@ class TrainBatches(Iterator[Batch]):
       bad: how many images of the batches so far could not be read; others took their places.
     """
 
-    def __init__(self, batches: Any, loader: _Loader, step: int) -> None:
-        self._batches, self._loader, self._step = batches, loader, step
+    def __init__(self, batches: Any, tally: _Tally, step: int) -> None:
+        self._batches, self._tally, self._step = batches, tally, step
         self.bad = 0
         self._news: list[str] = []
 
     def __next__(self) -> Batch:
         batch: Batch = next(self._batches)
         self._step += 1
-        # Threads work ahead: what they found in later batches is of a later moment, and is found again if
+        # Workers are ahead: what they found in later batches is of a later moment, and is found again if
         # the run ends here and goes on.
-        found = self._loader.take_bad(self._step)
+        found = self._tally.take_bad(self._step)
         self.bad += len(found)
         self._news += found
         return batch
@@ -65,11 +87,11 @@ class TrainBatches(Iterator[Batch]):
         return news
 
     def images_per_second(self) -> float | None:
-        """How many images this host's threads could make, from the time that they have taken so far."""
-        return self._loader.images_per_second()
+        """How many images this host's workers could make, from the time that they have taken so far."""
+        return self._tally.images_per_second()
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the workers."""
         self._batches.close()
 
 
@@ -84,6 +106,7 @@ def train_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 0,
+    processes: int = 0,
     max_bad: float = 0.001,
     bad: int = 0,
 ) -> TrainBatches:
@@ -100,6 +123,7 @@ def train_batches(
       in_chans: of the images that `transform` takes: Pillow's for 3 and 1, else `train.data.planes.Planes`.
       host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
       threads: that decode and augment; 0 takes one for each core.
+      processes: that do so in place of threads, if any. Source and transform are pickled for them.
       max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
       bad: images of this host found bad before `start_step`, for that share.
 
@@ -107,78 +131,87 @@ def train_batches(
       An iterator of {'image': uint8 [N, S, S, C], 'label': int32 [N]}, N = batch_size / hosts.
 
     Raises:
-      FlaxnetsError: the batch cannot be shared by the hosts.
+      FlaxnetsError: the batch cannot be shared by the hosts; with processes, what `train.data.pool.Pool`
+        raises.
     """
-    _check(batch_size, hosts, threads)
-    local = batch_size // hosts
-    loader = _Loader(source, transform, seed, in_chans, max_bad, threads or os.cpu_count() or 1)
-    loader.goes_on(start_step * local, bad)
+    _check(threads, processes)
+    share = Share(batch_size, host, hosts)
+    images = TrainImages(source, transform, seed, in_chans, share)
+    workers = processes or threads or os.cpu_count() or 1
+    tally = _Tally(workers, max_bad, start_step * share.rows, bad)
+    batches: Any
+    if processes:
+        batches = Pool(
+            images,
+            rows=share.rows,
+            first=start_step,
+            last=None,
+            processes=processes,
+            bad=tally.add_bad,
+            made=tally.add_made,
+        )
+    else:
+        ahead = max(2 * workers, BATCHES_AHEAD * share.rows)
+        batches = _by_threads(
+            images, share.rows, range(start_step, ENDLESS // share.rows), workers, ahead, tally
+        )
+    return TrainBatches(batches, tally, start_step)
+
+
+def _check(threads: int, processes: int) -> None:
+    if threads < 0 or processes < 0:
+        raise FlaxnetsError(f'{threads=} and {processes=} must be 0 or more')
+
+
+def _by_threads(
+    images: Images, rows: int, steps: range, threads: int, ahead: int, tally: _Tally | None = None
+) -> Any:
+    """The batches of these numbers, made by Grain's threads, which are so many images ahead."""
 
     def load(place: int) -> dict[str, Any]:
-        """The image at a place of this host's own sequence."""
-        batch, row = divmod(place, local)
-        return loader.load(batch * batch_size + host * local + row, batch)
-
-    ahead = grain.ReadOptions(loader.threads, max(2 * loader.threads, BATCHES_AHEAD * local))
-    places = grain.MapDataset.range(start_step * local, ENDLESS).map(load)
-    return TrainBatches(iter(places.to_iter_dataset(ahead).batch(local)), loader, start_step)
-
-
-def _check(batch_size: int, hosts: int, threads: int) -> None:
-    if batch_size < 1 or threads < 0:
-        raise FlaxnetsError(f'{batch_size=} must be 1 or more, and {threads=} 0 or more')
-    if batch_size % hosts:
-        raise FlaxnetsError(f'batch_size={batch_size} cannot be shared by {hosts} hosts')
-
-
-class _Loader:
-    """Loads the image at a position of the run, in any thread."""
-
-    def __init__(
-        self,
-        source: Source,
-        transform: TrainTransform,
-        seed: int,
-        in_chans: int,
-        max_bad: float,
-        threads: int,
-    ) -> None:
-        self.threads = threads
-        self._source, self._transform, self._seed = source, transform, seed
-        self._in_chans, self._max_bad = in_chans, max_bad
-        self._order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
-        self._lock = threading.Lock()
-        self._found: list[tuple[int, str]] = []  # batch and what is wrong, as the threads come by it
-        self._seen, self._seen_before, self._seconds = 0, 0, 0.0
-        self._bad = 0
-
-    def goes_on(self, seen: int, bad: int) -> None:
-        """Counts on from so many images, and bad ones beside them."""
-        self._seen_before, self._bad = seen, bad
-
-    def load(self, position: int, batch: int) -> dict[str, Any]:
-        """The image at a position, for a batch of that number."""
+        batch, row = divmod(place, rows)
+        if tally is None:
+            return images(batch, row, _nothing)
         start = time.perf_counter()
-        index = int(self._order[position])
-        for _ in range(len(self._source)):
-            try:
-                record = self._source[index]
-                image = decoded(record.image, self._in_chans, record.name)
-                # Philox: any position's numbers, without those before it.
-                pixels = self._transform(
-                    image, np.random.Generator(np.random.Philox(key=[self._seed, position]))
-                )
-            except ImageError as error:
-                self._note(batch, str(error))
-                index = (index + 1) % len(self._source)
-                continue
-            with self._lock:
-                self._seen += 1
-                self._seconds += time.perf_counter() - start
-            return {'image': pixels, 'label': np.int32(record.label)}
-        raise TooManyBadImagesError(f'{self._source.name}: none of its images can be read')
+        made = images(batch, row, partial(tally.add_bad, batch))
+        tally.add_made(1, time.perf_counter() - start)
+        return made
 
-    def _note(self, batch: int, problem: str) -> None:
+    places = grain.MapDataset.range(steps.start * rows, steps.stop * rows).map(load)
+    return iter(places.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows))
+
+
+def _nothing(*told: Any) -> None:
+    """Evaluations count neither time nor bad images: there are none that they would leave out."""
+
+
+class _Tally:
+    """Counts what workers made and found bad; any thread may tell it.
+
+    Args:
+      workers: how many there are.
+      max_bad: share of bad images that is too large.
+      seen, bad: images of this host before, and bad ones beside them.
+    """
+
+    def __init__(self, workers: int, max_bad: float, seen: int, bad: int) -> None:
+        self._workers, self._max_bad = workers, max_bad
+        self._lock = threading.Lock()
+        self._found: list[tuple[int, str]] = []  # batch and what is wrong, as workers come by it
+        self._seen, self._seen_before, self._seconds = 0, seen, 0.0
+        self._bad = bad
+
+    def add_made(self, images: int, seconds: float) -> None:
+        with self._lock:
+            self._seen += images
+            self._seconds += seconds
+
+    def add_bad(self, batch: int, problem: str) -> None:
+        """Notes a bad image met while a batch was made.
+
+        Raises:
+          TooManyBadImagesError: there are too many.
+        """
         with self._lock:
             self._found.append((batch, problem))
             self._bad += 1
@@ -200,7 +233,7 @@ class _Loader:
 
     def images_per_second(self) -> float | None:
         with self._lock:
-            return self.threads * self._seen / self._seconds if self._seconds else None
+            return self._workers * self._seen / self._seconds if self._seconds else None
 
 
 def eval_batches(
@@ -212,6 +245,7 @@ def eval_batches(
     host: int = 0,
     hosts: int = 1,
     threads: int = 0,
+    processes: int = 0,
 ) -> Generator[Batch]:
     """This host's part of each batch of an evaluation: every image exactly once, in the source's order.
 
@@ -219,32 +253,35 @@ def eval_batches(
       source: the images.
       transform: from a picture to uint8 [S, S, C].
       batch_size: of all hosts together; the last batch is filled up with images that do not count.
-      in_chans, host, hosts, threads: as of `train_batches`.
+      in_chans, host, hosts, threads, processes: as of `train_batches`.
 
     Returns:
       An iterator of {'image', 'label', 'mask': bool [N]}, as long on every host.
 
     Raises:
       ImageError: (while iterating) an image cannot be read: none is ever left out.
-      FlaxnetsError: the batch cannot be shared by the hosts.
+      FlaxnetsError: the batch cannot be shared by the hosts; with processes, what `train.data.pool.Pool`
+        raises.
     """
-    _check(batch_size, hosts, threads)
-    local = batch_size // hosts
-    count = len(source)
-    batches = -(-count // batch_size)
-
-    def load(place: int) -> dict[str, Any]:
-        batch, row = divmod(place, local)
-        position = batch * batch_size + host * local + row
-        record: Record = source[min(position, count - 1)]
-        pixels = transform(decoded(record.image, in_chans, record.name))
-        return {'image': pixels, 'label': np.int32(record.label), 'mask': np.bool_(position < count)}
-
-    threads = threads or os.cpu_count() or 1
-    ahead = grain.ReadOptions(threads, max(2 * threads, local))
-    places = grain.MapDataset.range(batches * local).map(load)
-    iterator = iter(places.to_iter_dataset(ahead).batch(local))
+    _check(threads, processes)
+    share = Share(batch_size, host, hosts)
+    images = EvalImages(source, transform, in_chans, share)
+    batches: Any
+    if processes:
+        batches = Pool(
+            images,
+            rows=share.rows,
+            first=0,
+            last=images.batches,
+            processes=processes,
+            bad=_nothing,
+            made=_nothing,
+        )
+    else:
+        threads = threads or os.cpu_count() or 1
+        ahead = max(2 * threads, share.rows)
+        batches = _by_threads(images, share.rows, range(images.batches), threads, ahead)
     try:
-        yield from iterator
+        yield from batches
     finally:
-        iterator.close()
+        batches.close()

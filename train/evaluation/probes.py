@@ -25,7 +25,7 @@ from flaxnets.inference.features import nearest, pooled
 
 from .. import parallel
 from ..data.augment import eval_transform
-from ..data.batches import eval_batches
+from ..data.batches import eval_batches, workers_for
 from ..data.sources import Source, open_source
 from ..step.pixels import normalise
 
@@ -122,7 +122,7 @@ def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints
             eval_transform(config.preprocess, config.in_chans),
             batch_size=options.batch * jax.device_count(),
             in_chans=config.in_chans,
-            threads=options.threads,
+            **workers_for(options.feed, options.workers, len(source)),
         )
         parts, labels = [], []
         with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:

@@ -25,7 +25,7 @@ from flaxnets.zoo.records import Config, to_json
 
 from .. import parallel
 from ..data.augment import eval_transform
-from ..data.batches import eval_batches
+from ..data.batches import eval_batches, workers_for
 from ..data.sources import Source
 from . import pictures
 from .benchmarks import (
@@ -235,7 +235,7 @@ def _evaluate(
         in_chans=config.in_chans,
         host=jax.process_index(),
         hosts=jax.process_count(),
-        threads=options.threads,
+        **workers_for(options.feed, options.workers, len(source)),
     )
     evaluator = Evaluator(model, config.preprocess, among=judged.outputs, flip=options.flip, scores=scores)
     variables = parallel.replicate(jax.tree.map(np.asarray, variables))
