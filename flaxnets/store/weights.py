@@ -6,7 +6,8 @@
     DIR/variables.safetensors  the arrays, by names such as 'params/layer1/0/conv1/kernel'
 
 A safetensors file has no checksums. The certificate has one of every array, and each is checked when the
-directory is opened.
+directory is opened. The first versions wrote a folder `variables/` of Orbax's in place of the file; it is
+read too.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from .safetensors_file import check_tensors, read_safetensors, write_into
 FORMAT = 'flaxnets'
 FORMAT_VERSION = 1
 ARRAYS = 'variables.safetensors'
+EARLIER_ARRAYS = 'variables'  # a folder
 METADATA = {'format': 'flax'}  # as transformers marks files of Flax's names and layouts
 LIBRARIES = ('jax', 'flax')
 
@@ -198,18 +200,28 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
     """
     directory = Path(directory)
     path, file = directory / 'certificate.json', directory / ARRAYS
+    if not path.exists() and (directory / 'arrays.json').exists():
+        raise CheckpointError(
+            f'{directory}: written by a flaxnets that had no certificates yet, and no longer read; convert '
+            'the weights again'
+        )
     try:
         expected = dict(_read_json(path)['arrays'])
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f'{path}: not a certificate of flaxnets: {error!r}') from error
-    arrays, _ = read_safetensors(file)
-    found = describe_all(arrays)
-    wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
-    if wrong:
-        raise CheckpointError(
-            f'{file}: damaged, or not the file that {path.name} describes: {some(wrong)}; '
-            'convert the weights again'
-        )
+    if not file.exists() and (directory / EARLIER_ARRAYS).is_dir():
+        from .arrays import read_arrays  # here, as Orbax takes a second to import
+
+        arrays = read_arrays(directory.absolute(), expected, EARLIER_ARRAYS)
+    else:
+        arrays, _ = read_safetensors(file)
+        found = describe_all(arrays)
+        wrong = sorted(name for name in expected.keys() | found if expected.get(name) != found.get(name))
+        if wrong:
+            raise CheckpointError(
+                f'{file}: damaged, or not the file that {path.name} describes: {some(wrong)}; '
+                'convert the weights again'
+            )
     variables: Variables = traverse_util.unflatten_dict(arrays, sep='/')
     return variables
 
