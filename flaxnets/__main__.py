@@ -340,7 +340,7 @@ def _embed(options: argparse.Namespace) -> int:
 
 def _explain(options: argparse.Namespace) -> int:
     from .images.listing import find_images
-    from .inference.explained import explain
+    from .inference.map_pictures import explain
 
     files = find_images(options.images)
     found = explain(files, options.model, options.out, options.method, options.stage, options.wanted)

@@ -1,6 +1,6 @@
 """Draws class activation maps over images: what `flaxnets explain` does.
 
-`explaining.py` computes the maps.
+`activation_maps.py` computes the maps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..images.listing import ImageFile
 from ..words import short, some
 from ..zoo import imagenet
 from ..zoo.classes import output_names
-from .explaining import class_activation_map
+from .activation_maps import class_activation_map
 from .pictures import Tile, check_picture, sheet
 
 MOST = 32  # images in one picture

@@ -1,4 +1,4 @@
-"""Class activation maps: which places of an image raise the score of a class. `explained.py` draws them."""
+"""Class activation maps: which places of an image raise the score of a class. `map_pictures.py` draws."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from states import SMALL, small_net
 from flaxnets.__main__ import main
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
-from flaxnets.inference.explaining import METHODS, class_activation_map
+from flaxnets.inference.activation_maps import METHODS, class_activation_map
 from flaxnets.nets.resnet import build
 from flaxnets.store import weights
 from flaxnets.zoo.records import Config
