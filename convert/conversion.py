@@ -63,6 +63,13 @@ def open_checkpoint(
     Raises:
       FlaxnetsError: no such source, a damaged or hostile file, a net that is none of the zoo's, that
         cannot be told from another without `model`, or that contradicts it.
+
+    Examples:
+      >>> checkpoint = open_checkpoint('weights/resnest50d')
+      >>> checkpoint.config.name, checkpoint.state['fc.weight'].shape
+      ('resnest50d', (1000, 2048))
+      >>> checkpoint.variables['params']['fc']['kernel'].shape
+      (2048, 1000)
     """
     asked: dict[str, Any] = dict(
         ema=ema, approximate=approximate, key=key, prefix=prefix, drop_head=drop_head

@@ -54,6 +54,14 @@ def write(
 
     Raises:
       FlaxnetsError: tensors that do not fit the net (all named), or `out` cannot or must not be written.
+
+    Examples:
+      >>> from convert.conversion import open_checkpoint
+      >>> checkpoint = open_checkpoint('weights/resnest50d')
+      >>> write(checkpoint, 'resnest50d.pth')  # under timm's names
+      >>> again = open_checkpoint('resnest50d.pth', 'resnest50d')
+      >>> list(again.state)[0], list(again.state) == list(checkpoint.state)
+      ('conv1.0.weight', True)
     """
     Target.of(out, layout, file_format, approximate, overwrite).write(checkpoint, verification)
 

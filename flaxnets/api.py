@@ -22,7 +22,7 @@ _PUBLISHED, _DIRECTORY, _RUN = 'the name of published weights', 'a directory of 
 
 
 def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
-    """A net by name, without weights: `flaxnets.create('resnest101e')`.
+    """A net by name, without weights.
 
     Args:
       name: any name that `list_models` gives, or an alias: timm's, torchvision's, mmpretrain's, the
@@ -39,6 +39,13 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
 
     Raises:
       FlaxnetsError: unknown name (the nearest ones are named), or bad values (all of them).
+
+    Examples:
+      >>> model = flaxnets.create('resnest50d', num_classes=10, drop_rate=0.2)
+      >>> model.num_features
+      2048
+      >>> flaxnets.create('resnest50')  # the authors' name of the same net
+      ResNet(...)
     """
     arch_name, _ = zoo.resolve(name)
     return build(zoo.NETS[arch_name], num_classes, in_chans, **options)
@@ -92,6 +99,13 @@ def config(source: str | os.PathLike[str], *, model: str | None = None, **asked:
 
     Raises:
       FlaxnetsError: no such source, or a damaged one.
+
+    Examples:
+      >>> config = flaxnets.config('resnext50_32x4d.fb_swsl_ig1b_ft_in1k')
+      >>> config.name, config.num_classes, config.weights.licence
+      ('resnext50_32x4d', 1000, 'cc-by-nc-4.0')
+      >>> config.preprocess.mean
+      (0.485, 0.456, 0.406)
     """
     wanted = Asked(model, **asked)
     if is_published_name(source):
@@ -112,8 +126,6 @@ def transform(
 ) -> Transform:
     """What turns an image into exactly the array that weights expect.
 
-        images = flaxnets.transform('resnest101e')('photo.jpg')[None]  # [1, 256, 256, 3]
-
     Args:
       source: anything that `load` opens, a `Config` or a `Preprocess`.
       model: as `config` takes it.
@@ -127,6 +139,12 @@ def transform(
 
     Raises:
       FlaxnetsError: no such source, a damaged one, or weights that expect images which cannot be prepared.
+
+    Examples:
+      >>> prepare = flaxnets.transform(flaxnets.Preprocess(size=224, crop_pct=0.95))
+      >>> images = prepare('photo.jpg')[None]
+      >>> images.shape, images.dtype
+      ((1, 224, 224, 3), dtype('float32'))
     """
     if isinstance(source, Preprocess):
         return Transform(source, exif=exif, max_pixels=max_pixels)
@@ -145,9 +163,6 @@ def load(
 ) -> tuple[ResNet, weights.Variables]:
     """A net and its variables, from weights wherever they are.
 
-        model, variables = flaxnets.load('resnest50d', num_classes=10)
-        logits = model.apply(variables, images)
-
     Args:
       source: a directory that `python -m convert` wrote; a published name, which is downloaded and
         converted once; or anything else that `python -m convert` opens: a `.pth` or `.safetensors` file,
@@ -165,6 +180,14 @@ def load(
 
     Raises:
       FlaxnetsError: no such source, a damaged one, one that does not fit the net, bad values.
+
+    Examples:
+      >>> model, variables = flaxnets.load('weights/resnest50d', num_classes=10)
+      >>> variables['params']['fc']['kernel'].shape  # of a new classifier
+      (2048, 10)
+      >>> model, variables = flaxnets.load('resnest50d', in_chans=1)  # published
+      >>> variables['params']['conv1']['0']['kernel'].shape
+      (3, 3, 1, 32)
     """
     _, net, variables = load_with_config(source, num_classes, in_chans, model=model, seed=seed, **options)
     return net, variables

@@ -78,6 +78,14 @@ def train(
     Raises:
       FlaxnetsError: bad settings or data, other settings than the workdir's, a workdir in use, numbers that
         are not finite, too many unreadable images.
+
+    Examples:
+      >>> from train import recipes, train
+      >>> from train.settings import apply
+      >>> settings = apply(recipes.get('digits'), ['model=resnext_tiny', 'max_steps=2'])
+      >>> outcome = train(settings, 'runs/digits', quiet=True)
+      >>> outcome.step, outcome.evaluation.images, outcome.weights
+      (2, 360, 'runs/digits/weights')
     """
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:

@@ -241,6 +241,11 @@ def get(name: str) -> Settings:
 
     Raises:
       FlaxnetsError: there is no such recipe; the nearest are named.
+
+    Examples:
+      >>> settings = get('resnest50d')
+      >>> settings.batch_size, settings.epochs, settings.policy
+      (8192, 270, 'resnest_autoaugment')
     """
     key = name.strip().lower()
     port = TORCH if key.endswith(TORCH) else ''

@@ -469,6 +469,12 @@ def apply(settings: Settings, changes: Iterable[str]) -> Settings:
     Raises:
       FlaxnetsError: every unknown field (with the nearest name) and ill-typed value, in one message. What
         the values mean is left to `validate`.
+
+    Examples:
+      >>> from train import recipes
+      >>> settings = apply(recipes.get('finetune'), ['model=resnest101e', 'lr=0.02', 'eval_size=224,320'])
+      >>> settings.lr, settings.weights, settings.eval_size
+      (0.02, 'resnest101e', (224, 320))
     """
     values: dict[str, Any] = {}
     problems = []

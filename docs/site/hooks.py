@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import cells
 import zoo_table
 from mkdocs.structure.files import File, Files
 
@@ -22,6 +23,7 @@ def on_files(files: Files, config: Any) -> Files:
     """Adds the pages and pictures that are made."""
     index, checked = readme_pages((ROOT / 'README.md').read_text())
     texts: dict[str, str | bytes] = {'index.md': index, 'checked.md': checked}
+    texts |= cells.page(ROOT / 'docs' / NOTEBOOK)
     texts |= zoo_table.files()
     for path in linked_sources(ROOT / 'docs'):
         texts[f'source/{path}'] = (ROOT / path).read_text()
@@ -39,14 +41,16 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         )
     markdown = markdown.replace(f']({NOTEBOOK})', f']({Path(NOTEBOOK).stem}.md)')
     markdown = re.sub(
-        r'\[[\w./]+\.md\]\((\w+\.md)', lambda found: f'[*{title(found[1])}*]({found[1]}', markdown
+        r'\[[\w./]+\.(?:md|ipynb)\]\((\w+\.md)', lambda found: f'[*{title(found[1])}*]({found[1]}', markdown
     )
     return re.sub(r'\]\(\.\./(?=[a-z]+/)', '](source/', markdown)
 
 
 def title(page: str) -> str:
     """The first heading of a page in docs/: links that show a file's name show it on the site."""
-    return (ROOT / 'docs' / page).read_text().partition('\n')[0].removeprefix('# ')
+    path = ROOT / 'docs' / page
+    text = path.read_text() if path.exists() else str(cells.page(ROOT / 'docs' / NOTEBOOK)[page])
+    return text.partition('\n')[0].removeprefix('# ')
 
 
 def readme_pages(readme: str) -> tuple[str, str]:

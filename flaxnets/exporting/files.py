@@ -79,8 +79,6 @@ def export(
 ) -> Exported:
     """Writes a net with its weights as one file for programs that do not know flaxnets.
 
-        flaxnets.export('resnest50d', 'resnest50d.onnx')
-
     `net.stablehlo` is for JAX on CPUs, CUDA and TPUs (`flaxnets.exporting.stablehlo` says how to open it);
     its images are [N, H, W, C]. `net.onnx` is for ONNX Runtime, OpenVINO, TensorRT and browsers; its images
     are [N, C, H, W]. Both take any number of float32 images, prepared as the file says, and give float32
@@ -101,6 +99,11 @@ def export(
 
     Raises:
       FlaxnetsError: another ending, bad values, no such weights, or `out` cannot or must not be written.
+
+    Examples:
+      >>> made = flaxnets.export('weights/resnest50d', 'resnest50d.onnx', size='free')
+      >>> made.input_shape, made.outputs
+      (('batch', 3, 'height', 'width'), 1000)
     """
     kind = _kind(out, dtype)
     _check_free(out, overwrite)

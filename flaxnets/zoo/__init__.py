@@ -59,6 +59,11 @@ def resolve(name: str) -> tuple[str, Weights | None]:
     Raises:
       FlaxnetsError: the name is unknown (the nearest ones are listed), or the architecture has no such
         tag (its tags are listed), or a tag follows a name that already means one file.
+
+    Examples:
+      >>> arch, weights = flaxnets.zoo.resolve('gluon_resnext50_32x4d')
+      >>> arch, weights.name
+      ('resnext50_32x4d', 'resnext50_32x4d.gluon_in1k')
     """
     if not isinstance(name, str):
         raise FlaxnetsError(f'a net is named by a string, not by {name!r}')
@@ -114,6 +119,12 @@ def list_models(pattern: str = '*', weights: bool = False) -> list[str]:
 
     Returns:
       The names, none if nothing matches. Aliases and the nets of `TINY_ARCHS` are not listed.
+
+    Examples:
+      >>> flaxnets.list_models('res2next*')
+      ['res2next50']
+      >>> flaxnets.list_models('resnest50d', weights=True)
+      ['resnest50d.in1k', 'resnest50d.mm_in1k']
     """
     pattern = pattern.lower()
     archs = sorted(ARCHS, key=_natural)
