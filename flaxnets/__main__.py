@@ -251,6 +251,7 @@ def _predict(options: argparse.Namespace) -> int:
     from .images.listing import find_images
     from .inference.prediction import Classifier
     from .inference.tables import check_table, open_table
+    from .store.compiled import keep_compiled
     from .zoo.classes import PRESUMED, read_classes
 
     _check_counts(options, 'topk', 'batch')
@@ -258,6 +259,7 @@ def _predict(options: argparse.Namespace) -> int:
         check_table(options.out)
     files = find_images(options.images)
     classes = read_classes(options.classes) if options.classes else None
+    keep_compiled(on_cpus=True)
     classify = Classifier(options.model, arch=options.arch, classes=classes)
     named_by = {'named_by': classify.named_by}
     _print_approximations(classify.preprocess)
@@ -300,6 +302,7 @@ def _embed(options: argparse.Namespace) -> int:
     from .images.listing import find_images
     from .inference.features import Embedder, check_features, save_features
     from .inference.pictures import check_picture
+    from .store.compiled import keep_compiled
 
     names = options.names or f'{Path(options.out).with_suffix(".txt")}'
     _check_counts(options, 'batch', *(['neighbours'] if options.neighbours else []))
@@ -310,6 +313,7 @@ def _embed(options: argparse.Namespace) -> int:
     if options.neighbours:
         check_picture(picture)
     files, queries = find_images(options.images), find_images(options.query) if options.query else ()
+    keep_compiled(on_cpus=True)
     embed = Embedder(options.model, arch=options.arch)
     _print_approximations(embed.transform.preprocess)
     counted = _Counted(len(files), options.quiet)
@@ -341,8 +345,10 @@ def _embed(options: argparse.Namespace) -> int:
 def _explain(options: argparse.Namespace) -> int:
     from .images.listing import find_images
     from .inference.map_pictures import explain
+    from .store.compiled import keep_compiled
 
     files = find_images(options.images)
+    keep_compiled(on_cpus=True)
     found = explain(files, options.model, options.out, options.method, options.stage, options.wanted)
     if options.json:
         print(json.dumps(found, indent=1))

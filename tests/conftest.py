@@ -9,6 +9,7 @@ from importlib import metadata
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
 os.environ.setdefault('JAX_DEFAULT_MATMUL_PRECISION', 'highest')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', '')  # no command keeps anything in the user's home
 os.environ.setdefault('JAX_NUM_CPU_DEVICES', '4')  # so that pmap has something to map over
 # Compiling is what takes the time here: without LLVM's optimisation it takes a fifth. What XLA does by
 # default is tried in `test_modes.py`, and by `XLA_FLAGS= make test` everywhere.

@@ -93,3 +93,7 @@ def light(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 def small(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
     return np.array(image.resize((4, 4)))
+
+
+def big(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    return np.zeros((224, 224, 3), np.uint8)

@@ -25,5 +25,20 @@ def test_compiled_programs_lie_with_all_else_that_is_kept(
     changed: dict[str, Any] = {}
     monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
     monkeypatch.setattr(jax.config, 'update', lambda name, new: changed.update({name: new}))
-    command._connect(argparse.Namespace(coordinator=None, processes=None, process=None, distributed=False))
-    assert changed == {'jax_compilation_cache_dir': str(tmp_path / folder / 'compiled')}
+    options = argparse.Namespace(coordinator=None, processes=None, process=None, distributed=False)
+    compiled = tmp_path / folder / 'compiled'
+    command._connect(options, training=True)
+    assert changed.pop('jax_compilation_cache_dir') == str(compiled)
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+    command._connect(options, training=True)
+    assert not changed
+    command._connect(options, training=False)  # for this kind of processor alone
+    own = Path(changed.pop('jax_compilation_cache_dir'))
+    assert own.parent == compiled and own.name.startswith('cpu-')
+    monkeypatch.setattr('flaxnets.store.compiled._processor', lambda: 'other')
+    command._connect(options, training=False)
+    assert Path(changed.pop('jax_compilation_cache_dir')) == compiled / 'cpu-other'
+    for value in ('', '/elsewhere'):  # the user has said where, or not at all
+        monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', value)
+        command._connect(options, training=False)
+    assert not changed

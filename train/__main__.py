@@ -104,7 +104,7 @@ def _train(arguments: Sequence[str], prog: str) -> int:
     validate(settings)
     if not options.workdir:
         raise FlaxnetsError('--workdir is missing: the folder for checkpoints, logs and the trained weights')
-    _connect(options)
+    _connect(options, training=True)
     from .loop import train
 
     outcome = train(settings, options.workdir, quiet=options.quiet, profile=_window(options.profile))
@@ -150,11 +150,11 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
     add('--process', type=int, metavar='I', help='which one this is, from 0')
 
 
-def _connect(options: argparse.Namespace) -> None:
+def _connect(options: argparse.Namespace, *, training: bool) -> None:
     """Makes this process one of many, if it is to be, and lets compiled programs be kept."""
     import jax
 
-    from flaxnets.store.home import home
+    from flaxnets.store.compiled import keep_compiled
 
     explicit = (options.coordinator, options.processes, options.process)
     if any(value is not None for value in explicit):
@@ -163,9 +163,7 @@ def _connect(options: argparse.Namespace) -> None:
         jax.distributed.initialize(*explicit)
     elif options.distributed:
         jax.distributed.initialize()
-    # Not on CPUs: programs compile in seconds there, and writing large ones has crashed XLA.
-    if jax.default_backend() != 'cpu' and not os.environ.get('JAX_COMPILATION_CACHE_DIR'):
-        jax.config.update('jax_compilation_cache_dir', str(home() / 'compiled'))
+    keep_compiled(on_cpus=not training)
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
@@ -251,7 +249,7 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     add('--quiet', action='store_true', help='no progress bar')
     _add_hosts(parser)
     options = parser.parse_args(arguments)
-    _connect(options)
+    _connect(options, training=False)
     from .evaluation.report import run
 
     try:
@@ -283,8 +281,11 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     add('--json', action='store_true', help='print JSON')
     add('--quiet', action='store_true', help='no progress bar')
     options = parser.parse_args(arguments)
+    from flaxnets.store.compiled import keep_compiled
+
     from .evaluation.probes import run
 
+    keep_compiled(on_cpus=True)
     found = run(options)
     print(json.dumps(dataclasses.asdict(found), indent=1) if options.json else found.text())
     return 0

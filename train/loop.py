@@ -499,6 +499,7 @@ class _Run:
                 host=jax.process_index(),
                 hosts=jax.process_count(),
                 **workers_for(job.settings.feed, job.settings.workers, len(job.training)),
+                scaled=job.settings.decoding == 'scaled' and not job.settings.policy,
                 max_bad=job.settings.max_bad_images,
                 bad=self.bad_images.before // jax.process_count(),
             )

@@ -12,6 +12,7 @@ from typing import Any
 
 from flaxnets.images.preprocess import Preprocess
 
+from .data.planes import PILLOWS
 from .settings import OPEN, Settings, complete
 from .step.schedule import ema_decay
 
@@ -20,6 +21,11 @@ _NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (
     ('crop_area crop_ratio', lambda s: s.crop in ('random_resized', 'resnest'), 'a crop that is random'),
     ('crop_padding', lambda s: s.crop == 'pad', "crop='pad'"),
     ('policy_ops policy_magnitude', lambda s: 'randaugment' in s.policy, 'a RandAugment as policy'),
+    (
+        'decoding',
+        lambda s: not s.policy and s.in_chans in PILLOWS,
+        'no policy, and files of images',
+    ),
     ('hue lighting', lambda s: s.in_chans != 1, 'colours, which in_chans=1 has not'),
     ('bn_images', lambda s: not s.freeze_bn, 'statistics of batches: freeze_bn=True takes none'),
     ('mix_images mix_off_epochs', lambda s: s.mixup or s.cutmix, 'mixup or cutmix'),

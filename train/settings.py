@@ -129,6 +129,12 @@ class Settings:
     interpolation: str = setting(
         "filter with which training images are resized (Pillow's, antialiased)", 'bilinear', INTERPOLATIONS
     )
+    decoding: str = setting(
+        'exact, or scaled: JPEG files of training are decoded at a half, a quarter or an eighth of their '
+        'size where the crop is resized to that or less; pixels of photographs differ by half a level of 255',
+        'exact',
+        ('exact', 'scaled'),
+    )
     flip: float = setting('probability that an image is mirrored', 0.5, SHARE)
     policy: str = setting(
         "automatic augmentation before the crop; '' is none: resnest_autoaugment (25 sub-policies as the "

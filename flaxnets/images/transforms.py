@@ -274,6 +274,26 @@ def decode(
     return _decoded(opened, in_chans, name, max_pixels)
 
 
+def header(image: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An image file of which nothing but the header is read yet; `loaded` goes on with it.
+
+    Raises:
+      ImageError: it is no image, or must not be decoded.
+    """
+    opened = _read_header(io.BytesIO(image), name)
+    _check_pixels(opened.size, name, max_pixels)
+    return opened
+
+
+def loaded(opened: Image.Image, in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """What `decode` makes of a file, from its header on.
+
+    Raises:
+      ImageError: it cannot be read, or must not be.
+    """
+    return _decoded(opened, in_chans, name, max_pixels)
+
+
 def is_image(start: bytes) -> bool:
     """Whether a file that begins with these 16 bytes is an image that `decode` opens, damage aside."""
     known = any(beginning.match(start) for beginning, _ in _DECODERS)

@@ -107,6 +107,7 @@ def train_batches(
     hosts: int = 1,
     threads: int = 0,
     processes: int = 0,
+    scaled: bool = False,
     max_bad: float = 0.001,
     bad: int = 0,
 ) -> TrainBatches:
@@ -124,6 +125,8 @@ def train_batches(
       host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
       threads: that decode and augment; 0 takes one for each core.
       processes: that do so in place of threads, if any. Source and transform are pickled for them.
+      scaled: JPEG files are decoded at the scale that a crop needs (`train.data.jpeg`); `transform` then may
+        ask for a part of a picture and its resizing alone.
       max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
       bad: images of this host found bad before `start_step`, for that share.
 
@@ -136,7 +139,7 @@ def train_batches(
     """
     _check(threads, processes)
     share = Share(batch_size, host, hosts)
-    images = TrainImages(source, transform, seed, in_chans, share)
+    images = TrainImages(source, transform, seed, in_chans, share, scaled)
     workers = processes or threads or os.cpu_count() or 1
     tally = _Tally(workers, max_bad, start_step * share.rows, bad)
     batches: Any

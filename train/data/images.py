@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from flaxnets.errors import FlaxnetsError, ImageError
 
+from .jpeg import decoded_late
 from .planes import PILLOWS, decoded
 from .sources import Record, Source
 
@@ -86,7 +87,7 @@ class TrainImages:
     """Position p of a run is image p mod N of epoch p div N, in an order that the seed decides.
 
     Attributes:
-      source, transform, seed, in_chans: as of `train.data.batches.train_batches`.
+      source, transform, seed, in_chans, scaled: as of `train.data.batches.train_batches`.
       share: of each batch.
     """
 
@@ -95,6 +96,7 @@ class TrainImages:
     seed: int
     in_chans: int
     share: Share
+    scaled: bool = False
 
     @cached_property
     def order(self) -> Any:
@@ -115,7 +117,8 @@ class TrainImages:
         raise TooManyBadImagesError(f'{self.source.name}: none of its images can be read')
 
     def _made(self, record: Record, position: int) -> Fields:
-        image = decoded(record.image, self.in_chans, record.name)
+        decode = decoded_late if self.scaled else decoded
+        image = decode(record.image, self.in_chans, record.name)
         # Philox: any position's numbers, without those before it.
         pixels = self.transform(image, np.random.Generator(np.random.Philox(key=[self.seed, position])))
         return {'image': pixels, 'label': np.int32(record.label)}

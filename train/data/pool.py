@@ -36,7 +36,7 @@ from .worker import GRACE, PIECE, Batch, Layout
 
 AHEAD = 2  # batches that are made before they are asked for, at least
 IMAGES_AHEAD = 16  # for each worker, at least
-LARGEST_PIECE = 8  # images that a worker takes at a time
+LARGEST_PIECE = 16  # images that a worker takes at a time
 PIPE_BYTES = 1 << 20
 
 # Imports our packages from where they lie, whatever else is called like them, and serves.
@@ -97,7 +97,7 @@ class Pool(Iterator[Batch]):
         self._layout = Layout.of(images.example(), rows)
         self._rows, self._due, self._asked, self._last = rows, first, first, last
         self._ahead = max(AHEAD, -(-IMAGES_AHEAD * processes // rows))
-        self._piece = max(1, min(LARGEST_PIECE, self._ahead * rows // (4 * processes)))
+        self._piece = max(1, min(LARGEST_PIECE, self._ahead * rows // (2 * processes)))
         self._bad, self._made = bad, made
         self._coming: dict[int, _Coming] = {}
         self._failed: dict[int, tuple[int, Exception]] = {}  # by batch: a row, and its error
