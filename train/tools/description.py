@@ -76,7 +76,8 @@ def fields_as_markdown() -> str:
             lines += ['| field | default | values | at a resume | meaning |', '|---|---|---|---|---|']
         default = f'`{_default(field)}`' if _default(field) else ''
         change = 'yes' if field.may_change else ''
-        lines.append(f'| `{field.name}` | {default} | {field.values_words} | {change} | {field.what} |')
+        what = field.what.replace('*', r'\*')  # else what stands between two is set in italics
+        lines.append(f'| `{field.name}` | {default} | {field.values_words} | {change} | {what} |')
     return '\n'.join(lines)
 
 
