@@ -29,17 +29,19 @@ import sys
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from ..errors import CheckpointError
 from ..words import some
 from .digest import describe_all
 from .remote import StoreError, StorePath, place
+
+if TYPE_CHECKING:  # Orbax takes half a second to import: functions do, once they need it
+    import orbax.checkpoint as ocp
 
 FORMAT = 'flaxnets-arrays'
 FORMAT_VERSION = 1
@@ -97,6 +99,8 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
     Raises:
       CheckpointError: it cannot be written, and why.
     """
+    import orbax.checkpoint as ocp
+
     path = place(directory)
     manifest = {
         'format': FORMAT,
@@ -140,7 +144,11 @@ def is_committed(directory: str | os.PathLike[str]) -> bool:
     path = place(directory)
     if isinstance(path, StorePath):
         return (path / MARKER).is_file()
-    return path.is_dir() and ocp.utils.is_checkpoint_finalized(path)
+    if not path.is_dir():
+        return False
+    import orbax.checkpoint as ocp
+
+    return ocp.utils.is_checkpoint_finalized(path)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
@@ -217,6 +225,8 @@ def read_arrays(
     arrays = {name: np.empty(entry['shape'], np.dtype(entry['dtype'])) for name, entry in entries.items()}
     stored = nested({name: array for name, array in arrays.items() if array.size})
     if stored:
+        import orbax.checkpoint as ocp
+
         kinds = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
         wanted = ocp.args.PyTreeRestore(stored, restore_args=kinds, partial_restore=True)
         parts = ocp.args.Composite(**{inner: wanted})
@@ -299,6 +309,8 @@ class quiet:
 
 def this_process() -> ocp.options.MultiprocessingOptions:
     """This process by itself, whatever the others of the job do."""
+    import orbax.checkpoint as ocp
+
     me = jax.process_index()
     return ocp.options.MultiprocessingOptions(
         primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process_{me}'
@@ -307,6 +319,8 @@ def this_process() -> ocp.options.MultiprocessingOptions:
 
 def _by_orbax(action: Callable[[ocp.Checkpointer], Any], inner: str = 'arrays') -> Any:
     """What `action` returns. Raises: OSError: in one line, whatever Orbax and TensorStore raised."""
+    import orbax.checkpoint as ocp
+
     with quiet():
         try:
             with ocp.Checkpointer(_handler(inner), multiprocessing_options=this_process()) as checkpointer:
@@ -328,6 +342,8 @@ def _is_not_tensorstores(record: logging.LogRecord) -> bool:
 
 
 def _handler(inner: str) -> ocp.CompositeCheckpointHandler:
+    import orbax.checkpoint as ocp
+
     alone = this_process()
     # Uncompressed: weights are noise to a compressor, which takes a third of the time for 8 percent.
     of_arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)

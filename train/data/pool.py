@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import pickle
+import select
 import selectors
 import signal
 import subprocess
@@ -21,7 +22,6 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ import flaxnets
 from flaxnets.errors import FlaxnetsError
 
 from .images import Images
-from .worker import GRACE, PIECE, Batch, Layout
+from .worker import GRACE, PIECE, Batch, Inbox, Layout
 
 AHEAD = 2  # batches that are made before they are asked for, at least
 IMAGES_AHEAD = 16  # for each worker, at least
@@ -232,11 +232,11 @@ class _Workers:
         for descriptor in (read, *theirs):
             os.close(descriptor)
         assert self._process.stdout is not None
-        self._status = Connection(os.dup(self._process.stdout.fileno()), writable=False)
+        self._status = Inbox(os.dup(self._process.stdout.fileno()))
         self._process.stdout.close()
-        self._connections = [Connection(answers, writable=False) for answers, _ in pairs]
-        for connection in (self._status, *self._connections):
-            self._selector.register(connection.fileno(), selectors.EVENT_READ, connection)
+        self._inboxes = [Inbox(answers) for answers, _ in pairs]
+        for inbox in (self._status, *self._inboxes):
+            self._selector.register(inbox.pipe, selectors.EVENT_READ, inbox)
 
     def answers(self) -> Iterator[tuple[Any, ...]]:
         """At least one message of a worker, once there is one.
@@ -245,20 +245,20 @@ class _Workers:
           WorkerError: one of them has ended.
         """
         for key, _ in self._selector.select():
-            connection: Connection = key.data
+            inbox: Inbox = key.data
             try:
-                message = connection.recv()
+                messages = inbox.take()
             except (EOFError, OSError):
                 raise self._lost() from None
-            if connection is self._status:
-                raise self._lost(message)
-            yield message
+            if inbox is self._status:
+                raise self._lost(*messages[:1])
+            yield from messages
 
     def _lost(self, message: tuple[Any, ...] | None = None) -> WorkerError:
         """The error of workers that are no more."""
-        if message is None and self._status.poll(GRACE):
-            with contextlib.suppress(EOFError, OSError):
-                message = self._status.recv()
+        if message is None and select.select([self._status.pipe], [], [], GRACE)[0]:
+            with contextlib.suppress(EOFError, OSError, IndexError):
+                message = self._status.take()[0]
         if message is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE)
@@ -273,8 +273,8 @@ class _Workers:
     def close(self) -> None:
         self._selector.close()
         os.close(self.pieces)
-        for connection in (self._status, *self._connections):
-            connection.close()
+        for inbox in (self._status, *self._inboxes):
+            inbox.close()
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:

@@ -23,7 +23,6 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
@@ -104,7 +103,7 @@ def serve(payload: int, memory: int, pieces: int, answers: Sequence[int]) -> Non
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # ctrl-C and Slurm mean the main process, which ends us
         signal.signal(number, signal.SIG_IGN)
-    status = Connection(os.dup(1), readable=False)
+    status = os.dup(1)
     os.dup2(2, 1)  # what anything prints belongs on the terminal
     sys.modules['jax'] = None  # type: ignore[assignment]  # takes a second and 150 MB, and needs no telling
     try:
@@ -114,7 +113,7 @@ def serve(payload: int, memory: int, pieces: int, answers: Sequence[int]) -> Non
         images.prepare()
         logging.disable(logging.NOTSET)
     except Exception as error:
-        status.send(('unopened', f'{type(error).__name__}: {error}'))
+        send(status, 'unopened', f'{type(error).__name__}: {error}')
         return
     gc.collect()
     gc.freeze()  # else the collector would write to every page that the workers share
@@ -126,7 +125,7 @@ def serve(payload: int, memory: int, pieces: int, answers: Sequence[int]) -> Non
     for place, answer in enumerate(answers):
         pid = os.fork()
         if not pid:
-            _be_worker(images, layout, memory, pieces, answers[place:], (woken, wake, status.fileno()))
+            _be_worker(images, layout, memory, pieces, answers[place:], (woken, wake, status))
         workers[pid] = place
         os.close(answer)
     os.close(pieces)
@@ -148,7 +147,7 @@ def _be_worker(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for descriptor in (*answers[1:], *foreign):
             os.close(descriptor)
-        work(images, layout, memory, pieces, Connection(answers[0], readable=False))
+        work(images, layout, memory, pieces, answers[0])
         code = 0
     except BrokenPipeError:  # the main process is gone
         code = 0
@@ -158,7 +157,7 @@ def _be_worker(
         os._exit(code)
 
 
-def work(images: Images, layout: Layout, memory: int, pieces: int, answers: Connection) -> None:
+def work(images: Images, layout: Layout, memory: int, pieces: int, answers: int) -> None:
     """Makes images until nobody can ask for more."""
     slots: dict[int, Batch] = {}
     while piece := os.read(pieces, PIECE.size):
@@ -168,15 +167,50 @@ def work(images: Images, layout: Layout, memory: int, pieces: int, answers: Conn
         start, row = time.perf_counter(), first
 
         def bad(problem: str, batch: int = batch) -> None:
-            answers.send(('bad', batch, problem))
+            send(answers, 'bad', batch, problem)
 
         try:
             for row in range(first, first + rows):
                 _put(slots[slot], row, images(batch, row, bad))
         except Exception as error:
-            answers.send(('failed', batch, row, _portable(error)))
+            send(answers, 'failed', batch, row, _portable(error))
         else:
-            answers.send(('made', batch, rows, time.perf_counter() - start))
+            send(answers, 'made', batch, rows, time.perf_counter() - start)
+
+
+def send(pipe: int, *message: Any) -> None:
+    """Writes a message; `Inbox` reads it."""
+    data = pickle.dumps(message)
+    data = len(data).to_bytes(4, 'big') + data
+    while data:
+        data = data[os.write(pipe, data) :]
+
+
+class Inbox:
+    """Messages from a pipe, as many as have come with one call of the system."""
+
+    def __init__(self, pipe: int) -> None:
+        self.pipe = pipe
+        self._unread = bytearray()
+
+    def take(self) -> list[tuple[Any, ...]]:
+        """Waits for bytes, and gives the messages that are complete.
+
+        Raises:
+          EOFError: nobody writes any more.
+        """
+        data = os.read(self.pipe, 1 << 16)
+        if not data:
+            raise EOFError
+        self._unread += data
+        messages = []
+        while len(self._unread) >= (end := 4 + int.from_bytes(self._unread[:4], 'big')):
+            messages.append(pickle.loads(self._unread[4:end]))
+            del self._unread[:end]
+        return messages
+
+    def close(self) -> None:
+        os.close(self.pipe)
 
 
 def _put(batch: Batch, row: int, made: Fields) -> None:
@@ -201,7 +235,7 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def _watch(workers: dict[int, int], status: Connection, woken: int) -> None:
+def _watch(workers: dict[int, int], status: int, woken: int) -> None:
     """Tells of workers that end, until the main process wants no more; then all of them end."""
     wanted = True
     while workers and wanted:
@@ -210,7 +244,7 @@ def _watch(workers: dict[int, int], status: Connection, woken: int) -> None:
         if woken in ready:
             os.read(woken, 1 << 12)
         with contextlib.suppress(BrokenPipeError):
-            _bury(workers, lambda place, code: status.send(('ended', place, code)))
+            _bury(workers, lambda place, code: send(status, 'ended', place, code))
     deadline = time.monotonic() + GRACE
     while workers and time.monotonic() < deadline:
         select.select([woken], [], [], 0.05)
