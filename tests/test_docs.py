@@ -315,7 +315,7 @@ def check_command(words: Sequence[str], inline: bool = False) -> None:
             )
         case ['python', ('examples/serve.py' | 'examples/demo.py') as program, *rest]:
             check_arguments(runpy.run_path(str(ROOT / program))['main'], rest, inline, by_argv=program)
-        case ['python', program, *_] if program.startswith('tests/'):
+        case ['python', program, *_] if program.startswith(('tests/', 'docs/')):
             assert (ROOT / program).exists()
         case ['make', *targets]:
             names = [name for name in targets if '=' not in name]
