@@ -24,6 +24,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint  # noqa: F401 - here, and not by the thread that writes the first checkpoint
 from jax.experimental import multihost_utils
 
 from flaxnets.errors import CheckpointError
