@@ -33,6 +33,7 @@ bench: $(DEV)
 	$(RUN) -m benchmarks.nets
 	$(RUN) benchmarks/convert.py
 	$(RUN) benchmarks/feed.py
+	$(RUN) -m benchmarks.startup
 	$(RUN) benchmarks/loop.py
 
 # Five nets beside timm in under ten minutes.
