@@ -21,9 +21,23 @@ os.environ.setdefault(
 )
 
 import jax
+import jaxtyping
 import pytest
 import torch
 import torchvision_ops
+
+# Shapes and types in the annotations of these modules are checked at every call. `train.step.state` is left
+# out: JAX fills its trees with other things than arrays.
+CHECKED = [
+    'flaxnets.images.transforms',
+    'flaxnets.inference.activation_maps',
+    'flaxnets.inference.features',
+    'train.evaluation.metrics',
+    'train.step.mixing',
+    'train.step.pixels',
+    'train.step.step',
+]
+jaxtyping.install_import_hook(CHECKED, 'checked.check')
 
 torchvision_ops.define_missing()
 torch.set_num_threads(2)

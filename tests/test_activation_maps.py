@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -54,7 +55,7 @@ CASES = [
 @pytest.mark.parametrize('shape', [(2, 3, 4, 20), (2, 7, 5, 6)])
 def test_the_first_component_by_the_smaller_of_two_products(shape: tuple[int, ...]) -> None:
     maps = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = np.asarray(METHODS['eigencam'](maps, maps))
+    found = np.asarray(METHODS['eigencam'](jnp.asarray(maps), jnp.asarray(maps)))
     rows = maps.reshape(shape[0], -1, shape[-1]).astype(np.float64)
     for image, map_ in zip(rows, found, strict=True):
         first = np.linalg.svd(image - image.mean(0))[0][:, 0]

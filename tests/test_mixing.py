@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -21,9 +24,13 @@ def keys(count: int) -> jax.Array:
     return jax.random.split(jax.random.key(0), count)
 
 
+def mixed_in(images: np.ndarray, targets: np.ndarray, *others: Any, **options: Any) -> Any:
+    return mix(jnp.asarray(images), jnp.asarray(targets), *others, **options)
+
+
 def test_mixup_mixes_each_group_with_itself_reversed() -> None:
     images, targets = batch(8)
-    mixed, both = mix(images, targets, keys(2), mixup=0.2, cutmix=0)
+    mixed, both = mixed_in(images, targets, keys(2), mixup=0.2, cutmix=0)
     shares = []
     for group in (slice(0, 4), slice(4, 8)):
         share = float(both[group][0, group.start])  # what image 0 of the group keeps of its own class
@@ -36,7 +43,7 @@ def test_mixup_mixes_each_group_with_itself_reversed() -> None:
 
 def test_the_ratio_is_betas_and_not_folded() -> None:
     images, targets = batch(8000, 1)
-    _, both = mix(images, targets, keys(4000), mixup=0.2, cutmix=0)
+    _, both = mixed_in(images, targets, keys(4000), mixup=0.2, cutmix=0)
     shares = np.asarray(both)[::2][np.arange(4000), np.arange(4000) * 2 % CLASSES]
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     assert shares.var() == pytest.approx(0.25 / 1.4, rel=0.03)  # 1 / (4 (2 alpha + 1))
@@ -44,7 +51,7 @@ def test_the_ratio_is_betas_and_not_folded() -> None:
 
 def test_cutmix_pastes_a_box_and_weighs_the_classes_by_its_area() -> None:
     images, targets = batch(400)
-    mixed, both = (np.asarray(x) for x in mix(images, targets, keys(200), mixup=0, cutmix=1.0))
+    mixed, both = (np.asarray(x) for x in mixed_in(images, targets, keys(200), mixup=0, cutmix=1.0))
     own = (mixed == images).all(-1)
     partner = (mixed == images.reshape(200, 2, 16, 16, 3)[:, ::-1].reshape(images.shape)).all(-1)
     assert (own ^ partner).all()
@@ -62,7 +69,7 @@ def test_cutmix_pastes_a_box_and_weighs_the_classes_by_its_area() -> None:
 
 def test_with_both_a_group_takes_either() -> None:
     images, targets = batch(400)
-    mixed, _ = mix(images, targets, keys(200), mixup=1.0, cutmix=1.0)
+    mixed, _ = mixed_in(images, targets, keys(200), mixup=1.0, cutmix=1.0)
     pasted = (np.asarray(mixed) == images).all(-1).any((1, 2))
     assert 0.3 < pasted.mean() < 0.65  # a CutMix keeps some pixels as they were, a mixup none
 
@@ -70,6 +77,6 @@ def test_with_both_a_group_takes_either() -> None:
 @pytest.mark.parametrize('on', [False, np.bool_(False)])
 def test_off_leaves_all_as_it_is(on: bool) -> None:
     images, targets = batch(8)
-    mixed, both = jax.jit(lambda on: mix(images, targets, keys(2), mixup=0.2, cutmix=1.0, on=on))(on)
+    mixed, both = jax.jit(lambda on: mixed_in(images, targets, keys(2), mixup=0.2, cutmix=1.0, on=on))(on)
     np.testing.assert_array_equal(mixed, images)
     np.testing.assert_array_equal(both, targets)

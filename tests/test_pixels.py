@@ -47,7 +47,7 @@ def test_any_number_of_channels() -> None:
 
 
 def test_the_order_of_channels_changes_nothing_else() -> None:
-    pixels = images(6)
+    pixels = jnp.asarray(images(6))
     rgb = dataclasses.replace(OTHERS, mean=OTHERS.mean[::-1], std=OTHERS.std[::-1], channel_order='rgb')
     options = {'flip': 0.5, 'lighting': 0.1}
     other = np.asarray(augment(pixels, keys(6), OTHERS, **options))
@@ -68,8 +68,8 @@ def test_floats_are_taken_as_they_are() -> None:
 
 def test_flips_the_share_that_it_is_told() -> None:
     pixels = images(2000, 4)
-    flipped = np.asarray(augment(pixels, keys(2000), Preprocess(), flip=0.3))
-    straight = np.asarray(normalise(pixels, Preprocess()))
+    flipped = np.asarray(augment(jnp.asarray(pixels), keys(2000), Preprocess(), flip=0.3))
+    straight = np.asarray(normalise(jnp.asarray(pixels), Preprocess()))
     mirrored = np.isclose(flipped, straight[:, :, ::-1], atol=1e-5).all((1, 2, 3))
     assert (np.isclose(flipped, straight, atol=1e-5).all((1, 2, 3)) ^ mirrored).all()
     assert mirrored.mean() == pytest.approx(0.3, abs=0.03)
@@ -78,8 +78,8 @@ def test_flips_the_share_that_it_is_told() -> None:
 def test_lighting_moves_an_image_along_the_components_of_colour() -> None:
     pixels = images(4000, 4)
     shift = (
-        np.asarray(augment(pixels, keys(4000), Preprocess(), lighting=0.1))
-        - np.asarray(normalise(pixels, Preprocess()))
+        np.asarray(augment(jnp.asarray(pixels), keys(4000), Preprocess(), lighting=0.1))
+        - np.asarray(normalise(jnp.asarray(pixels), Preprocess()))
     ) * STD
     assert np.ptp(shift, axis=(1, 2)).max() < 1e-5  # one colour for all pixels of an image
     colours = shift.mean((1, 2))
@@ -92,8 +92,8 @@ def test_lighting_moves_an_image_along_the_components_of_colour() -> None:
 def test_erases_rectangles_of_the_published_sizes() -> None:
     count, size = 1000, 32
     pixels = images(count, size)
-    before = np.asarray(normalise(pixels, Preprocess()))
-    after = np.asarray(augment(pixels, keys(count), Preprocess(), erasing=0.25))
+    before = np.asarray(normalise(jnp.asarray(pixels), Preprocess()))
+    after = np.asarray(augment(jnp.asarray(pixels), keys(count), Preprocess(), erasing=0.25))
     changed = ~np.isclose(before, after, atol=1e-5).all(-1)
     areas, heights, widths = [], [], []
     for mask in changed[changed.any((1, 2))]:
@@ -112,7 +112,7 @@ def test_erases_rectangles_of_the_published_sizes() -> None:
 
 
 def test_an_image_fares_the_same_in_any_batch() -> None:
-    pixels, own = images(6), keys(6)
+    pixels, own = jnp.asarray(images(6)), keys(6)
     options = dict(flip=0.5, lighting=0.1, erasing=0.5)
     together = augment(pixels, own, Preprocess(), **options)
     apart = [augment(pixels[i : i + 2], own[i : i + 2], Preprocess(), **options) for i in (0, 2, 4)]

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float32, UInt8
 from PIL import Image, ImageFile, ImageOps
 from PIL.AvifImagePlugin import AvifImageFile
 from PIL.BmpImagePlugin import BmpImageFile
@@ -93,12 +94,11 @@ class Transform:
         if self.max_pixels < 1:
             raise FlaxnetsError(f'max_pixels={self.max_pixels!r} must be at least 1')
 
-    def __call__(self, image: ImageLike) -> npt.NDArray[np.float32]:
+    def __call__(self, image: ImageLike) -> Float32[np.ndarray, 'height width {self.in_chans}']:
         """The net's input for one image.
 
         Returns:
-          float32 `[height, width, in_chans]`: colours (or grey) in the net's order, scaled to 0..1, less the
-          mean, over std.
+          Colours (or grey) in the net's order, scaled to 0..1, less the mean, over std.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -111,11 +111,8 @@ class Transform:
         normalised: npt.NDArray[np.float32] = (unit - mean) / std
         return normalised
 
-    def batch(self, images: Iterable[ImageLike]) -> npt.NDArray[np.float32]:
+    def batch(self, images: Iterable[ImageLike]) -> Float32[np.ndarray, 'n height width {self.in_chans}']:
         """The net's input for several images, in order.
-
-        Returns:
-          float32 `[N, height, width, in_chans]`.
 
         Raises:
           ImageError: an image cannot be read, or must not be; the message counts images from 0.
@@ -132,11 +129,8 @@ class Transform:
             return np.empty((0, self.preprocess.height, self.preprocess.width, self.in_chans), np.float32)
         return np.stack(rows)
 
-    def pixels(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+    def pixels(self, image: ImageLike) -> UInt8[np.ndarray, 'height width {self.in_chans}']:
         """The resized and cropped bytes, before normalisation: RGB, or grey, whatever order the net takes.
-
-        Returns:
-          uint8 `[height, width, in_chans]`.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -149,11 +143,11 @@ class Transform:
             return self._pixels(image, str(getattr(image, 'filename', '')) or 'the image')
         return self._pixels(_from_array(image), 'the array')
 
-    def five_crops(self, image: ImageLike) -> npt.NDArray[np.uint8]:
+    def five_crops(self, image: ImageLike) -> UInt8[np.ndarray, '5 height width {self.in_chans}']:
         """The four corners and the centre of the resized image: torchvision's `FiveCrop`, in its order.
 
         Returns:
-          uint8 `[5, height, width, in_chans]`: top left, top right, bottom left, bottom right, centre.
+          Top left, top right, bottom left, bottom right, centre.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -191,7 +185,7 @@ class Transform:
         image = image if isinstance(image, Image.Image) else _from_array(image)
         return _decoded(image, self.in_chans, 'the image', self.max_pixels, self.exif)
 
-    def _pixels(self, image: Image.Image, name: str) -> npt.NDArray[np.uint8]:
+    def _pixels(self, image: Image.Image, name: str) -> UInt8[np.ndarray, 'height width {self.in_chans}']:
         image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
         height, width = self.preprocess.height, self.preprocess.width
         return np.array(self._shape(image, name)).reshape(height, width, self.in_chans)

@@ -8,34 +8,38 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 from ..errors import FlaxnetsError
 from ..nets.resnet import ResNet
 
+_Maps = Float[Array, 'n h w c']
+_Map = Float[Array, 'n h w']
+
 EPSILON = 1e-6  # keeps Grad-CAM++'s fraction finite; the value that the package grad-cam has
 
 
-def _grad_cam(maps: Array, grads: Array) -> Array:
+def _grad_cam(maps: _Maps, grads: _Maps) -> _Map:
     return (maps * grads.mean((1, 2), keepdims=True)).sum(-1)
 
 
-def _grad_cam_plus_plus(maps: Array, grads: Array) -> Array:
+def _grad_cam_plus_plus(maps: _Maps, grads: _Maps) -> _Map:
     squares = grads**2
     alpha = squares / (2 * squares + maps.sum((1, 2), keepdims=True) * squares * grads + EPSILON)
     weights = (jnp.maximum(grads, 0) * jnp.where(grads != 0, alpha, 0)).sum((1, 2), keepdims=True)
     return (maps * weights).sum(-1)
 
 
-def _hires_cam(maps: Array, grads: Array) -> Array:
+def _hires_cam(maps: _Maps, grads: _Maps) -> _Map:
     return (maps * grads).sum(-1)
 
 
-def _layer_cam(maps: Array, grads: Array) -> Array:
+def _layer_cam(maps: _Maps, grads: _Maps) -> _Map:
     return (maps * jnp.maximum(grads, 0)).sum(-1)
 
 
-def _eigen_cam(maps: Array, grads: Array) -> Array:
+def _eigen_cam(maps: _Maps, grads: _Maps) -> _Map:
     n, h, w, c = maps.shape
     rows = maps.reshape(n, h * w, c)
     rows = rows - rows.mean(1, keepdims=True)
@@ -53,7 +57,7 @@ def _eigen_cam(maps: Array, grads: Array) -> Array:
     return jnp.where(-low > high, -found, found).reshape(n, h, w)
 
 
-METHODS: dict[str, Callable[[Array, Array], Array]] = {
+METHODS: dict[str, Callable[[_Maps, _Maps], _Map]] = {
     'gradcam': _grad_cam,
     'gradcam++': _grad_cam_plus_plus,
     'hirescam': _hires_cam,
@@ -65,12 +69,12 @@ METHODS: dict[str, Callable[[Array, Array], Array]] = {
 def class_activation_map(
     model: ResNet,
     variables: Any,
-    images: Any,
+    images: Float[np.ndarray, 'n height width c'] | Float[Array, 'n height width c'],
     classes: Sequence[int] | Any | None = None,
     *,
     method: str = 'gradcam',
     stage: int = 4,
-) -> tuple[Array, Array]:
+) -> tuple[Float32[Array, 'n height width'], Int[Array, ' n']]:
     """Maps of the places in images that speak for a class.
 
         maps, classes = class_activation_map(model, variables, transform('cat.jpg')[None])
@@ -78,7 +82,7 @@ def class_activation_map(
     Args:
       model: a net with a classifier.
       variables: its variables.
-      images: [N, H, W, C], prepared as the net expects them.
+      images: prepared as the net expects them.
       classes: for each image the number of an output; None takes the most probable one.
       method: 'gradcam' (Selvaraju et al., arXiv 1610.02391), 'gradcam++' (Chattopadhyay et al., arXiv
         1710.11063), 'hirescam' (Draelos and Carin, arXiv 2011.08891), 'layercam' (Jiang et al., 2021) or
@@ -88,8 +92,8 @@ def class_activation_map(
         shallow ones have finer maps.
 
     Returns:
-      Maps, float32 [N, H, W], each from 0 to 1 and as large as the image (bilinear); all 0 where nothing
-      speaks for the class. And the classes, int [N]. The numbers equal those of the package grad-cam.
+      Maps, each from 0 to 1 and as large as the image (bilinear); all 0 where nothing
+      speaks for the class. And the classes. The numbers equal those of the package grad-cam.
 
     Raises:
       FlaxnetsError: a net without classifier, an unknown method, stage or class; a map of one pixel.
@@ -102,7 +106,7 @@ def class_activation_map(
             f'for images of {images.shape[1]} x {images.shape[2]} the map of stage {stage} has one pixel, '
             'which tells no places apart: choose a stage before it'
         )
-    return _as_images(METHODS[method](maps, grads), images.shape[1:3]), chosen
+    return _as_images(METHODS[method](maps, grads), (images.shape[1], images.shape[2])), chosen
 
 
 def _check(model: ResNet, classes: Any, count: int, method: str, stage: int) -> None:
@@ -126,15 +130,19 @@ def _check(model: ResNet, classes: Any, count: int, method: str, stage: int) -> 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _maps_and_grads(
-    model: ResNet, stage: int, variables: Any, images: Array, asked: Array
-) -> tuple[Array, Array, Array]:
-    """The stage's maps [N, h, w, C], the gradient of each image's class score by them, and the classes.
+    model: ResNet,
+    stage: int,
+    variables: Any,
+    images: Float[Array, 'n height width channels'],
+    asked: Int[Array, ' n'],
+) -> tuple[Float32[Array, 'n h w c'], Float32[Array, 'n h w c'], Int[Array, ' n']]:
+    """The stage's maps, the gradient of each image's class score by them, and the classes.
 
     `asked` has -1 for the most probable class.
     """
     found: Any = model.apply(variables, images, upto=stage, method='forward_maps')
 
-    def scores(maps: Array) -> tuple[Array, Array]:
+    def scores(maps: _Maps) -> tuple[Float[Array, ''], Int[Array, ' n']]:
         logits: Any = model.apply(variables, maps, stage, method='forward_from')
         chosen = jnp.where(asked < 0, logits.argmax(-1), asked)
         return jnp.take_along_axis(logits, chosen[:, None], 1).sum(), chosen
@@ -143,14 +151,14 @@ def _maps_and_grads(
     return found[-1].astype(jnp.float32), grads.astype(jnp.float32), chosen
 
 
-def _as_images(found: Array, size: tuple[int, int]) -> Array:
+def _as_images(found: _Map, size: tuple[int, int]) -> Float[Array, 'n {size[0]} {size[1]}']:
     """The positive part of maps, scaled to 0..1 and resized to the images."""
     positive = _scaled(jnp.maximum(found, 0))
     # Scaled before and after: resizing a coarse map can lower its maximum.
     return _scaled(jax.image.resize(positive, (len(found), *size), 'linear', antialias=False))
 
 
-def _scaled(maps: Array) -> Array:
+def _scaled(maps: _Map) -> _Map:
     """Each map from 0 to 1."""
     maps = maps - maps.min((1, 2), keepdims=True)
     return maps / (1e-7 + maps.max((1, 2), keepdims=True))

@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import jax
 import numpy as np
-import numpy.typing as npt
+from jaxtyping import Array, Float, Float32, Int
 
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
@@ -18,7 +17,6 @@ from ..images.listing import ImageFile
 from ..store.files import check_place, written_whole
 from .batches import BATCH, Result, mapped
 
-Floats = npt.NDArray[np.floating[Any]]
 BLOCK = 1024  # queries that are compared with all features at a time
 
 
@@ -45,13 +43,13 @@ class Embedder:
         """A `Result` for each image, in the order of the files, its value float32 [size]."""
         return mapped(self._features, self._variables, self.transform, files, batch=batch)
 
-    def _features(self, variables: Any, images: jax.Array) -> jax.Array:
+    def _features(self, variables: Any, images: Float[Array, 'n h w c']) -> Float[Array, 'n {self.size}']:
         found: Any = self._net.apply(variables, images, method=pooled)
         return found
 
 
-def pooled(net: Any, images: jax.Array) -> jax.Array:
-    """The pooled features of images [N, H, W, C], [N, num_features]: a method for `net.apply`."""
+def pooled(net: Any, images: Float[Array, 'n h w c']) -> Float[Array, 'n features']:
+    """The pooled features of images: a method for `net.apply`."""
     return net.forward_head(net.forward_features(images), pre_logits=True)
 
 
@@ -127,18 +125,21 @@ def _names(names: Sequence[str], path: str) -> str:
 
 
 def nearest(
-    queries: Floats, features: Floats, k: int, *, leave_out: npt.NDArray[np.integer[Any]] | None = None
-) -> tuple[npt.NDArray[np.int64], Floats]:
+    queries: Float[np.ndarray, 'q d'],
+    features: Float[np.ndarray, 'n d'],
+    k: int,
+    *,
+    leave_out: Int[np.ndarray, ' q'] | None = None,
+) -> tuple[Int[np.ndarray, 'q found'], Float[np.ndarray, 'q found']]:
     """The rows of features with the largest cosine similarity to each query.
 
     Args:
-      queries: [Q, D].
-      features: [N, D].
+      queries, features: one in each row.
       k: how many to give.
-      leave_out: [Q], for each query the row that is the query itself and is left out; -1 where there is none.
+      leave_out: for each query the row that is the query itself and is left out; -1 where there is none.
 
     Returns:
-      Numbers of rows, [Q, k], the nearest first (among equal ones the first row), and their similarities,
+      Numbers of rows, the nearest first (among equal ones the first row), and their similarities,
       -1 to 1. Fewer than k if there are not so many rows.
 
     Raises:
@@ -161,6 +162,6 @@ def nearest(
     return np.concatenate(rows), np.concatenate(values)
 
 
-def _unit(features: Floats) -> Floats:
+def _unit(features: Float[np.ndarray, 'n d']) -> Float32[np.ndarray, 'n d']:
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(norms, np.finfo(np.float32).tiny), np.float32)

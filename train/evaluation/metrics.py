@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Float, Int, Int64
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
@@ -20,8 +21,6 @@ from flaxnets.nets.resnet import ResNet
 from .. import parallel
 from ..step.step import make_eval_step
 
-Ints = npt.NDArray[np.integer[Any]]
-Floats = npt.NDArray[np.floating[Any]]
 BINS = 15  # of confidence, as in Guo et al.
 
 
@@ -32,25 +31,25 @@ class Evaluation:
     Only the outputs that the net is judged among count; they are all outputs unless `Evaluator` is told.
 
     Attributes:
-      labels: [N], true classes.
-      predictions: [N], the class with the largest logit; -1 where a logit is not finite.
-      ranks: [N], how many classes have a larger logit than the true one.
-      losses: [N], cross entropy without label smoothing, in nats.
+      labels: true classes.
+      predictions: the class with the largest logit; -1 where a logit is not finite.
+      ranks: how many classes have a larger logit than the true one.
+      losses: cross entropy without label smoothing, in nats.
       num_classes: how many outputs the net has.
-      confidences: [N], the largest probability, 0 to 1; None if it is not known.
-      top: [N, 5], the outputs with the five largest logits (fewer columns if there are fewer outputs); None
+      confidences: the largest probability, 0 to 1; None if it is not known.
+      top: the outputs with the five largest logits (fewer columns if there are fewer outputs); None
         if they are not known.
-      scores: [N, outputs judged among], logarithms of the probabilities; None unless they were asked for.
+      scores: logarithms of the probabilities of the outputs judged among; None unless they were asked for.
     """
 
-    labels: Ints
-    predictions: Ints
-    ranks: Ints
-    losses: Floats
+    labels: Int[np.ndarray, ' n']
+    predictions: Int[np.ndarray, ' n']
+    ranks: Int[np.ndarray, ' n']
+    losses: Float[np.ndarray, ' n']
     num_classes: int
-    confidences: Floats | None = None
-    top: Ints | None = None
-    scores: Floats | None = None
+    confidences: Float[np.ndarray, ' n'] | None = None
+    top: Int[np.ndarray, 'n five'] | None = None
+    scores: Float[np.ndarray, 'n judged'] | None = None
 
     @property
     def images(self) -> int:
@@ -71,7 +70,7 @@ class Evaluation:
         return float(self.losses.astype(np.float64).mean())
 
     @cached_property
-    def confusion(self) -> npt.NDArray[np.int64]:
+    def confusion(self) -> Int64[np.ndarray, '{self.num_classes} {self.num_classes}']:
         """[true class, predicted class]: numbers of images."""
         matrix = np.zeros((self.num_classes, self.num_classes), np.int64)
         there = self.predictions >= 0
@@ -79,18 +78,20 @@ class Evaluation:
         return matrix
 
     @property
-    def per_class(self) -> npt.NDArray[np.float64]:
-        """[num_classes]: top-1 of each class in percent; NaN for a class without images."""
+    def per_class(self) -> Float[np.ndarray, ' {self.num_classes}']:
+        """Top-1 of each class in percent; NaN for a class without images."""
         with np.errstate(invalid='ignore'):
             return 100 * self.confusion.diagonal() / self.class_sizes
 
     @property
-    def class_sizes(self) -> npt.NDArray[np.int64]:
-        """[num_classes]: images of each class."""
+    def class_sizes(self) -> Int64[np.ndarray, ' {self.num_classes}']:
+        """Images of each class."""
         return np.bincount(self.labels, minlength=self.num_classes)
 
     @property
-    def reliability(self) -> tuple[Ints, Floats, Floats]:
+    def reliability(
+        self,
+    ) -> tuple[Int[np.ndarray, ' 15'], Float[np.ndarray, ' 15'], Float[np.ndarray, ' 15']]:
         """For each of 15 equal intervals of confidence: number of images, mean confidence, accuracy.
 
         Guo et al., arXiv 1706.04599, section 2. Confidence and accuracy are from 0 to 1; all three are 0 for

@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax import Array
+from jaxtyping import Array, Bool, Float, Key
 
 
 def mix(
-    images: Array, targets: Array, keys: Array, *, mixup: float, cutmix: float, on: Array | bool = True
-) -> tuple[Array, Array]:
+    images: Float[Array, 'n h w c'],
+    targets: Float[Array, 'n classes'],
+    keys: Key[Array, ' groups'],
+    *,
+    mixup: float,
+    cutmix: float,
+    on: Bool[Array, ''] | bool = True,
+) -> tuple[Float[Array, 'n h w c'], Float[Array, 'n classes']]:
     """Images and targets, each mixed with its partner's.
 
     Args:
-      images: [N, H, W, C].
-      targets: [N, classes], probabilities.
-      keys: a random key for each group, [G]; a group has N / G images.
+      images: normalised.
+      targets: probabilities.
+      keys: a random key for each group; a group has n / groups images.
       mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, a group takes either by chance.
       on: may be traced; False leaves all as it is.
 
@@ -27,7 +33,9 @@ def mix(
       Images and targets of the same shapes.
     """
 
-    def one(images: Array, targets: Array, key: Array) -> tuple[Array, Array]:
+    def one(
+        images: Float[Array, 'm h w c'], targets: Float[Array, 'm classes'], key: Key[Array, '']
+    ) -> tuple[Float[Array, 'm h w c'], Float[Array, 'm classes']]:
         choice, up_key, cut_key, box_key = jax.random.split(key, 4)
         use_cutmix = jax.random.bernoulli(choice) if mixup and cutmix else bool(cutmix)
         share = jnp.ones(())
@@ -51,8 +59,8 @@ def mix(
     return mixed.reshape(images.shape), both.reshape(targets.shape)
 
 
-def _box(key: Array, share: Array, size: tuple[int, int]) -> Array:
-    """[H, W]: 1, but 0 in a box around a random pixel, 1 - share of the area unless the border cuts it."""
+def _box(key: Key[Array, ''], share: Float[Array, ''], size: tuple[int, int]) -> Float[Array, 'h w']:
+    """1, but 0 in a box around a random pixel, 1 - share of the area unless the border cuts it."""
     centres = jax.random.uniform(key, (2,))
     inside = []
     for centre, length in zip(centres, size, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jaxtyping import Array, Bool, Float, Key, UInt8
 
 from flaxnets.images.preprocess import Preprocess
 
@@ -23,15 +23,17 @@ ERASED_AREA = (0.02, 0.4)  # share of the image; Zhong et al., arXiv 1708.04896,
 ERASED_RATIO = 0.3  # height over width in ERASED_RATIO..1 / ERASED_RATIO
 
 
-def normalise(images: Array, preprocess: Preprocess) -> Array:
+def normalise(
+    images: UInt8[Array, 'n h w c'] | Float[Array, 'n h w c'], preprocess: Preprocess
+) -> Float[Array, 'n h w c']:
     """What `flaxnets.transform` does after it has resized and cropped, on the device.
 
     Args:
-      images: uint8 [N, H, W, C], colours as RGB; floating-point images are taken as normalised already.
+      images: bytes, colours as RGB; floating-point images are taken as normalised already.
       preprocess: mean, std and channel order of the net.
 
     Returns:
-      float32 [N, H, W, C], channels in the order of the net.
+      The net's input, channels in its order.
 
     Raises:
       FlaxnetsError: the mean or the std is for another number of channels.
@@ -45,29 +47,29 @@ def normalise(images: Array, preprocess: Preprocess) -> Array:
 
 
 def augment(
-    images: Array,
-    keys: Array,
+    images: UInt8[Array, 'n h w c'],
+    keys: Key[Array, ' n'],
     preprocess: Preprocess,
     *,
     flip: float = 0.0,
     lighting: float = 0.0,
     erasing: float = 0.0,
-) -> Array:
+) -> Float[Array, 'n h w c']:
     """`normalise`, with what training does at random to single images.
 
     Args:
-      images: uint8 [N, H, W, C].
-      keys: a random key for each image, [N].
+      images: bytes, colours as RGB.
+      keys: a random key for each image.
       preprocess: mean, std and channel order of the net.
       flip: probability of a mirrored image.
       lighting: standard deviation of the noise along the principal components of colour; none for grey.
       erasing: probability that a rectangle becomes normal noise.
 
     Returns:
-      float32 [N, H, W, C].
+      The net's input.
     """
 
-    def one(image: Array, key: Array) -> Array:
+    def one(image: UInt8[Array, 'h w c'], key: Key[Array, '']) -> Float[Array, 'h w c']:
         flip_key, light_key, erase_key = jax.random.split(key, 3)
         if flip:
             image = jnp.where(jax.random.bernoulli(flip_key, flip), image[:, ::-1], image)
@@ -82,8 +84,8 @@ def augment(
     return jax.vmap(one)(images, keys)
 
 
-def _erase(image: Array, key: Array, probability: float) -> Array:
-    """`image` [H, W, C], perhaps with normal noise in a rectangle that lies inside it."""
+def _erase(image: Float[Array, 'h w c'], key: Key[Array, ''], probability: float) -> Float[Array, 'h w c']:
+    """The image, perhaps with normal noise in a rectangle that lies inside it."""
     height, width, _ = image.shape
     whether, area_key, ratio_key, top_key, left_key, noise_key = jax.random.split(key, 6)
     area = height * width * jax.random.uniform(area_key, minval=ERASED_AREA[0], maxval=ERASED_AREA[1])
@@ -96,8 +98,8 @@ def _erase(image: Array, key: Array, probability: float) -> Array:
     return jnp.where(erased[..., None], jax.random.normal(noise_key, image.shape), image)
 
 
-def _between(key: Array, length: Array, size: int) -> Array:
-    """bool [size]: True in an interval of `length` that lies somewhere in it."""
+def _between(key: Key[Array, ''], length: Float[Array, ''], size: int) -> Bool[Array, ' {size}']:
+    """True in an interval of `length` that lies somewhere in it."""
     start = jnp.floor(jax.random.uniform(key) * (size - length + 1))
     position = jnp.arange(size, dtype=length.dtype)
     return (position >= start) & (position < start + length)

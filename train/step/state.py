@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax import Array
+from jaxtyping import Array, Float, Int32, Key
 
 from flaxnets.nets.resnet import ResNet
 
@@ -27,19 +27,19 @@ class TrainState:
     """All that a step changes; no array has a device axis.
 
     Attributes:
-      step: updates done so far, int32.
+      step: updates done so far.
       params, batch_stats: the net's variables.
       opt_state: the optimizer's.
       ema: averages of params and batch_stats, {'params': ..., 'batch_stats': ...}; empty if none are kept.
-      skipped: steps that changed nothing because a number was not finite, int32.
+      skipped: steps that changed nothing because a number was not finite.
     """
 
-    step: Array
+    step: Int32[Array, '']
     params: Any
     batch_stats: Any
     opt_state: optax.OptState
     ema: Any
-    skipped: Array
+    skipped: Int32[Array, '']
 
     @property
     def variables(self) -> Variables:
@@ -69,7 +69,7 @@ def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> V
     all biases are 0, as Gluon's.
     """
 
-    def init(key: Array) -> Any:
+    def init(key: Key[Array, '']) -> Any:
         variables = model.init(key, jnp.zeros((1, 64, 64, model.in_chans)))
         if conv_init == 'fan_out':
             return variables
@@ -81,7 +81,9 @@ def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> V
     return jax.jit(init)(jax.random.key(seed))
 
 
-def _drawn(path: Any, leaf: Array, key: Array, conv_init: str) -> Array:
+def _drawn(
+    path: Any, leaf: Float[Array, '*shape'], key: Key[Array, ''], conv_init: str
+) -> Float[Array, '*shape']:
     if path[-1].key == 'kernel':
         return _VARIANCES[conv_init](key, leaf.shape, leaf.dtype)
     return jnp.zeros_like(leaf) if path[-1].key == 'bias' else leaf

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import Array, lax
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Key, Num
 
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.resnet import ResNet
@@ -113,8 +114,10 @@ class _Task:
     axis_name: str | None
     platform: str
 
-    def prepare(self, batch: Batch, step: Array) -> tuple[Array, Array]:
-        """Augmented images, [N, H, W, C], and their targets, [N, classes]."""
+    def prepare(
+        self, batch: Batch, step: Int[Array, '']
+    ) -> tuple[Float[Array, 'n h w c'], Float[Array, 'n classes']]:
+        """Augmented images and their targets."""
         s, images, labels = self.settings, batch['image'], batch['label']
         exact = jnp.promote_types(self.model.dtype, jnp.float32)
         targets = optax.smooth_labels(
@@ -134,7 +137,9 @@ class _Task:
             images, targets = mix(images, targets, keys, mixup=s.mixup, cutmix=s.cutmix, on=on)
         return images, targets
 
-    def gradient(self, state: TrainState, images: Array, targets: Array) -> tuple[Array, Array, Any, Any]:
+    def gradient(
+        self, state: TrainState, images: Float[Array, 'n h w c'], targets: Float[Array, 'n classes']
+    ) -> tuple[Float[Array, ''], Float[Array, 'n classes'], Any, Any]:
         """Mean loss of the device's images, their logits, new statistics, gradient of the mean loss."""
         parts = self.settings.accumulation
         key = jax.random.fold_in(self._keys(state.step)[2], self._device())
@@ -151,7 +156,7 @@ class _Task:
             (loss, (logits, stats)), grads = value_and_grad(state.params, stats, *this, rate)
             return (stats, jax.tree.map(jnp.add, total, (loss, grads))), logits
 
-        def split(x: Array) -> Array:
+        def split(x: Float[Array, 'n ...']) -> Float[Array, 'parts part ...']:
             return x.reshape(parts, -1, *x.shape[1:])
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros((), targets.dtype), state.params))
@@ -167,8 +172,14 @@ class _Task:
         return loss, logits.reshape(-1, logits.shape[-1]), stats, grads
 
     def _loss(
-        self, params: Any, stats: Any, images: Array, targets: Array, key: Array, rate: Array
-    ) -> tuple[Array, tuple[Array, Any]]:
+        self,
+        params: Any,
+        stats: Any,
+        images: Float[Array, 'n h w c'],
+        targets: Float[Array, 'n classes'],
+        key: Key[Array, ''],
+        rate: Float[Array, ''],
+    ) -> tuple[Float[Array, ''], tuple[Float[Array, 'n classes'], Any]]:
         model = self.model.clone(drop_block_rate=rate) if self.settings.drop_block_rate else self.model
         logits, changed = model.apply(
             {'params': params, 'batch_stats': stats},
@@ -180,7 +191,14 @@ class _Task:
         logits = logits.astype(targets.dtype)
         return optax.softmax_cross_entropy(logits, targets).mean(), (logits, changed['batch_stats'])
 
-    def metrics(self, loss: Array, logits: Array, targets: Array, finite: Array, norm: Array) -> Metrics:
+    def metrics(
+        self,
+        loss: Float[Array, ''],
+        logits: Float[Array, 'n classes'],
+        targets: Float[Array, 'n classes'],
+        finite: Bool[Array, ''],
+        norm: Float[Array, ''],
+    ) -> Metrics:
         """Sums over the images of all devices; a step that is not finite counts nothing."""
         correct = (logits.argmax(-1) == targets.argmax(-1)).sum(dtype=jnp.int32)
         count = jnp.asarray(logits.shape[0], jnp.int32)
@@ -193,11 +211,11 @@ class _Task:
             'grad_norm': (jnp.where(finite, norm, 0), steps),
         }
 
-    def _device(self) -> Array | int:
+    def _device(self) -> Int[Array, ''] | int:
         return lax.axis_index(self.axis_name) if self.axis_name else 0
 
-    def _keys(self, step: Array) -> Array:
-        """Of the images, of the mixing groups and of the net, [3]; the same on all devices."""
+    def _keys(self, step: Int[Array, '']) -> Key[Array, 3]:
+        """Of the images, of the mixing groups and of the net; the same on all devices."""
         return jax.random.split(jax.random.fold_in(jax.random.key(self.settings.seed), step), 3)
 
 
@@ -235,7 +253,7 @@ def make_eval_step(
 
     chosen = None if among is None else np.array(sorted(among))
 
-    def seen(variables: Any, images: Array) -> Array:
+    def seen(variables: Any, images: Num[Array, 'n *views h w c']) -> Float[Array, 'n outputs']:
         """The logits of images, or the logarithms of the average probabilities of their views."""
         views = images.reshape(-1, *images.shape[-3:])
         views = jnp.concatenate([views, views[:, :, ::-1]]) if flip else views
