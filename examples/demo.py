@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import flaxnets
-from convert.formats.pth import read_state_dict
+from convert.formats.pth import read_pth
 from train.data.sources import open_source
 from train.evaluation.pictures import image_grid
 
@@ -68,7 +68,7 @@ def command(*words: str) -> None:
 
 
 def compare(first: Path, second: Path) -> None:
-    a, b = read_state_dict(first), read_state_dict(second)
+    a, b = read_pth(first), read_pth(second)
     assert list(a) == list(b)
     assert all(np.array_equal(a[name], b[name]) for name in a)
     print(f'{first.name} and {second.name}: {len(a)} tensors, the same names in the same order, bit for bit')

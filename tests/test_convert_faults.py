@@ -17,7 +17,7 @@ from nets import numpy_state, random_variables, randomise, timm_net
 
 from convert.__main__ import main
 from convert.conversion import open_checkpoint
-from convert.formats.pth import read_state_dict
+from convert.formats.pth import read_pth
 from convert.formats.pth_write import write_pth
 from convert.names.tree import to_state
 from flaxnets import zoo
@@ -69,7 +69,7 @@ def hidden(folder: Path) -> list[str]:
 @pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
 def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path, target: str) -> None:
     out, rng = tmp_path / target, np.random.default_rng(0)
-    expected = read_state_dict(file)
+    expected = read_pth(file)
     outcomes = []
     for _ in range(20 if FULL else 3):
         process = start(file, '--out', out, '--force')
@@ -203,7 +203,7 @@ def test_a_source_may_be_replaced_by_itself(file: Path, tmp_path: Path, kind: st
     assert main([str(file), '--out', str(source)]) == 0
     assert main([str(source), '--out', str(source)]) == 1
     assert main([str(source), '--out', str(source), '--force']) == 0
-    expected, found = read_state_dict(file), open_checkpoint(source).state
+    expected, found = read_pth(file), open_checkpoint(source).state
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from convert.formats.pth import read_state_dict
+from convert.formats.pth import read_pth
 from convert.formats.pth_write import write_pth
 from flaxnets.errors import FlaxnetsError
 
@@ -54,7 +54,7 @@ def test_torch_loads_the_same_bits(tmp_path: Path, mmap: bool) -> None:
 def test_our_reader_reads_the_same_bits(tmp_path: Path) -> None:
     tensors = tensors_of_every_kind()
     write_pth(tmp_path / 'a.pth', tensors)
-    got = read_state_dict(tmp_path / 'a.pth')
+    got = read_pth(tmp_path / 'a.pth')
     assert list(got) == list(tensors)
     for name, array in got.items():
         assert array.dtype == tensors[name].dtype and array.shape == tensors[name].shape
@@ -98,9 +98,7 @@ def test_numbers_are_aligned_stored_and_whole(
             start = entry.header_offset + 30 + int(lengths.sum())
             assert start % 64 == 0
             assert data[start : start + array.nbytes] == array.tobytes()
-    assert (
-        list(torch.load(path, weights_only=True, mmap=True)) == list(read_state_dict(path)) == list(tensors)
-    )
+    assert list(torch.load(path, weights_only=True, mmap=True)) == list(read_pth(path)) == list(tensors)
 
 
 def test_any_layout_and_byte_order(tmp_path: Path) -> None:

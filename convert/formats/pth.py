@@ -23,7 +23,6 @@ import numpy as np
 
 from flaxnets.errors import CheckpointError, shown
 from flaxnets.store.files import lookalike, map_file
-from flaxnets.words import some
 
 from .modules import MOST, is_module, module_state
 from .pickles import Machine, Placeholder
@@ -83,37 +82,6 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
     if data[:1] == b'\x80':
         return _read_legacy(data, where)
     raise CheckpointError(f'{where}: {_lookalike(data)}')
-
-
-def read_state_dict(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors of a file that holds a state dict, bare or under the key 'state_dict'.
-
-    Args:
-      path: as for `read_pth`.
-
-    Returns:
-      Parameter name -> array, in the file's order.
-
-    Raises:
-      CheckpointError: as for `read_pth`, or the file holds something else than named tensors.
-    """
-    where = os.fsdecode(path)
-    saved = read_pth(path)
-    if isinstance(saved, dict) and isinstance(saved.get('state_dict'), dict):
-        saved = saved['state_dict']
-    if not isinstance(saved, dict):
-        raise CheckpointError(f'{where}: holds a {type(saved).__name__}, not a state dict (name -> tensor)')
-    wrong = [
-        f'{shown(key)} ({type(value).__name__})'
-        for key, value in saved.items()
-        if not isinstance(key, str) or not isinstance(value, np.ndarray)
-    ]
-    if wrong:
-        raise CheckpointError(
-            f'{where}: not a state dict (name -> tensor), which may be bare or under the key '
-            f"'state_dict': it holds {some(wrong)}"
-        )
-    return saved
 
 
 def _lookalike(data: mmap.mmap) -> str:
