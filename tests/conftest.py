@@ -29,7 +29,6 @@ import torchvision_ops
 # Shapes and types in the annotations of these modules are checked at every call. `train.step.state` is left
 # out: JAX fills its trees with other things than arrays.
 CHECKED = [
-    'flaxnets.images.transforms',
     'flaxnets.inference.activation_maps',
     'flaxnets.inference.features',
     'train.evaluation.metrics',

@@ -8,12 +8,11 @@ import itertools
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import skimage.data
@@ -169,15 +168,6 @@ def test_batch() -> None:
     assert make.batch([]).shape == (0, 8, 8, 3)
 
 
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Types in annotations are not checked: what users give in their place is told by our own errors."""
-    jaxtyping.config.update('jaxtyping_disable', True)
-    yield
-    jaxtyping.config.update('jaxtyping_disable', False)
-
-
-@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize('images', ['a.jpg', Path('a.jpg'), Image.new('RGB', (8, 8)), RGB])
 def test_batch_of_one_image_is_refused(images: Any) -> None:
     with pytest.raises(ImageError, match='a batch is a list'):
@@ -217,7 +207,6 @@ def test_arrays(array: np.ndarray, expected: np.ndarray) -> None:
     np.testing.assert_array_equal(IDENTITY.pixels(array), expected)
 
 
-@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize(
     ('image', 'message'),
     [
