@@ -16,7 +16,8 @@ from unittest import mock
 import jax.numpy as jnp
 from jax import Array, lax
 
-from flaxnets.nets.convolution import conv2d, max_pool_3x3
+from flaxnets.nets.convolution import conv2d
+from flaxnets.nets.pooling import max_pool_3x3
 
 Conv2d = Callable[..., Array]
 

@@ -65,7 +65,7 @@ def compare(shape: tuple[int, ...], options: argparse.Namespace) -> dict[str, st
 
 
 def compare_pools(shape: tuple[int, ...], options: argparse.Namespace) -> dict[str, str]:
-    from flaxnets.nets.layers import avg_pool_3x3
+    from flaxnets.nets.pooling import avg_pool_3x3
 
     side, channels, _, _, images = shape
     x = np.random.default_rng(0).normal(size=(images, side, side, channels)).astype(np.float32)

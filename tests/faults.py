@@ -121,14 +121,14 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault(
         'average pool of the shortcut counts its padding',
-        'flaxnets/nets/layers.py',
-        ' / _window_sum(ones, size, size, padding)',
-        ' / 4',
+        'flaxnets/nets/pooling.py',
+        '(x) / counts',
+        '(x) / 4',
         'tests/test_parity.py -k "odd_sizes and resnextd"',
     ),
     Fault(
         'global pool avgmax',
-        'flaxnets/nets/layers.py',
+        'flaxnets/nets/pooling.py',
         'return 0.5 * (average + maximum)',
         'return average + maximum',
         'tests/test_parity.py -k global_pools',

@@ -14,7 +14,8 @@ import torch
 from jax import export, lax
 
 from flaxnets.nets import convolution
-from flaxnets.nets.convolution import conv2d, max_pool_3x3
+from flaxnets.nets.convolution import conv2d
+from flaxnets.nets.pooling import max_pool_3x3
 
 # height, width, input channels per group, output channels per group, groups, kernel, stride, dilation
 SHAPES = [

@@ -21,7 +21,8 @@ from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import Block, SplitAttention
-from flaxnets.nets.layers import BatchNorm, Conv, DropBlock, DropPath, Span, avg_pool_3x3, avg_pool_shortcut
+from flaxnets.nets.layers import BatchNorm, Conv, DropBlock, DropPath, Span
+from flaxnets.nets.pooling import avg_pool_3x3, avg_pool_shortcut
 from flaxnets.nets.resnet import FeatureInfo, abstract_variables, build, count_macs, count_parameters
 
 # name: (input size, parameters, multiply-accumulates of convolutions and classifier, state dict keys

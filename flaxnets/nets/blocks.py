@@ -22,10 +22,9 @@ from .layers import (
     DropPath,
     MakeConv,
     MakeNorm,
-    avg_pool_3x3,
-    avg_pool_shortcut,
     relu,
 )
+from .pooling import avg_pool_3x3, avg_pool_shortcut
 
 EXPANSION = 4
 SE_REDUCTION = 16

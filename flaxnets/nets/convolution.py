@@ -1,21 +1,27 @@
-"""Convolution, grouped or not, and the stem's max pool: equal to torch's, and fast on every platform.
+"""Convolution, grouped or not: equal to torch's, and fast on every platform.
 
 XLA's grouped convolution (`feature_group_count`) is fast on GPUs, which keep it. On CPUs it is slow forward
 and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as long as
-with the forms below. Nor has it a fast gradient of a max pool. On TPUs narrow groups leave most of the matrix
-unit idle. `lax.platform_dependent` chooses within one program, exports included, at no cost at run time.
-`benchmarks/nets.py` measures CPUs and GPUs; `python -m train --plan` asks the compiler for TPUs.
+with the forms below. Its weight gradients of dense convolutions are slow there too, by two to three times. On
+TPUs narrow groups leave most of the matrix unit idle. `lax.platform_dependent` chooses within one program,
+exports included, at no cost at run time. A form that is slow in one direction only has a derivative of its
+own (`jax.custom_jvp`), written so that JAX transposes it to the fast gradient; it holds in every mode of
+differentiation. `benchmarks/nets.py` measures CPUs and GPUs; `python -m train --plan` asks the compiler for
+TPUs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.custom_derivatives import SymbolicZero
+
+from .platforms import by_platform
+from .pooling import shifted
 
 # Groups are packed until they have this many input channels: fewer starve the vector or matrix units, more
 # are multiplied by zeros. On a CPU, with 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA
@@ -23,6 +29,9 @@ from jax import Array, lax
 # estimates down to a third of the time for a layer, and two thirds for a whole step of ResNeXt-50.
 CPU_CHANNELS = 16
 TPU_CHANNELS, TPU_NARROW = 128, 16
+# On a CPU, kernels of more than so many weights a tap have their gradient as products of matrices, which
+# then takes half of the time on maps of 28x28 and 56x56, and a third on 112x112.
+CPU_TAP = 512
 
 
 @partial(jax.jit, static_argnames=('stride', 'padding', 'dilation', 'groups'))  # equal layers are traced once
@@ -42,38 +51,14 @@ def conv2d(
       [N, H', W', O] with H' = floor((H + 2 * padding - dilation * (kh - 1) - 1) / stride) + 1.
     """
     native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
     if kernel.shape[:2] == (1, 1) and padding == 0:
         forms = {'cpu': partial(_pointwise, stride=stride, groups=groups)}
-    elif groups > 1:
-        geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-        forms = {'cpu': partial(_dense, channels=CPU_CHANNELS, **geometry)}
-        if kernel.shape[2] <= TPU_NARROW:
-            forms['tpu'] = partial(_packed, channels=TPU_CHANNELS, **geometry)
     else:
-        return native(x, kernel)
-    return _by_platform(native, **forms)(x, kernel)
-
-
-@jax.jit
-def max_pool_3x3(x: Array) -> Array:
-    """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
-
-    As in torch, the gradient of a maximum that is met several times goes to the first in row-major order;
-    where a window has NaN the result is NaN.
-    """
-    return _by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
-
-
-def _by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) -> Callable[..., Array]:
-    """A function that has other forms on some platforms, all of which need only their arguments' gradients.
-
-    The checkpoint keeps the choice of platform within the gradient. Without it, where the function stands
-    in a jit, the choice made going forward is carried over as a value. The gradient is then a conditional
-    on it, which XLA resolves only after it has brought convolutions into the one layout that it runs fast
-    on a CPU: those inside miss that and run ten times as slowly. Nothing is computed twice, since gradients
-    of convolutions and maxima start from the arguments.
-    """
-    return jax.checkpoint(partial(lax.platform_dependent, default=default, **forms), prevent_cse=False)
+        forms = {'cpu': partial(_dense, channels=CPU_CHANNELS, **geometry)}
+        if groups > 1 and kernel.shape[2] <= TPU_NARROW:
+            forms['tpu'] = partial(_packed, channels=TPU_CHANNELS, **geometry)
+    return by_platform(native, **forms)(x, kernel)
 
 
 def _native(x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int) -> Array:
@@ -117,13 +102,13 @@ def _packed(
 def _dense(
     x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int, channels: int
 ) -> Array:
-    """One dense convolution for each pack of groups.
-
-    Its automatic gradients are those of dense convolutions, which XLA has fast forms for on a CPU.
-    """
+    """One dense convolution for each pack of groups."""
+    geometry = (stride, padding, dilation)
+    if groups == 1:
+        return _convolution(x, kernel, *geometry)
     packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
     kernels = jnp.split(_block_diagonal(kernel, groups, packs), packs, axis=-1)
-    conv = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=1)
+    conv = partial(_convolution, stride=stride, padding=padding, dilation=dilation)
     return jnp.concatenate([conv(*pair) for pair in zip(jnp.split(x, packs, -1), kernels, strict=True)], -1)
 
 
@@ -135,32 +120,42 @@ def _block_diagonal(kernel: Array, groups: int, packs: int) -> Array:
     return wide.reshape(*kernel.shape[:2], in_pack * kernel.shape[2], -1)
 
 
-def _reduced_maxima(x: Array) -> Array:
-    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def _convolution(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
+    """A dense convolution, the gradient of whose kernel is a product of matrices for each of its pixels."""
+    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
 
 
-def _shifted_maxima(x: Array) -> Array:
-    """The maximum of nine shifted maps: 2 ms against 9, and 10 against 94 for the gradient (112x112x64)."""
-    n, h, w, channels = x.shape
-    rows, columns = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # in the form that `reduce_window` has where h is free
-    padding = ((0, 0, 0), (1, 2 * rows - h, 0), (1, 2 * columns - w, 0), (0, 0, 0))
-    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+@partial(_convolution.defjvp, symbolic_zeros=True)
+def _convolution_jvp(
+    stride: int, padding: int, dilation: int, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    (x, kernel), (dx, dkernel) = primals, tangents
+    native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=1)
+    terms = []
+    if not isinstance(dx, SymbolicZero):
+        terms.append(native(dx, kernel))
+    if not isinstance(dkernel, SymbolicZero):
+        narrow = kernel.shape[2] * kernel.shape[3] <= CPU_TAP
+        terms.append(native(x, dkernel) if narrow else _tap_by_tap(x, dkernel, stride, padding, dilation))
+    return native(x, kernel), _sum(terms)
 
-    def shifted(place: int) -> Array:
-        i, j = divmod(place, 3)
-        stop = (n, i + 2 * rows - 1, j + 2 * columns - 1, channels)
-        return lax.slice(x, (0, i, j, 0), stop, (1, 2, 2, 1))
 
-    shape = (1, rows, columns, 1)
-    top, left = (lax.broadcasted_iota(jnp.int32, shape, axis) == 0 for axis in (1, 2))
-    outside = {1: left, 3: top, 4: top & left}  # all that came before lies in the padding
-    y = shifted(0)
-    for place in range(1, 9):
-        z = shifted(place)
-        better = (z > y) | jnp.isnan(z)
-        y = jnp.where(better | outside[place] if place in outside else better, z, y)
-    return y
+def _tap_by_tap(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
+    """A dense convolution as the sum of a product of matrices for each pixel of the kernel."""
+    high, wide, inputs, _ = kernel.shape
+    sides = (padding, padding, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
+    size, strides = (dilation * (high - 1) + 1, dilation * (wide - 1) + 1), (stride, stride)
+    places = [(dilation * i, dilation * j) for i in range(high) for j in range(wide)]
+    maps = [shifted(x, place, size, strides) for place in places]
+    taps = jnp.split(kernel.reshape(high * wide, inputs, -1), high * wide)
+    products = [part.reshape(-1, inputs) @ tap[0] for part, tap in zip(maps, taps, strict=True)]
+    return _sum(products).reshape(*maps[0].shape[:-1], -1)
+
+
+def _sum(terms: list[Array]) -> Array:
+    return sum(terms[1:], terms[0])
 
 
 def _groups_in_pack(inputs: int, groups: int, channels: int) -> int:

@@ -15,12 +15,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
 
 from ..errors import FlaxnetsError
 from .convolution import conv2d
+from .platforms import on_tpu
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., nn.Module]
@@ -212,7 +212,7 @@ class BatchNorm(nn.Module):
         if x.dtype.itemsize < exact.itemsize:
             # A TPU takes the statistics while it convolves, a fifth of a step for the compiler, if the shift
             # does not depend on the result. Half precision has no mean of more than some hundred deviations.
-            shift = jnp.where(_on_tpu(), channels(running_mean, x.ndim), shift)
+            shift = jnp.where(on_tpu(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         x = x.astype(exact) - shift
         mean, square = mean_of(x, lax.square(x))
@@ -222,11 +222,6 @@ class BatchNorm(nn.Module):
 def channels(x: Array, ndim: int = 4) -> Array:
     """[C] as [1, ..., C], so that it meets a map of as many dimensions without promotion."""
     return x.reshape((1,) * (ndim - 1) + (-1,))
-
-
-def _on_tpu() -> Array:
-    """Whether the program is lowered for a TPU, a constant in it."""
-    return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))
 
 
 class FoldedNorm(nn.Module):
@@ -322,61 +317,3 @@ class DropBlock(nn.Module):
         for i in range(1, self.groups):
             mask = jnp.where(group == i, masks[i], mask)
         return x * mask
-
-
-def avg_pool_3x3(x: Array, stride: int) -> Array:
-    """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
-    return _window_sum(x, (3, 3), (stride, stride), ((1, 1), (1, 1))) / 9
-
-
-def avg_pool_shortcut(x: Array, stride: int) -> Array:
-    """The 2x2 average pool of an `avg_down` shortcut.
-
-    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: an odd map's last row
-    is averaged over what exists. Stride 1, met where dilation replaces a stride, is timm's
-    `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
-    """
-    if stride == 1:
-        return _window_sum(x, (2, 2), (1, 1), ((0, 1), (0, 1))) / 4
-    _, h, w, _ = x.shape
-    # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) sum windows that reach over
-    # it wrongly, if the images are few.
-    size = (1 if h == 1 else 2, 1 if w == 1 else 2)
-    padding = tuple((0, side - 1) for side in size)  # an even map's is in no window
-    ones = jnp.ones((1, h, w, 1), x.dtype)
-    return _window_sum(x, size, size, padding) / _window_sum(ones, size, size, padding)
-
-
-def _window_sum(x: Array, size: tuple[int, int], stride: tuple[int, int], padding: Any) -> Array:
-    """Sums over windows; sizes, strides and padding are for height and width, the padding is of zeros."""
-    zero = np.zeros((), x.dtype)
-    return lax.reduce_window(x, zero, lax.add, (1, *size, 1), (1, *stride, 1), ((0, 0), *padding, (0, 0)))
-
-
-GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
-
-
-def global_pool(x: Array, kind: str) -> Array:
-    """A map to a vector, as timm's `SelectAdaptivePool2d`: [N, H, W, C] -> [N, C].
-
-    Args:
-      x: the map.
-      kind: 'avg', 'max', 'avgmax' (their mean), 'catavgmax' (both, [N, 2C]) or '' (the map unchanged).
-    """
-    if kind == '':
-        return x
-    if kind == 'avg':
-        return x.mean((1, 2))
-    if kind == 'max':
-        return _maximum(x)
-    average, maximum = x.mean((1, 2)), _maximum(x)
-    if kind == 'avgmax':
-        return 0.5 * (average + maximum)
-    return jnp.concatenate([average, maximum], axis=-1)
-
-
-def _maximum(x: Array) -> Array:
-    """`torch.nn.AdaptiveMaxPool2d(1)`: of equal maxima the first in row-major order takes the gradient."""
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
-    place = x.argmax(1, keepdims=True)
-    return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)

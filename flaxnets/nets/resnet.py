@@ -16,19 +16,17 @@ from jax.typing import DTypeLike
 from ..errors import FlaxnetsError
 from .arch import Arch
 from .blocks import EXPANSION, Block, Bottleneck, Res2Bottleneck, SplitAttentionBottleneck
-from .convolution import max_pool_3x3
 from .layers import (
-    GLOBAL_POOLS,
     Conv,
     Dropout,
     MakeConv,
     MakeNorm,
     Span,
     conv_and_norm,
-    global_pool,
     relu,
     torch_uniform,
 )
+from .pooling import GLOBAL_POOLS, global_pool, max_pool_3x3
 
 BLOCKS: dict[str, type[Block]] = {
     'resnext': Bottleneck,

@@ -1,0 +1,171 @@
+"""Pools, equal to torch's, gradients included. Maps are [N, H, W, C].
+
+XLA's windowed reductions (`lax.reduce_window`) are fast on GPUs and TPUs. On CPUs their gradients are five to
+ten times as slow as the forms below, which add or compare maps that are shifted against each other.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from .platforms import by_platform
+
+GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
+
+
+@jax.jit
+def max_pool_3x3(x: Array) -> Array:
+    """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
+
+    As in torch, the gradient of a maximum that is met several times goes to the first in row-major order;
+    where a window has NaN the result is NaN.
+    """
+    return by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
+
+
+@partial(jax.jit, static_argnames='stride')
+def avg_pool_3x3(x: Array, stride: int) -> Array:
+    """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
+    window = ((3, 3), (stride, stride), ((1, 1), (1, 1)))
+    sums, shifted_sums = (partial(form, window=window) for form in (_window_sums, _shifted_sums))
+    return by_platform(sums, cpu=shifted_sums)(x) / 9
+
+
+def avg_pool_shortcut(x: Array, stride: int) -> Array:
+    """The 2x2 average pool of an `avg_down` shortcut.
+
+    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: an odd map's last row
+    is averaged over what exists. Stride 1, met where dilation replaces a stride, is timm's
+    `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
+    """
+    if stride == 1:
+        return _window_sums(x, ((2, 2), (1, 1), ((0, 1), (0, 1)))) / 4
+    _, h, w, _ = x.shape
+    # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) sum windows that reach over
+    # it wrongly, if the images are few.
+    size = (1 if h == 1 else 2, 1 if w == 1 else 2)
+    window = (size, size, tuple((0, side - 1) for side in size))  # an even map's padding is in no window
+    counts = _window_sums(jnp.ones((1, h, w, 1), x.dtype), window)
+    return _window_sums(x, window) / counts
+
+
+def _window_sums(x: Array, window: Any) -> Array:
+    """Sums over windows: their size, strides and padding (of zeros), each for height and width."""
+    size, strides, padding = window
+    zero = np.zeros((), x.dtype)
+    return lax.reduce_window(x, zero, lax.add, (1, *size, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
+
+
+def _shifted_sums(x: Array, window: Any) -> Array:
+    """`_window_sums` as a sum of shifted maps."""
+    (high, wide), strides, padding = window
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *((*sides, 0) for sides in padding), (0, 0, 0)))
+    parts = [shifted(x, (i, j), (high, wide), strides) for i in range(high) for j in range(wide)]
+    return sum(parts[1:], parts[0])
+
+
+def shifted(x: Array, place: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]) -> Array:
+    """The pixel at `place` of every window of that size, [N, rows, columns, C]; `x` is already padded."""
+    n, h, w, channels = x.shape
+    # Sizes are written so that they have the form of a convolution's where h and w are free.
+    (i, j), (high, wide), (down, across) = place, size, strides
+    stop = (n, i + (h - high) // down * down + 1, j + (w - wide) // across * across + 1, channels)
+    return lax.slice(x, (0, i, j, 0), stop, (1, down, across, 1))
+
+
+def _even(x: Array) -> Array:
+    """The map with a row and a column of zeros at its end where their number is odd."""
+    ends = [(0, 2 * ((side - 1) // 2 + 1) - side, 0) for side in x.shape[1:3]]
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
+
+
+def _reduced_maxima(x: Array) -> Array:
+    window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+
+
+@jax.custom_jvp
+def _shifted_maxima(x: Array) -> Array:
+    """The maximum of nine shifted maps: 2 ms against 9 (112x112x64)."""
+    return _maxima(x)[0]
+
+
+@_shifted_maxima.defjvp
+def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The tangent is that of the argument at the place of the maximum.
+
+    Written over blocks of 2x2 pixels, each of which lies in up to four windows: the gradient then is one pass
+    over the map, without strides. It takes a tenth of the time of the gradient of nine maxima.
+    """
+    (x,), (dx,) = primals, tangents
+    y, place = _maxima(x)
+    # XLA would compute the places anew wherever they are used. It never repeats a division of integers, for
+    # its price.
+    place = lax.div(3 * place, jnp.full_like(place, 3))
+    n, rows, columns, channels = y.shape
+    blocks, zero = _even(dx).reshape(n * rows, 2, columns, 2, channels), jnp.zeros((), dx.dtype)
+    dy = jnp.zeros_like(y)
+    for down, across in np.ndindex(2, 2):  # the window of block (r + down, c + across)
+        ahead = ((0, 0, 0), (-down, down, 0), (-across, across, 0), (0, 0, 0))
+        met = lax.pad(place, jnp.full((), -1, place.dtype), ahead)
+        # Where the block's pixels are in that window: row 0 in row 1 of its own, row 1 in row 2, or in row 0
+        # of the next.
+        i, j = (np.arange(2) + 1 - 2 * step for step in (down, across))
+        inside = (i[:, None] >= 0) & (j >= 0)
+        expected = np.where(inside, 3 * i[:, None] + j, 9).astype(np.int32)[None, :, None, :, None]
+        met = met.reshape(n * rows, 1, columns, 1, channels) == expected
+        part = jnp.where(met, blocks, zero).sum((1, 3)).reshape(y.shape)
+        dy += lax.pad(part, zero, ((0, 0, 0), (down, -down, 0), (across, -across, 0), (0, 0, 0)))
+    return y, dy
+
+
+def _maxima(x: Array) -> tuple[Array, Array]:
+    """The maxima, and for each its place in the window, 0 to 8."""
+    _, h, w, _ = x.shape
+    rows, columns = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # in the form that `reduce_window` has where h is free
+    padding = ((0, 0, 0), (1, 2 * rows - h, 0), (1, 2 * columns - w, 0), (0, 0, 0))
+    x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
+    shape = (1, rows, columns, 1)
+    top, left = (lax.broadcasted_iota(jnp.int32, shape, axis) == 0 for axis in (1, 2))
+    outside = {1: left, 3: top, 4: top & left}  # all that came before lies in the padding
+    y = shifted(x, (0, 0), (3, 3), (2, 2))
+    where = jnp.zeros(y.shape, jnp.int32)
+    for place in range(1, 9):
+        z = shifted(x, divmod(place, 3), (3, 3), (2, 2))
+        better = (z > y) | jnp.isnan(z)
+        if place in outside:
+            better = better | outside[place]
+        y, where = jnp.where(better, z, y), jnp.where(better, place, where)
+    return y, where
+
+
+def global_pool(x: Array, kind: str) -> Array:
+    """A map to a vector, as timm's `SelectAdaptivePool2d`: [N, H, W, C] -> [N, C].
+
+    Args:
+      x: the map.
+      kind: 'avg', 'max', 'avgmax' (their mean), 'catavgmax' (both, [N, 2C]) or '' (the map unchanged).
+    """
+    if kind == '':
+        return x
+    if kind == 'avg':
+        return x.mean((1, 2))
+    if kind == 'max':
+        return _maximum(x)
+    average, maximum = x.mean((1, 2)), _maximum(x)
+    if kind == 'avgmax':
+        return 0.5 * (average + maximum)
+    return jnp.concatenate([average, maximum], axis=-1)
+
+
+def _maximum(x: Array) -> Array:
+    """`torch.nn.AdaptiveMaxPool2d(1)`: of equal maxima the first in row-major order takes the gradient."""
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    place = x.argmax(1, keepdims=True)
+    return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)
