@@ -122,8 +122,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'average pool of the shortcut counts its padding',
         'flaxnets/nets/pooling.py',
-        '(x) / counts',
-        '(x) / 4',
+        'window) / counts',
+        'window) / 4',
         'tests/test_parity.py -k "odd_sizes and resnextd"',
     ),
     Fault(
