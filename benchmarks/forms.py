@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from flaxnets.nets.convolution import conv2d
-from flaxnets.nets.pooling import max_pool_3x3
+from flaxnets.nets.pooling import avg_pool_3x3, max_pool_3x3
 
 Conv2d = Callable[..., Array]
 
@@ -41,6 +41,12 @@ def plain_max_pool(x: Array) -> Array:
     """What `flax.linen.max_pool` does, 3x3 with stride 2."""
     window, strides, padding = (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+
+
+def plain_avg_pool(x: Array, stride: int) -> Array:
+    """What `flax.linen.avg_pool` does, 3x3 with padding that counts."""
+    window, strides, padding = (1, 3, 3, 1), (1, stride, stride, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
+    return lax.reduce_window(x, 0.0, lax.add, window, strides, padding) / 9
 
 
 def products(x: Array, kernel: Array, **geometry: int) -> Array:
@@ -104,13 +110,14 @@ FORMS: dict[str, Conv2d] = {
 def form(name: str) -> Iterator[None]:
     """Nets traced within have that form of convolution; '' is the package's own.
 
-    'plain' has the plain max pool too: it is what a net of Flax's own layers does.
+    'plain' has the plain pools too: it is what a net of Flax's own layers does.
     """
     with ExitStack() as stack:
         if name:
             stack.enter_context(in_place_of(conv2d, FORMS[name]))
         if name == 'plain':
             stack.enter_context(in_place_of(max_pool_3x3, plain_max_pool))
+            stack.enter_context(in_place_of(avg_pool_3x3, plain_avg_pool))
         yield
 
 

@@ -45,6 +45,7 @@ def test_the_docs_are_made_of_the_declarations(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ('field', 'value', 'complaint'),
     [
+        ('model', str(Path(__file__).parent), 'weights='),
         ('model', 'resnest51d', 'did you mean'),
         ('model', 7, 'model=7 must be text'),
         ('epochs', '3', "epochs='3' must be a whole number"),
@@ -157,6 +158,7 @@ def test_a_change_is_read_as_its_field_is(change: str, field: str, value: Any) -
         ('--lr=0.1', "'--lr' is not a field: did you mean lr?"),
         ('batch-size=3', "'batch-size' is not a field: did you mean batch_size"),
         ('nestrov=1', 'did you mean nesterov?'),
+        ('img-size=96', 'did you mean image_size?'),
         ('qqq=1', 'the fields are model, weights, '),
         ('lr', "'lr' is not of the form field=value"),
         ('lr=fast', "lr='fast' must be a number"),

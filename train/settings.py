@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -327,12 +328,34 @@ one update of the parameters.
 """
 
 # Names that other trainers have for some fields, and that are not spelt like ours.
-_ALSO_KNOWN_AS = {
+_ALSO_KNOWN_AS = {  # by other trainers, or by habit
+    'aa': 'policy',
+    'amp': 'dtype',
     'arch': 'model',
+    'auto_augment': 'policy',
+    'bf16': 'dtype',
     'bs': 'batch_size',
+    'crop_pct': 'eval_crop_pct',
+    'drop': 'drop_rate',
+    'ema': 'ema_decay',
+    'fp16': 'dtype',
+    'freeze': 'frozen_stages',
+    'grad_accum': 'accumulation',
+    'img_size': 'image_size',
+    'init': 'weights',
+    'input_size': 'image_size',
     'learning_rate': 'lr',
+    'max_epochs': 'epochs',
+    'model_ema_decay': 'ema_decay',
     'nag': 'nesterov',
+    'net': 'model',
+    'num_epochs': 'epochs',
+    'precision': 'dtype',
     'pretrained': 'weights',
+    'reprob': 'erasing',
+    'resolution': 'image_size',
+    'size': 'image_size',
+    'train_size': 'image_size',
     'wd': 'weight_decay',
 }
 
@@ -356,8 +379,15 @@ def _bad_values(settings: Settings) -> list[str]:
         try:
             resolve(settings.model)
         except FlaxnetsError as error:
-            problems.append(f'model: {error}')
+            problems.append(f'model: {_not_a_net(settings.model) or error}')
     return problems
+
+
+def _not_a_net(model: str) -> str:
+    """What is wrong with a model that is a file or folder of weights; '' if it is not one."""
+    if not os.path.exists(model):
+        return ''
+    return f'{model!r} is no name of a net; to start from the weights in it, say weights={model}'
 
 
 def _bad_combinations(s: Settings) -> list[str]:
