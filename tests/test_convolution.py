@@ -36,6 +36,8 @@ SHAPES = [
     (1, 1, 20, 40, 2, 1, 1, 1),  # pointwise, grouped: the gate of split attention
     (5, 5, 7, 3, 4, 1, 2, 1),
     (31, 29, 3, 16, 1, 7, 2, 1),  # the stem
+    (9, 11, 24, 32, 1, 3, 1, 2),  # wide enough for gradients tap by tap
+    (10, 9, 32, 24, 1, 3, 2, 1),
 ]
 
 
@@ -160,6 +162,27 @@ def test_max_pool_and_its_gradient_are_torchs(height: int, width: int) -> None:
     near(pullback(dy)[0], a.grad.numpy().transpose(0, 2, 3, 1))
 
 
+@pytest.mark.parametrize('vmaps', [0, 1, 2])
+def test_tangents_of_pools_and_wide_kernels(vmaps: int) -> None:
+    """A convolution is linear in both arguments; a maximum's tangent along its argument is the maximum."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(*(2,) * vmaps, 2, 5, 6, 24)), 'float32')
+    kernel = jnp.asarray(rng.normal(size=(3, 3, 24, 32)), 'float32')
+
+    def maxima(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.jvp(max_pool_3x3, (x,), (x,))
+
+    def products(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        y, tangent = jax.jvp(partial(conv2d, padding=1), (x, kernel), (x, kernel))
+        return y, tangent / 2
+
+    for function in (maxima, products):
+        for _ in range(vmaps):
+            function = jax.vmap(function)
+        y, tangent = jax.jit(function)(x)
+        near(tangent, np.asarray(y))
+
+
 def test_the_other_form_of_the_max_pool_is_the_same() -> None:
     x = jnp.asarray(np.random.default_rng(0).integers(-1, 2, (2, 9, 8, 5)), 'float32')
     exported = export.export(jax.jit(max_pool_3x3), platforms=['tpu'])(x)
@@ -172,7 +195,7 @@ def test_the_other_form_of_the_max_pool_is_the_same() -> None:
 
 @pytest.mark.parametrize('nest', [lambda f: f, jax.jit, jax.checkpoint], ids=['plain', 'jit', 'remat'])
 def test_gradients_are_compiled_to_convolutions_that_a_cpu_runs_fast(nest: Any) -> None:
-    """All in the one layout that has a fast form, none grouped (see `_by_platform`)."""
+    """All in the one layout that has a fast form, none grouped (see `by_platform`)."""
     x, kernel = grouped_arguments()
     loss = jax.jit(
         jax.grad(lambda x, kernel: nest(lambda x, k: max_pool_3x3(GROUPED(x, k)))(x, kernel).sum())

@@ -109,7 +109,9 @@ def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
     # its price.
     place = lax.div(3 * place, jnp.full_like(place, 3))
     n, rows, columns, channels = y.shape
-    blocks, zero = _even(dx).reshape(n * rows, 2, columns, 2, channels), jnp.zeros((), dx.dtype)
+    # One side after the other: with explicit sharding JAX splits one axis in a reshape.
+    blocks = _even(dx).reshape(n, rows, 2, 2 * columns, channels).reshape(n, rows, 2, columns, 2, channels)
+    zero = jnp.zeros((), dx.dtype)
     dy = jnp.zeros_like(y)
     for down, across in np.ndindex(2, 2):  # the window of block (r + down, c + across)
         ahead = ((0, 0, 0), (-down, down, 0), (-across, across, 0), (0, 0, 0))
@@ -118,9 +120,9 @@ def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
         # of the next.
         i, j = (np.arange(2) + 1 - 2 * step for step in (down, across))
         inside = (i[:, None] >= 0) & (j >= 0)
-        expected = np.where(inside, 3 * i[:, None] + j, 9).astype(np.int32)[None, :, None, :, None]
-        met = met.reshape(n * rows, 1, columns, 1, channels) == expected
-        part = jnp.where(met, blocks, zero).sum((1, 3)).reshape(y.shape)
+        expected = np.where(inside, 3 * i[:, None] + j, 9).astype(np.int32)[:, None, :, None]
+        met = met[:, :, None, :, None] == expected[None, None]
+        part = jnp.where(met, blocks, zero).sum((2, 4))
         dy += lax.pad(part, zero, ((0, 0, 0), (down, -down, 0), (across, -across, 0), (0, 0, 0)))
     return y, dy
 
