@@ -149,8 +149,9 @@ class NotThere:
 
 
 MAIN = """
-import sys, time
+import signal, sys, time
 import feeds, psutil
+signal.signal(signal.SIGINT, signal.default_int_handler)  # jobs in the background of a shell ignore it
 from train.data.images import Share, TrainImages
 from train.data.pool import Pool
 images = TrainImages(feeds.numbers(), feeds.light, 0, 1, Share(4, 0, 1))
