@@ -270,7 +270,9 @@ def picture(log: Path) -> None:
         axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f'{x:g}'))
         axis.xaxis.set_minor_formatter(NullFormatter())
         low, high = axis.get_xlim()
-        ticks = (0.5, 0.7, 1, 1.5, 2, 3, 5) if high < 12 * low else (0.5, 1, 2, 5, 10, 20, 50, 100)
+        near, wide = (0.5, 0.7, 1, 1.5, 2, 3, 5), (0.5, 1, 2, 5, 10, 20, 50, 100)
+        closest = (0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.2, 1.3, 1.4)
+        ticks = closest if high < 2 * low else near if high < 12 * low else wide
         axis.set_xticks([t for t in ticks if low <= t <= high])
         axis.set_title(BARS[job][0])
         axis.set_yticks(range(len(names)), names)
