@@ -1,4 +1,4 @@
-"""Images and transforms that worker processes can import, for tests of the feed."""
+"""Images and transforms for tests of batches, in a module that worker processes can import."""
 
 from __future__ import annotations
 

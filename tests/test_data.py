@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from pathlib import Path
@@ -10,32 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from feeds import Broken, N, noisy, numbers, plain
 from PIL import Image
 
 from flaxnets.errors import FlaxnetsError, ImageError
 from train.data.batches import TooManyBadImagesError, eval_batches, train_batches
-from train.data.sources import ArraySource, Record, open_source
-
-N = 23
-
-
-def source(count: int = N) -> ArraySource:
-    """Images whose every pixel is their number."""
-    images = np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None], (count, 4, 4))
-    return ArraySource('numbers', images, np.arange(count), [str(i) for i in range(count)])
-
-
-def plain(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    return np.array(image)[..., None]
-
-
-def noisy(image: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    return rng.integers(0, 256, (4, 4, 1), dtype=np.uint8)
+from train.data.sources import open_source
 
 
 def take(steps: int, **options: Any) -> list[dict[str, np.ndarray]]:
     options = {'batch_size': 4, 'seed': 0, 'start_step': 0, 'in_chans': 1, 'threads': 3, **options}
-    batches = train_batches(options.pop('source', source()), options.pop('transform', plain), **options)
+    batches = train_batches(options.pop('source', numbers()), options.pop('transform', plain), **options)
     try:
         return [next(batches) for _ in range(steps)]
     finally:
@@ -84,27 +68,6 @@ def test_an_image_is_augmented_anew_in_every_epoch() -> None:
     first, second = take(2, batch_size=N, transform=noisy)
     order = [np.argsort(batch['label']) for batch in (first, second)]
     assert (first['image'][order[0]] != second['image'][order[1]]).any((1, 2, 3)).all()
-
-
-class Broken:
-    """Numbers, of which some cannot be read."""
-
-    name, classes, num_classes, fingerprint = 'broken', ('a',), 1, ''
-
-    def __init__(self, bad: set[int], count: int = N) -> None:
-        self.bad, self.count = bad, count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int, /) -> Record:
-        file = io.BytesIO()
-        Image.new('L', (4, 4), index % 256).save(file, 'png')
-        whole = file.getvalue()
-        return Record(whole[:40] if index in self.bad else whole, index, f'image {index}')
-
-    def record_name(self, index: int) -> str:
-        return f'image {index}'
 
 
 def test_bad_images_are_replaced_counted_and_named() -> None:
@@ -178,7 +141,7 @@ def test_an_evaluation_sees_every_image_once(hosts: int) -> None:
         parts = [
             list(
                 eval_batches(
-                    source(count),
+                    numbers(count),
                     lambda image: np.array(image)[..., None],
                     batch_size=size,
                     in_chans=1,
@@ -206,7 +169,7 @@ def test_an_evaluation_never_leaves_an_image_out() -> None:
 
 
 def test_the_feed_measures_itself() -> None:
-    batches = train_batches(source(), plain, batch_size=4, seed=0, start_step=0, in_chans=1, threads=2)
+    batches = train_batches(numbers(), plain, batch_size=4, seed=0, start_step=0, in_chans=1, threads=2)
     next(batches)
     rate = batches.images_per_second()
     batches.close()

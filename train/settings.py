@@ -327,8 +327,8 @@ one update of the parameters.
 {explained()}
 """
 
-# Names that other trainers have for some fields, and that are not spelt like ours.
-_ALSO_KNOWN_AS = {  # by other trainers, or by habit
+# Names that other trainers have for some fields, where the nearest spelling is not what is meant.
+_ALSO_KNOWN_AS = {
     'aa': 'policy',
     'amp': 'dtype',
     'arch': 'model',
