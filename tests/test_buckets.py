@@ -194,6 +194,14 @@ def test_what_a_store_refuses(bucket: Bucket, status: int, reason: str) -> None:
         checkpoints.restore(targets(make_state(0)))
 
 
+def test_every_byte_is_kept(bucket: Bucket) -> None:
+    """The last ones too, which a reader of multipart uploads may take for the end of a line."""
+    for end in (b'\r', b'\n', b'\r\n', b'\n\r', b'\r\r', b' ', b'\0', b'\n--'):
+        content = bytes(range(256)) + end
+        (ROOT / 'x').write_bytes(content)
+        assert (ROOT / 'x').read_bytes() == content
+
+
 def test_a_moment_without_a_network(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     """A request is made again; only after some time it has failed."""
     answers = iter([503, 0, 429])
