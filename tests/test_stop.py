@@ -63,7 +63,7 @@ def test_one_process_stops_after_its_step(number: signal.Signals) -> None:
     process.send_signal(number)
     _, step, reason, still = end(process)
     assert int(step) >= 5 and reason == number.name and still == 'True'
-    assert time.monotonic() - asked < 5
+    assert time.monotonic() - asked < 30
 
 
 def test_signals_in_this_process() -> None:
