@@ -18,7 +18,7 @@ from train.step.optimizer import make_optimizer
 from train.step.state import create_state
 from train.step.step import make_train_step
 from train.tools import planning
-from train.tools.planning import CHIPS, Plan, estimated_cycles, plan, reduced_bytes, topology_name
+from train.tools.planning import CHIPS, Plan, copies, estimated_cycles, plan, reduced_bytes, topology_name
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 KINDS = ['resnext50_32x4d', 'res2net50_26w_4s', 'resnest50d', 'resnest269e']
@@ -44,6 +44,8 @@ PROGRAM = """HloModule jit_step
 ENTRY %main (p: f32[8]) -> f32[8] {
   %fusion.3 = f32[8]{0} fusion(%p), backend_config={"estimated_cycles":"1000"}
   %while.1 = (s32[]) while(%t0), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %copy.1 = bf16[2,8]{0,1:T(8,128)} copy(%fusion.3)
+  %copy-start.1 = (f32[9]{0}, f32[9]{0:S(1)}, u32[]) copy-start(%fusion.3), backend_config={}
   %call.1 = f32[8]{0} call(%fusion.3), to_apply=%called
   %all-reduce.1 = (f32[3,3,4]{2,1,0:T(8,128)}, bf16[10]{0}, s32[]) all-reduce(%a, %b, %c), to_apply=%sum
   ROOT %all-reduce-start.2 = f32[100]{0} all-reduce-start(%d), to_apply=%sum
@@ -57,6 +59,10 @@ def test_cycles_of_a_loop_count_as_often_as_it_runs() -> None:
 
 def test_bytes_of_all_reduces() -> None:
     assert reduced_bytes(PROGRAM) == 4 * 36 + 2 * 10 + 4 + 400
+
+
+def test_copies_the_largest_first() -> None:
+    assert copies(PROGRAM) == ((36, 'f32[9]'), (32, 'bf16[2,8]'))
 
 
 @pytest.mark.parametrize(
@@ -142,4 +148,4 @@ def test_steps_of_the_recipes_lower_for_accelerators(name: str) -> None:
 def test_a_step_compiles_for_a_slice() -> None:
     found = plan(dataclasses.replace(recipes.get('digits'), model='resnest_tiny'), 'v5e-4')
     assert found.devices == 4 and found.fits
-    assert found.cycles > 0 and found.reduced > 4 * 550_000  # the gradient, float32
+    assert found.cycles > 0 and found.copies and found.reduced > 4 * 550_000  # the gradient, float32

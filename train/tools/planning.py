@@ -68,9 +68,30 @@ _KINDS = {'v5litepod': 'v5e'}
 _CONFIGURATIONS = {'v4': {'chip_config_name': 'megacore'}}
 
 
-@dataclass(frozen=True)
-class Plan:
-    """What the compiler says of one step on a slice; bytes and operations are those of a device.
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """What the compiler says of one program; bytes and operations are those of a device.
+
+    Attributes:
+      memory: bytes that it takes; None if the compiler gave up for want of memory.
+      refusal: what it said then.
+      flops, moved, reduced: operations, bytes to and from memory, bytes summed over the devices.
+      cycles: XLA's estimate.
+      copies: bytes and shape of each copy of an array that only changes its layout or place, largest first.
+    """
+
+    memory: float | None = None
+    refusal: str = ''
+    flops: float = 0
+    moved: float = 0
+    reduced: float = 0
+    cycles: float = 0
+    copies: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Program):
+    """What the compiler says of a training step on a slice.
 
     Attributes:
       topology: of the slice, as `v5e:4x4`.
@@ -79,10 +100,6 @@ class Plan:
       batch_size: images of a step, over all devices.
       steps: of the run.
       available: bytes of memory of a device.
-      memory: bytes that the step takes; None if the compiler gave up for want of memory.
-      refusal: what it said then.
-      flops, moved, reduced: operations, bytes to and from memory, bytes summed over the devices.
-      cycles: XLA's estimate.
       cores: devices of a chip.
     """
 
@@ -93,12 +110,6 @@ class Plan:
     batch_size: int
     steps: int
     available: float
-    memory: float | None
-    refusal: str
-    flops: float
-    moved: float
-    reduced: float
-    cycles: float
     cores: int
 
     @property
@@ -186,14 +197,18 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
     """
     validate(settings)
     name = topology_name(slice_name)
-    devices = _devices(name)
+    devices = slice_devices(name)
     s = complete(settings, expected_images(settings) or PLAIN)
     s = replace(s, num_classes=s.num_classes or 1000)
     epoch_steps, total = count_steps(s, examples)
     lowered = lower(s, devices, epoch_steps)
     cores = 1 + max(device.core_on_chip for device in devices)
     chip = CHIPS[name.partition(':')[0]]
-    facts: dict[str, Any] = dict(
+    print(f'compiling {s.model} for {name}: usually two to ten minutes', file=sys.stderr, flush=True)
+    start = time.monotonic()
+    program = compiled(lowered)
+    print(f'compiled in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
+    return Plan(
         topology=name,
         chip=chip,
         devices=len(devices),
@@ -202,29 +217,36 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
         steps=total,
         available=chip.memory / cores,
         cores=cores,
+        **vars(program),
     )
-    print(f'compiling {s.model} for {name}: usually two to ten minutes', file=sys.stderr, flush=True)
-    start = time.monotonic()
+
+
+def compiled(lowered: Any) -> Program:
+    """Compiles what was lowered for `slice_devices`, and reads what the compiler says of it.
+
+    Raises:
+      FlaxnetsError: it does not say what is read here.
+    """
     try:
-        compiled = lowered.compile()
+        done = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if 'RESOURCE_EXHAUSTED' not in str(error):
             raise
         said = re.search(r'Used [\d.]+\w of [\d.]+\w \w+', str(error))
-        refusal = said[0] if said else str(error).partition('\n')[0]
-        return Plan(**facts, memory=None, refusal=refusal, flops=0, moved=0, reduced=0, cycles=0)
-    print(f'compiled in {time.monotonic() - start:.0f} s', file=sys.stderr, flush=True)
-    memory, costs, text = compiled.memory_analysis(), compiled.cost_analysis(), compiled.as_text()
+        return Program(refusal=said[0] if said else str(error).partition('\n')[0])
+    memory, costs, text = done.memory_analysis(), done.cost_analysis(), done.as_text()
+    cycles = estimated_cycles(text)
+    if not cycles:
+        raise FlaxnetsError("the compiler's program has no estimated cycles; libtpu 0.0.42 writes them")
     arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
     inner = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
-    return Plan(
-        **facts,
+    return Program(
         memory=arguments + results - memory.alias_size_in_bytes + inner,
-        refusal='',
         flops=costs['flops'],
         moved=costs['bytes accessed'],
         reduced=reduced_bytes(text),
-        cycles=estimated_cycles(text),
+        cycles=cycles,
+        copies=copies(text),
     )
 
 
@@ -252,8 +274,12 @@ def lower(settings: Settings, devices: Any, epoch_steps: int) -> Any:
     return parallel.map_train_step(step, devices=devices).lower(state, batch)
 
 
-def _devices(topology: str) -> list[Any]:
-    """The devices of a topology, as libtpu describes them."""
+def slice_devices(topology: str) -> list[Any]:
+    """The devices of a topology (`topology_name`), as libtpu describes them.
+
+    Raises:
+      FlaxnetsError: libtpu is not installed, or knows no such slice.
+    """
     if importlib.util.find_spec('libtpu') is None:
         raise FlaxnetsError("--plan needs libtpu, the TPU's compiler: pip install libtpu")
     # libtpu would look for a TPU, for the metadata server of a cloud's machine, and for others that use it.
@@ -286,6 +312,7 @@ _CALL = re.compile(r' (?:call|conditional|async-start)\(.*')
 _CALLED = re.compile(r'(?:to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _REDUCE = re.compile(r'= (.*?) all-reduce(?:-start)?\(')
+_COPY = re.compile(r'= (\(.*?\)|\S+) copy(?:-start)?\(')
 _SHAPE = re.compile(r'\b(pred|[suf]\d+|bf16)\[([\d,]*)\]')
 
 
@@ -319,6 +346,13 @@ def estimated_cycles(text: str) -> int:
 def reduced_bytes(text: str) -> int:
     """Bytes that a device gives into all-reduces."""
     return sum(_bytes(_SHAPE.findall(found)) for found in _REDUCE.findall(text))
+
+
+def copies(text: str) -> tuple[tuple[int, str], ...]:
+    """Bytes and shape of the arrays that a program copies to another layout or place, largest first."""
+    found = [_SHAPE.findall(shape)[:1] for shape in _COPY.findall(text)]
+    sizes = [(_bytes(shape), f'{kind}[{sizes}]') for shape in found for kind, sizes in shape]
+    return tuple(sorted(sizes, reverse=True))
 
 
 def _bytes(shapes: Iterable[tuple[str, str]]) -> int:
