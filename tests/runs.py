@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 STOPPED = 75  # exit code
-FLAGS = ''  # XLA's defaults: many steps of code that is not optimised take longer than compiling it once
 
 # Small enough for a second of training, with everything in it that a resumed run could get wrong.
 FIELDS = (
@@ -39,7 +38,6 @@ def start(
     env = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': str(devices),
-        'XLA_FLAGS': FLAGS,
         # One compilation serves all: they are what takes the time of these tests.
         'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     }

@@ -73,7 +73,6 @@ def start(workdir: str, cache: Path, *fields: str) -> subprocess.Popen[str]:
         **os.environ,
         'JAX_NUM_CPU_DEVICES': '1',
         'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'XLA_FLAGS': '',  # as in runs.py
     }
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

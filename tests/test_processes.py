@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 from runs import STOPPED, digests, finish, run, start, wait_for_training
 
 from flaxnets.store import weights
@@ -39,14 +37,6 @@ def start_two(workdir: Path, *fields: str, program: str | None = None) -> list[s
     return [
         start(workdir, *where, '--process', str(i), *fields, devices=2, program=program) for i in range(2)
     ]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def compiled_quickly() -> Iterator[None]:
-    """Processes wait for each other for 30 seconds at most, also while they compile."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runs, 'FLAGS', os.environ['XLA_FLAGS'])
-        yield
 
 
 @pytest.fixture(scope='module')
