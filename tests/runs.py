@@ -38,6 +38,7 @@ def start(
     env = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': str(devices),
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
         # One compilation serves all: they are what takes the time of these tests.
         'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
     }

@@ -72,6 +72,7 @@ def start(workdir: str, cache: Path, *fields: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': '1',
+        'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
         'JAX_COMPILATION_CACHE_DIR': str(cache),
     }
     return subprocess.Popen(

@@ -55,13 +55,18 @@ def quiet(settings: Settings, workdir: Path, **options: Any) -> Outcome:
 
 @pytest.fixture(scope='module', autouse=True)
 def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most runs here take the same step: compiling it is what takes their time."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update('jax_compilation_cache_dir', str(tmp_path_factory.mktemp('compiled')))
-    compilation_cache.reset_cache()
+    """Most runs here take the same step: compiling it, and then running it often, takes their time."""
+    folder, few = 'jax_compilation_cache_dir', 'jax_disable_most_optimizations'
+
+    def configure(settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    before = {folder: jax.config.jax_compilation_cache_dir, few: jax.config.read(few)}
+    configure({folder: str(tmp_path_factory.mktemp('compiled')), few: False})
     yield
-    jax.config.update('jax_compilation_cache_dir', before)
-    compilation_cache.reset_cache()
+    configure(before)
 
 
 @pytest.fixture(scope='module')

@@ -241,13 +241,14 @@ def test_vmap_jvp_and_gradients_by_example(kind: str) -> None:
 @pytest.mark.parametrize(
     'environment',
     [
-        {'XLA_FLAGS': ''},  # XLA's defaults, which the other tests do without
+        {},  # XLA's defaults, which the other tests do without
         {'XLA_FLAGS': '--xla_cpu_experimental_ynn_fusion_type=', 'JAX_REMAT3': '1'},
     ],
     ids=['optimised', 'without YNNPACK, another remat'],
 )
 def test_modes_of_the_environment(tmp_path: Path, environment: dict[str, str]) -> None:
-    variables = {**os.environ, **environment, 'JAX_NUM_CPU_DEVICES': '1'}
+    default = {'XLA_FLAGS': '', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '0', 'JAX_NUM_CPU_DEVICES': '1'}
+    variables = {**os.environ, **default, **environment}
     subprocess.run([sys.executable, __file__, str(tmp_path / 'found')], env=variables, check=True)
     for kind, found in pickle.loads((tmp_path / 'found').read_bytes()).items():
         near(found, expected(kind))
