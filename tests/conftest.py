@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 
@@ -50,3 +53,6 @@ def forget_programs() -> Iterator[None]:
     """Compiled programs of a module's tests are of no use to the next one, and take gigabytes in the end."""
     yield
     jax.clear_caches()
+    gc.collect()
+    if sys.platform == 'linux':
+        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: half a gigabyte for each module

@@ -118,18 +118,29 @@ def test_each_platform_has_its_own_form() -> None:
         assert program(platform).count('stablehlo.convolution') == convolutions
 
 
+@pytest.mark.parametrize('width, convolutions', [(64, 1), (128, 2)])
+def test_wide_groups_are_no_groups_on_tpus(width: int, convolutions: int) -> None:
+    """Two groups as one convolution where that fills the matrix unit, else as two."""
+    shapes = [jax.ShapeDtypeStruct(shape, 'bfloat16') for shape in ((2, 8, 8, 2 * width), (3, 3, width, 256))]
+    program = str(export.export(jax.jit(partial(conv2d, groups=2)), platforms=['tpu'])(*shapes).mlir_module())
+    assert program.count('stablehlo.convolution') == convolutions
+    assert 'feature_group_count = 2' not in program
+
+
 @pytest.mark.parametrize(
     'inputs, outputs, groups', [(4, 4, 32), (4, 6, 64), (32, 64, 2), (48, 8, 6), (256, 3, 2)]
 )
-def test_the_form_of_tpus_is_the_same(inputs: int, outputs: int, groups: int) -> None:
-    """Run on this platform: one pack, several, packs of one group."""
+def test_the_form_of_tpus_is_the_same(
+    inputs: int, outputs: int, groups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Run on this platform: one pack, several, packs of one group; narrow groups and wide ones."""
+    monkeypatch.setattr(convolution, 'by_platform', lambda default, **forms: forms['tpu'])
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, 7, 6, inputs * groups)), 'float32')
     kernel = jnp.asarray(rng.normal(size=(3, 3, inputs, outputs * groups)), 'float32')
     geometry = dict(stride=2, padding=1, dilation=1, groups=groups)
-    packed = partial(convolution._packed, channels=convolution.TPU_CHANNELS, **geometry)
     y, pullback = jax.vjp(partial(convolution._native, **geometry), x, kernel)
-    found, found_pullback = jax.vjp(packed, x, kernel)
+    found, found_pullback = jax.vjp(partial(conv2d.__wrapped__, **geometry), x, kernel)
     near(found, np.asarray(y))
     for ours, theirs in zip(found_pullback(y), pullback(y), strict=True):
         near(ours, np.asarray(theirs))

@@ -3,15 +3,16 @@
 XLA's grouped convolution (`feature_group_count`) is fast on GPUs, which keep it. On CPUs it is slow forward
 and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as long as
 with the forms below. Its weight gradients of dense convolutions are slow there too, by two to three times. On
-TPUs narrow groups leave most of the matrix unit idle. `lax.platform_dependent` chooses within one program,
-exports included, at no cost at run time. A form that is slow in one direction only has a derivative of its
-own (`jax.custom_jvp`), written so that JAX transposes it to the fast gradient; it holds in every mode of
-differentiation. `benchmarks/nets.py` measures CPUs and GPUs; `python -m train --plan` asks the compiler for
-TPUs.
+TPUs narrow groups leave most of the matrix unit idle, and wide ones cost copies of whole maps.
+`lax.platform_dependent` chooses within one program, exports included, at no cost at run time. A form that is
+slow in one direction only has a derivative of its own (`jax.custom_jvp`), written so that JAX transposes it
+to the fast gradient; it holds in every mode of differentiation. `benchmarks/nets.py` measures CPUs,
+`benchmarks/gpu.py` GPUs; `benchmarks/tpu.py` asks the compiler for TPUs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,9 @@ from .pooling import shifted
 
 # Groups are packed until they have this many input channels: fewer starve the vector or matrix units, more
 # are multiplied by zeros. On a CPU, with 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA
-# does it. A TPU's matrix unit is 128 wide; groups wider than TPU_NARROW gain nothing there. Its compiler
-# estimates down to a third of the time for a layer, and two thirds for a whole step of ResNeXt-50.
+# does it. A TPU's matrix unit is 128 wide. Its compiler estimates two thirds of the time for a whole step of
+# ResNeXt-50, whose packs are groups of one convolution. Groups wider than TPU_NARROW become convolutions of
+# their own: the groups' layout makes it copy whole maps of ResNeSt's, in float32, which is a sixth of a step.
 CPU_CHANNELS = 16
 TPU_CHANNELS, TPU_NARROW = 128, 16
 # On a CPU, kernels of more than so many weights a tap have their gradient as products of matrices, which
@@ -55,9 +57,10 @@ def conv2d(
     if kernel.shape[:2] == (1, 1) and padding == 0:
         forms = {'cpu': partial(_pointwise, stride=stride, groups=groups)}
     else:
-        forms = {'cpu': partial(_dense, channels=CPU_CHANNELS, **geometry)}
-        if groups > 1 and kernel.shape[2] <= TPU_NARROW:
-            forms['tpu'] = partial(_packed, channels=TPU_CHANNELS, **geometry)
+        forms = {'cpu': partial(_dense, convolve=_convolution, channels=CPU_CHANNELS, **geometry)}
+        if groups > 1:
+            on_tpu = _packed if kernel.shape[2] <= TPU_NARROW else partial(_dense, convolve=_undivided)
+            forms['tpu'] = partial(on_tpu, channels=TPU_CHANNELS, **geometry)
     return by_platform(native, **forms)(x, kernel)
 
 
@@ -100,16 +103,24 @@ def _packed(
 
 
 def _dense(
-    x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int, channels: int
+    x: Array,
+    kernel: Array,
+    *,
+    convolve: Callable[[Array, Array, int, int, int], Array],
+    stride: int,
+    padding: int,
+    dilation: int,
+    groups: int,
+    channels: int,
 ) -> Array:
     """One dense convolution for each pack of groups."""
     geometry = (stride, padding, dilation)
     if groups == 1:
-        return _convolution(x, kernel, *geometry)
+        return convolve(x, kernel, *geometry)
     packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
     kernels = jnp.split(_block_diagonal(kernel, groups, packs), packs, axis=-1)
-    conv = partial(_convolution, stride=stride, padding=padding, dilation=dilation)
-    return jnp.concatenate([conv(*pair) for pair in zip(jnp.split(x, packs, -1), kernels, strict=True)], -1)
+    pairs = zip(jnp.split(x, packs, -1), kernels, strict=True)
+    return jnp.concatenate([convolve(maps, part, *geometry) for maps, part in pairs], -1)
 
 
 def _block_diagonal(kernel: Array, groups: int, packs: int) -> Array:
@@ -120,10 +131,14 @@ def _block_diagonal(kernel: Array, groups: int, packs: int) -> Array:
     return wide.reshape(*kernel.shape[:2], in_pack * kernel.shape[2], -1)
 
 
+def _undivided(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
+    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
+
+
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
     """A dense convolution, the gradient of whose kernel is a product of matrices for each of its pixels."""
-    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
+    return _undivided(x, kernel, stride, padding, dilation)
 
 
 @partial(_convolution.defjvp, symbolic_zeros=True)
@@ -131,7 +146,7 @@ def _convolution_jvp(
     stride: int, padding: int, dilation: int, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=1)
+    native = partial(_undivided, stride=stride, padding=padding, dilation=dilation)
     terms = []
     if not isinstance(dx, SymbolicZero):
         terms.append(native(dx, kernel))
