@@ -3,7 +3,7 @@
 XLA's grouped convolution (`feature_group_count`) is fast on GPUs, which keep it. On CPUs it is slow forward
 and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as long as
 with the forms below. Its weight gradients of dense convolutions are slow there too, by two to three times. On
-TPUs narrow groups leave most of the matrix unit idle, and wide ones cost copies of whole maps.
+TPUs narrow groups leave most of the matrix unit idle, and any groups cost copies of whole maps.
 `lax.platform_dependent` chooses within one program, exports included, at no cost at run time. A form that is
 slow in one direction only has a derivative of its own (`jax.custom_jvp`), written so that JAX transposes it
 to the fast gradient; it holds in every mode of differentiation. `benchmarks/nets.py` measures CPUs,
@@ -26,11 +26,8 @@ from .pooling import shifted
 
 # Groups are packed until they have this many input channels: fewer starve the vector or matrix units, more
 # are multiplied by zeros. On a CPU, with 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA
-# does it. A TPU's matrix unit is 128 wide. Its compiler estimates two thirds of the time for a whole step of
-# ResNeXt-50, whose packs are groups of one convolution. Groups wider than TPU_NARROW become convolutions of
-# their own: the groups' layout makes it copy whole maps of ResNeSt's, in float32, which is a sixth of a step.
-CPU_CHANNELS = 16
-TPU_CHANNELS, TPU_NARROW = 128, 16
+# does it. A TPU's matrix unit is 128 wide.
+CPU_CHANNELS, TPU_CHANNELS = 16, 128
 # On a CPU, kernels of more than so many weights a tap have their gradient as products of matrices, which
 # then takes half of the time on maps of 28x28 and 56x56, and a third on 112x112.
 CPU_TAP = 512
@@ -59,8 +56,7 @@ def conv2d(
     else:
         forms = {'cpu': partial(_dense, convolve=_convolution, channels=CPU_CHANNELS, **geometry)}
         if groups > 1:
-            on_tpu = _packed if kernel.shape[2] <= TPU_NARROW else partial(_dense, convolve=_undivided)
-            forms['tpu'] = partial(on_tpu, channels=TPU_CHANNELS, **geometry)
+            forms['tpu'] = partial(_dense, convolve=_undivided, channels=TPU_CHANNELS, **geometry)
     return by_platform(native, **forms)(x, kernel)
 
 
@@ -93,15 +89,6 @@ def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     return jnp.einsum('nhwgc,cgo->nhwgo', x, kernel).reshape(n, h, w, -1)
 
 
-def _packed(
-    x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int, channels: int
-) -> Array:
-    """A grouped convolution with fewer and wider groups, whose kernels are block-diagonal."""
-    packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
-    kernel = _block_diagonal(kernel, groups, packs)
-    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=packs)
-
-
 def _dense(
     x: Array,
     kernel: Array,
@@ -113,7 +100,7 @@ def _dense(
     groups: int,
     channels: int,
 ) -> Array:
-    """One dense convolution for each pack of groups."""
+    """One dense convolution for each pack of groups, whose kernel is block-diagonal."""
     geometry = (stride, padding, dilation)
     if groups == 1:
         return convolve(x, kernel, *geometry)
