@@ -353,6 +353,15 @@ def test_values_of_other_types(save: Save) -> None:
     np.testing.assert_array_equal(got['expanded'], saved['expanded'].numpy())
 
 
+@pytest.mark.parametrize('module', ['pathlib', 'pathlib._local'])
+def test_paths_of_every_python(save: Save, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 writes another name of the module than those before and after."""
+    monkeypatch.setitem(sys.modules, module, pathlib)
+    for kind in (pathlib.PosixPath, pathlib.PurePosixPath):
+        monkeypatch.setattr(kind, '__module__', module)
+    assert read_pth(save([pathlib.PosixPath('/a/b'), pathlib.PurePosixPath('c')])) == ['/a/b', 'c']
+
+
 @pytest.mark.filterwarnings('ignore:torch.quantize_per_tensor:UserWarning')
 @FORMATS
 def test_quantized_tensors_are_left_alone(save: Save, zipped: bool) -> None:

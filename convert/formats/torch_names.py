@@ -400,9 +400,6 @@ def _names() -> dict[str, object]:
         'collections.defaultdict': _mapping,
         'collections.deque': _list,
         'types.SimpleNamespace': _mapping,
-        'pathlib.PosixPath': _path,
-        'pathlib.PurePosixPath': _path,
-        'pathlib._local.PosixPath': _path,
         'torch._utils._rebuild_tensor': _tensor,
         'torch._utils._rebuild_tensor_v2': _tensor,
         'torch._utils._rebuild_tensor_v3': _tensor,
@@ -432,6 +429,8 @@ def _names() -> dict[str, object]:
         'bytes': _bytes,
         'bytearray': _bytes,
     }
+    for module in ('pathlib', 'pathlib._local'):  # the second in Python 3.13
+        functions |= {f'{module}.{name}': _path for name in ('PosixPath', 'PurePosixPath')}
     for module in ('builtins', '__builtin__'):
         functions |= {f'{module}.{name}': build for name, build in builtins.items()}
     names: dict[str, object] = {name: Function(name, build) for name, build in functions.items()}
