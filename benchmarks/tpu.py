@@ -27,6 +27,7 @@ from benchmarks import report
 from benchmarks.forms import form
 from benchmarks.gpu import NETS
 from flaxnets.nets.resnet import abstract_variables
+from flaxnets.words import count
 from train.settings import Settings
 from train.tools.planning import Program, compiled, lower, slice_devices, topology_name
 
@@ -132,8 +133,9 @@ def table(lines: list[dict[str, Any]]) -> str:
             if ratios:
                 mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
                 bar = f'; the goal is {BAR}, none above 1' if what == 'step' else ''
+                rows_counted = count(len(ratios), 'row')
                 text.append(
-                    f'\n{what}, {field}: {mean:.2f} of plain Flax in {len(ratios)} rows '
+                    f'\n{what}, {field}: {mean:.2f} of plain Flax in {rows_counted} '
                     f'(geometric mean; the worst {max(ratios):.2f}{bar})'
                 )
     return '\n'.join(text) + '\n'
