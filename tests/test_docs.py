@@ -315,6 +315,8 @@ def check_command(words: Sequence[str], inline: bool = False) -> None:
             )
         case ['python', ('examples/serve.py' | 'examples/demo.py') as program, *rest]:
             check_arguments(runpy.run_path(str(ROOT / program))['main'], rest, inline, by_argv=program)
+        case ['python', '-m', program, *rest] if program.startswith('benchmarks.'):
+            check_arguments(importlib.import_module(program).main, rest, inline, by_argv=program)
         case ['python', program, *_] if program.startswith(('tests/', 'docs/')):
             assert (ROOT / program).exists()
         case ['make', *targets]:
