@@ -487,15 +487,20 @@ def test_the_same_images_as_here(bucket: Bucket, data: Path, spec: str) -> None:
             assert one.name.replace(str(data), 'gs://bucket/data') == other.name
 
 
+def downloads(bucket: Bucket) -> list[str]:
+    """The requests for content. gcsfs asks two things at once for a size, and one may come in later."""
+    return [request for request in bucket.requests if request.startswith('GET /download/')]
+
+
 def test_an_image_takes_one_request(bucket: Bucket, data: Path) -> None:
     for spec in ('folder:gs://bucket/data/folder', 'tar:gs://bucket/data/{split}-*.tar'):
         source = open_source(spec, '', True)
         bucket.requests.clear()
         with ThreadPoolExecutor(8) as threads:
             records = list(threads.map(source.__getitem__, range(len(source))))
-        assert len(bucket.requests) == len(records) == 20
-        assert all(request.startswith('GET /download/') for request in bucket.requests)
-        ranges = [re.search(r'bytes=(\d+)-(\d+)$', request) for request in bucket.requests]
+        asked = downloads(bucket)
+        assert len(asked) == len(records) == 20 and len(bucket.requests) < 30
+        ranges = [re.search(r'bytes=(\d+)-(\d+)$', request) for request in asked]
         if spec.startswith('tar'):
             lengths = sorted(int(found[2]) - int(found[1]) + 1 for found in ranges if found)
             assert lengths == sorted(len(record.image) for record in records)
@@ -522,11 +527,11 @@ def test_a_large_file_is_read_in_parts(bucket: Bucket, monkeypatch: pytest.Monke
     monkeypatch.setattr(source_store, 'PART', 3_000)
     with source_store.opened('gs://bucket/large') as file:
         bucket.requests.clear()
-        assert file.read(10) == content[:10] and len(bucket.requests) == 4
+        assert file.read(10) == content[:10] and len(downloads(bucket)) == 4
         assert file.seek(9_000) == 9_000 and file.read(1_000) == content[9_000:10_000]
-        assert len(bucket.requests) == 4
+        assert len(downloads(bucket)) == 4
         file.seek(-5, os.SEEK_END)
-        assert file.read() == content[-5:] and len(bucket.requests) == 5
+        assert file.read() == content[-5:] and len(downloads(bucket)) == 5
         file.seek(0)
         assert file.read() == content
 
