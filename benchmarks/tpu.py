@@ -26,6 +26,7 @@ import flaxnets
 from benchmarks import report
 from benchmarks.forms import form
 from benchmarks.gpu import NETS
+from flaxnets.errors import FlaxnetsError
 from flaxnets.nets.resnet import abstract_variables
 from flaxnets.words import count
 from train.settings import Settings
@@ -42,10 +43,13 @@ def main() -> None:
     parser.add_argument('--only', nargs='+', choices=('forward', 'step'), default=['forward', 'step'])
     parser.add_argument('--out', default='build/bench')
     options = parser.parse_args()
-    topology = topology_name(options.slice)
-    devices = slice_devices(topology)
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        topology = topology_name(options.slice)
+        devices = slice_devices(topology)
+        out.mkdir(parents=True, exist_ok=True)
+    except (FlaxnetsError, OSError) as error:
+        parser.error(str(error))
     log = out / 'tpu.jsonl'
     done = {key(line) for line in report.lines(log)}
     for name in options.nets:
@@ -92,13 +96,16 @@ def lowered(name: str, what: str, devices: list[Any]) -> Any:
 
 
 def finding(program: Program) -> dict[str, Any]:
-    """What is kept of a program."""
+    """What is kept of a program; one that takes too much memory has no figures."""
+    if program.memory is None:
+        figures = dict.fromkeys(('cycles', 'moved', 'memory', 'copied'))
+        return {**figures, 'refusal': program.refusal, 'largest_copy': ''}
     size, shape = program.copies[0] if program.copies else (0, '')
     return dict(
         cycles=program.cycles,
         moved=program.moved,
         memory=program.memory,
-        refusal=program.refusal,
+        refusal='',
         copied=sum(size for size, _ in program.copies),
         largest_copy=f'{shape} {size / 1e6:.0f} MB' if size else '',
     )

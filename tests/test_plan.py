@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
+import types
 
 import jax
 import pytest
 
+from benchmarks import tpu
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.resnet import abstract_variables
@@ -124,6 +126,44 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch: pytest.Monkey
     monkeypatch.setattr(planning.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(FlaxnetsError, match=r'pip install libtpu'):
         plan(recipes.get('digits'), 'v5e-4')
+
+
+class Compiled:
+    """What a program that was lowered gives, in place of libtpu's."""
+
+    def __init__(self, text: str) -> None:
+        self.as_text = lambda: text
+        self.compile = lambda: self
+        self.cost_analysis = lambda: {'flops': 5.0, 'bytes accessed': 6.0}
+        sizes = ('argument_size', 'output_size', 'alias_size', 'temp_size', 'generated_code_size')
+        found = {f'{name}_in_bytes': 10**i for i, name in enumerate(sizes)}
+        self.memory_analysis = lambda: types.SimpleNamespace(**found)
+
+
+def test_what_a_program_says_of_itself() -> None:
+    found = planning.compiled(Compiled(PROGRAM))
+    assert (found.memory, found.flops, found.moved) == (1 + 10 - 100 + 1000 + 10000, 5, 6)
+    assert (found.cycles, found.copies) == (estimated_cycles(PROGRAM), copies(PROGRAM))
+
+
+def test_a_compiler_that_writes_no_cycles_is_refused() -> None:
+    with pytest.raises(FlaxnetsError, match='no estimated cycles'):
+        planning.compiled(Compiled(PROGRAM.replace('estimated_cycles', 'cycles')))
+
+
+def test_forms_are_compared_where_both_fit() -> None:
+    lines = []
+    for net, form, program in (
+        ('a', 'flaxnets', planning.Program(memory=2**30, cycles=1e6, moved=1e9)),
+        ('a', 'plain', planning.Program(memory=2**31, cycles=2e6, moved=4e9, copies=((10**9, 'f32[9]'),))),
+        ('b', 'flaxnets', planning.Program(memory=2**30, cycles=1e6, moved=1e9)),
+        ('b', 'plain', planning.Program(refusal='Used 20.1G of 15.75G hbm')),
+    ):
+        lines.append({'net': net, 'slice': 'v5e:4x4', 'what': 'step', 'form': form, **tpu.finding(program)})
+    text = tpu.table(lines)
+    assert '| step | `a` | v5e:4x4 | 1.0 / 2.0 | 0.50 | 1.0 / 4.0 | 0.25 | 1.00 / 2.00 | 0.50 |' in text
+    assert '| step | `b` | v5e:4x4 | 1.0 / too much |  | 1.0 / too much |  | 1.00 / too much |  |' in text
+    assert 'step, cycles: 0.50 of plain Flax in 1 row ' in text
 
 
 @pytest.mark.parametrize('name', list(recipes.RECIPES) if FULL else KINDS)

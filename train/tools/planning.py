@@ -237,7 +237,7 @@ def compiled(lowered: Any) -> Program:
     memory, costs, text = done.memory_analysis(), done.cost_analysis(), done.as_text()
     cycles = estimated_cycles(text)
     if not cycles:
-        raise FlaxnetsError("the compiler's program has no estimated cycles; libtpu 0.0.42 writes them")
+        raise FlaxnetsError('this libtpu writes no estimated cycles into its programs; libtpu 0.0.42 does')
     arguments, results = memory.argument_size_in_bytes, memory.output_size_in_bytes
     inner = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes
     return Program(
@@ -281,7 +281,7 @@ def slice_devices(topology: str) -> list[Any]:
       FlaxnetsError: libtpu is not installed, or knows no such slice.
     """
     if importlib.util.find_spec('libtpu') is None:
-        raise FlaxnetsError("--plan needs libtpu, the TPU's compiler: pip install libtpu")
+        raise FlaxnetsError("a TPU slice needs libtpu, the TPU's compiler: pip install libtpu")
     # libtpu would look for a TPU, for the metadata server of a cloud's machine, and for others that use it.
     os.environ.update(
         ALLOW_MULTIPLE_LIBTPU_LOAD='1',
@@ -349,7 +349,10 @@ def reduced_bytes(text: str) -> int:
 
 
 def copies(text: str) -> tuple[tuple[int, str], ...]:
-    """Bytes and shape of the arrays that a program copies to another layout or place, largest first."""
+    """Bytes and shape of the arrays that a program copies to another layout or place, largest first.
+
+    Copies that are part of a fusion count too; those of a loop count once.
+    """
     found = [_SHAPE.findall(shape)[:1] for shape in _COPY.findall(text)]
     sizes = [(_bytes(shape), f'{kind}[{sizes}]') for shape in found for kind, sizes in shape]
     return tuple(sorted(sizes, reverse=True))
