@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,19 @@ def numpy_state(net: torch.nn.Module) -> dict[str, Any]:
 def to_flax(net: torch.nn.Module, model: FlaxResNet) -> dict[str, Any]:
     """The weights of timm's net as the variables of ours."""
     return to_variables(numpy_state(net), model)
+
+
+class Shallow(FlaxResNet):
+    """A net's stem, first two stages and classifier: enough of it where depth proves nothing."""
+
+    def forward_maps(self, x: Any, train: bool = False, upto: int = 2) -> Any:
+        return super().forward_maps(x, train, min(upto, 2))
+
+
+def shallow(model: FlaxResNet) -> Shallow:
+    """The same net, cut off after its second stage: traced and compiled in a third of the time."""
+    fields = [field.name for field in dataclasses.fields(model) if field.name not in ('parent', 'name')]
+    return Shallow(**{name: getattr(model, name) for name in fields})
 
 
 def random_variables(model: FlaxResNet, seed: int = 0) -> dict[str, Any]:
