@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -364,11 +365,10 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
 
     `size` is that of the images; it changes no shape.
     """
-    # A stage's blocks have the same variables from the second on, so two of each tell of all: tracing the
-    # 89 blocks of resnest269e would take seconds.
     layers = model.arch.layers
-    short = model.clone(arch=replace(model.arch, layers=tuple(min(n, 2) for n in layers)))  # type: ignore[arg-type]
-    variables = _trace_init(short, size)
+    # What acts in training only changes no variable; a rate that is traced could not be looked up.
+    short = _two_of_each(model).clone(drop_block_rate=0.0)
+    variables = _init.eval_shape(short, jax.random.key(0), _abstract_image(model, size))
     for collection in variables.values():
         for stage, count in enumerate(layers, start=1):
             blocks = collection.get(f'layer{stage}', {})
@@ -377,10 +377,24 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
     return variables
 
 
-def _trace_init(model: ResNet, size: int | tuple[int, int]) -> Any:
+@partial(jax.jit, static_argnums=0)
+def _init(model: ResNet, key: Array, images: Array) -> Any:
+    """`model.init`, of equal nets traced once."""
+    return model.init(key, images)
+
+
+def _abstract_image(model: ResNet, size: int | tuple[int, int]) -> jax.ShapeDtypeStruct:
     sides = (size, size) if isinstance(size, int) else size
-    images = jax.ShapeDtypeStruct((1, *sides, model.in_chans), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return jax.ShapeDtypeStruct((1, *sides, model.in_chans), jnp.float32)
+
+
+def _two_of_each(model: ResNet) -> ResNet:
+    """The net with two blocks in a stage at most, where all from the second on are alike.
+
+    Tracing the 89 blocks of resnest269e would take seconds.
+    """
+    layers = tuple(min(n, 2) for n in model.arch.layers)
+    return model.clone(arch=replace(model.arch, layers=layers))  # type: ignore[arg-type]
 
 
 def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
@@ -416,6 +430,7 @@ def costs(model: ResNet, size: int | tuple[int, int]) -> dict[str, Cost]:
     """
     macs: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
+    layers = model.arch.layers
 
     def count(next_method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         out = next_method(*args, **kwargs)
@@ -423,14 +438,20 @@ def costs(model: ResNet, size: int | tuple[int, int]) -> dict[str, Cost]:
         if path and context.method_name == '__call__':
             if isinstance(context.module, Conv | nn.Dense):
                 kernel = context.module.variables['params']['kernel']
-                macs[path[0]] = macs.get(path[0], 0) + math.prod(out.shape[:-1]) * kernel.size
+                # The second block of a stage stands for all that follow it.
+                second = path[0].startswith('layer') and path[1] == '1'
+                alike = layers[int(path[0][-1]) - 1] - 1 if second else 1
+                macs[path[0]] = macs.get(path[0], 0) + alike * math.prod(out.shape[:-1]) * kernel.size
             if len(path) == 1:
                 outputs[path[0]] = out.shape[1:]
         return out
 
+    short = _two_of_each(model)
+    variables = abstract_variables(short)
     with nn.intercept_methods(count):
-        variables = _trace_init(model, size)
-    parameters = {part: count_parameters({'params': tree}) for part, tree in variables['params'].items()}
+        jax.eval_shape(short.apply, variables, _abstract_image(model, size))
+    tree = abstract_variables(model)['params']
+    parameters = {part: count_parameters({'params': leaves}) for part, leaves in tree.items()}
     return {
         part: Cost(shape, parameters.get(part, 0), macs.get(part, 0))
         for part, shape in outputs.items()
