@@ -58,6 +58,13 @@ def shallow(model: FlaxResNet) -> Shallow:
     return Shallow(**{name: getattr(model, name) for name in fields})
 
 
+def cut_off(net: torch.nn.Module) -> torch.nn.Module:
+    """timm's net as `shallow` makes ours: its first two stages and a classifier."""
+    net.layer3 = net.layer4 = torch.nn.Identity()
+    net.fc = torch.nn.Linear(net.layer2[-1].conv3.out_channels, net.num_classes)
+    return net
+
+
 def random_variables(model: FlaxResNet, seed: int = 0) -> dict[str, Any]:
     """Random variables of our net, made by NumPy: compiling an initialisation takes seconds."""
     rng = np.random.default_rng(seed)

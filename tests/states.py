@@ -54,7 +54,7 @@ def as_shapes(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def small_net(kind: str, num_classes: int = 5, **options: Any) -> torch.nn.Module:
-    """timm's net of `KINDS[kind]` with random numbers everywhere."""
+    """timm's net of `KINDS[kind]`, or with other `layers`, with random numbers everywhere."""
     arch = KINDS[kind]
     block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
@@ -63,7 +63,7 @@ def small_net(kind: str, num_classes: int = 5, **options: Any) -> torch.nn.Modul
         block_args = dict(attn_layer='se')
     net = ResNet(
         BLOCKS[arch.block],
-        arch.layers,
+        options.pop('layers', arch.layers),
         num_classes=num_classes,
         cardinality=arch.cardinality,
         base_width=arch.base_width,

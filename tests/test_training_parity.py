@@ -6,15 +6,19 @@ other, after which gradients differ by percents, and torch's own float32 gradien
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import optax
 import pytest
 import torch
-from nets import numpy_state, to_flax
+from nets import cut_off, numpy_state, randomise, shallow, timm_net, to_flax
 from states import SMALL, small_net
 
 from convert.names.tree import to_state
+from flaxnets import zoo
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.nets.resnet import ResNet, build
 from train.settings import Settings
@@ -23,29 +27,41 @@ from train.step.step import make_train_step
 
 LR, MOMENTUM, DECAY, SMOOTHING = 0.1, 0.9, 1e-4, 0.1
 RTOL = 1e-6
+SIZE = 32  # of the images
+OPTIONS: dict[str, Any] = dict(num_classes=5, dtype='float64', param_dtype='float64')
 
 
-@pytest.mark.parametrize('kind', SMALL)
+def pair(kind: str, **options: Any) -> tuple[torch.nn.Module, ResNet]:
+    """timm's net and ours, cut off after a second stage of two blocks: all kinds of layers are in them."""
+    layers = (1, 2, 1, 1)
+    arch = dataclasses.replace(SMALL[kind], layers=layers)
+    return cut_off(small_net(kind, layers=layers)).double(), shallow(build(arch, **OPTIONS, **options))
+
+
+# A ResNeXt with a gate has all of a plain one; one kind's deep stem and average pools are those of all.
+@pytest.mark.parametrize('kind', ['seresnext', 'resnextd', 'res2net', 'resnest'])
 def test_sgd_step_equals_torch(kind: str) -> None:
-    options = dict(num_classes=5, dtype='float64', param_dtype='float64')
-    step_equals_torchs(small_net(kind).double().train(), build(SMALL[kind], **options))
+    step_equals_torchs(*pair(kind))
 
 
-@pytest.mark.parametrize('kind', ['seresnext', 'resnest'])
-def test_sgd_step_with_frozen_batch_norm_equals_torch(kind: str) -> None:
+def test_sgd_step_of_a_whole_net_equals_torch() -> None:
+    reference = randomise(timm_net('resnext_tiny', num_classes=5)).double()
+    step_equals_torchs(reference, build(zoo.NETS['resnext_tiny'], **OPTIONS))
+
+
+def test_sgd_step_with_frozen_batch_norm_equals_torch() -> None:
     """Also of one image, which has no statistics of its own after split attention's pool."""
-    reference = small_net(kind).double().train()
-    for module in reference.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()
-    options = dict(num_classes=5, dtype='float64', param_dtype='float64')
-    step_equals_torchs(reference, build(SMALL[kind], freeze_bn=True, **options), images=1)
+    step_equals_torchs(*pair('resnest', freeze_bn=True), images=1)
 
 
 def step_equals_torchs(reference: torch.nn.Module, model: ResNet, images: int = 4) -> None:
+    reference.train()
+    for module in reference.modules():
+        if model.freeze_bn and isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()
     before = {key: tensor.copy() for key, tensor in numpy_state(reference).items()}
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(images, 3, 64, 64, generator=generator, dtype=torch.float64)
+    x = torch.randn(images, 3, SIZE, SIZE, generator=generator, dtype=torch.float64)
     labels = torch.randint(model.num_classes, (images,), generator=generator)
 
     with jax.enable_x64(True):

@@ -23,7 +23,7 @@ from flaxnets.nets.resnet import build
 from flaxnets.store import weights
 from flaxnets.zoo.records import Config
 
-ARCH = Arch('resnest', (1, 1, 1, 1), 1, 8, radix=2, deep_stem=True, stem_width=8, avg_down=True)
+ARCH = Arch('resnest', (1, 1, 1, 1), 1, 32, radix=2, deep_stem=True, stem_width=8, avg_down=True, planes=16)
 CONFIG = Config('resnest14d', ARCH, num_classes=10)
 
 
@@ -139,9 +139,9 @@ def test_another_number_of_classes_starts_a_new_classifier(
     directory: Path, variables: dict[str, Any]
 ) -> None:
     model, loaded = flaxnets.load(directory, num_classes=3, seed=1)
-    assert loaded['params']['fc']['kernel'].shape == (2048, 3)
-    assert 0 < abs(loaded['params']['fc']['kernel']).max() <= 2048**-0.5
-    assert 0 < abs(loaded['params']['fc']['bias']).max() <= 2048**-0.5
+    assert loaded['params']['fc']['kernel'].shape == (512, 3)
+    assert 0 < abs(loaded['params']['fc']['kernel']).max() <= 512**-0.5
+    assert 0 < abs(loaded['params']['fc']['bias']).max() <= 512**-0.5
     assert not equal(
         loaded['params']['fc'], flaxnets.load(directory, num_classes=3, seed=2)[1]['params']['fc']
     )
@@ -170,7 +170,7 @@ def test_a_certificate_of_something_else(directory: Path, counters: Any) -> None
         weights.read_config(directory)
 
 
-@pytest.mark.parametrize('in_chans', [1, 2, 3, 4, 6, 13])
+@pytest.mark.parametrize('in_chans', [1, 2, 3, 4, 6])
 def test_other_input_channels_follow_timms_rule(
     directory: Path, variables: dict[str, Any], in_chans: int
 ) -> None:
@@ -193,7 +193,7 @@ def test_features_only_takes_what_it_needs(directory: Path, variables: dict[str,
     model, loaded = flaxnets.load(directory, features_only=True, out_indices=(0, 2))
     assert set(loaded['params']) == {'conv1', 'bn1', 'layer1', 'layer2'}
     maps = jax.jit(model.apply)(loaded, np.zeros((1, 64, 64, 3), np.float32))
-    assert [m.shape for m in maps] == [(1, 32, 32, 16), (1, 8, 8, 512)]
+    assert [m.shape for m in maps] == [(1, 32, 32, 16), (1, 8, 8, 128)]
 
 
 def test_sources_that_are_not_there() -> None:
