@@ -45,7 +45,8 @@ CHECKED = [
 jaxtyping.install_import_hook(CHECKED, 'checked.check')
 
 torchvision_ops.define_missing()
-torch.set_num_threads(2)
+# Each worker of the tests has a core or so: two threads of torch's would mostly wait, busily.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True, scope='module')

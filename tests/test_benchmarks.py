@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import timm
@@ -67,7 +68,7 @@ def refused(capsys: pytest.CaptureFixture[str], *options: object) -> str:
 def probabilities(net: Path, images: list[Path]) -> torch.Tensor:
     model, variables = flaxnets.load(net)
     transform = flaxnets.transform(net)
-    found = model.apply(variables, transform.batch(images))
+    found = jax.jit(model.apply)(variables, transform.batch(images))
     return torch.from_numpy(np.array(found)).softmax(1)
 
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -40,63 +39,75 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(*arguments: object, program: str = '') -> subprocess.Popen[str]:
-    """python -m convert in a process of its own, which says 'ready' once everything is imported."""
+    """python -m convert in a process of its own."""
     code = f"""
 import sys
 from convert.__main__ import main
-import jax
-print('ready', flush=True)
 {program}
 sys.exit(main(sys.argv[1:]))
 """
+    return python(code, *arguments)
+
+
+def python(code: str, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, '-c', code, *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
-
-
-def until_ready(process: subprocess.Popen[str]) -> None:
-    assert process.stdout is not None and process.stdout.readline() == 'ready\n'
-
-
-def visible(folder: Path) -> list[str]:
-    return sorted(p.name for p in folder.iterdir() if not p.name.startswith('.'))
 
 
 def hidden(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if p.name.startswith('.'))
 
 
-@pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
-def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path, target: str) -> None:
-    out, rng = tmp_path / target, np.random.default_rng(0)
-    expected = read_pth(file)
-    outcomes = []
-    for _ in range(20 if FULL else 3):
-        process = start(file, '--out', out, '--force')
-        until_ready(process)
-        time.sleep(rng.uniform(0, 0.4))
-        process.kill()
-        process.communicate()
-        assert visible(tmp_path) in ([], [target], [target, target + '.json'])
-        outcomes.append(out.exists())
-        if out.exists():
-            found = open_checkpoint(out).state
-            assert all(np.array_equal(found[key], expected[key]) for key in expected)
-    assert main([str(file), '--out', str(out), '--force']) == 0
-    assert hidden(tmp_path) == [], outcomes
+TARGETS = ['net', 'back.pth', 'back.safetensors']
 
-
+# Writes in children, which are killed: they need not import and open everything again.
 DYING = """
-import os, signal, sys
+import os, random, signal, sys, time
 from pathlib import Path
 from convert.conversion import open_checkpoint
 from convert.writing import write
 
-file, out = map(Path, sys.argv[1:])
+file, *targets = map(Path, sys.argv[1:])
 checkpoint = open_checkpoint(file)
 checkpoint.variables  # so that the children need not ask JAX
-calls = 0
 
+def begin(prepare):
+    child = os.fork()
+    if child == 0:
+        prepare()
+        write(checkpoint, out, overwrite=True)
+        os._exit(0)
+    return child
+
+def end(child, moment):
+    _, status = os.waitpid(child, 0)
+    visible = ','.join(sorted(p.name for p in out.parent.iterdir() if not p.name.startswith('.')))
+    print('after', out.name, moment, visible or '-', flush=True)
+    if out.exists():
+        open_checkpoint(out).variables
+    return os.waitstatus_to_exitcode(status)
+"""
+
+AT_ANY_MOMENT = (
+    DYING
+    + """
+random.seed(0)
+for out in targets:
+    start = time.monotonic()
+    assert end(begin(lambda: None), 'whole') == 0
+    whole = time.monotonic() - start
+    for i in range(TIMES):
+        child = begin(lambda: None)
+        time.sleep(random.uniform(0, whole))
+        os.kill(child, signal.SIGKILL)
+        end(child, i)
+"""
+)
+
+BETWEEN_TWO_STEPS = (
+    DYING
+    + """
 def dying(call, moment):
     def counted(*arguments, **options):
         global calls
@@ -106,34 +117,50 @@ def dying(call, moment):
         return call(*arguments, **options)
     return counted
 
-for moment in range(100):
-    child = os.fork()
-    if child == 0:
-        for name in ('fsync', 'mkdir', 'rename', 'replace', 'rmdir', 'unlink'):
-            setattr(os, name, dying(getattr(os, name), moment))
-        write(checkpoint, out, overwrite=True)
-        os._exit(1 if moment == 0 else 0)
-    _, status = os.waitpid(child, 0)
-    visible = ','.join(sorted(p.name for p in out.parent.iterdir() if not p.name.startswith('.')))
-    print('after', moment, visible or '-', flush=True)
-    if out.exists():
-        open_checkpoint(out).variables
-    if os.waitstatus_to_exitcode(status) == 0:
-        break
+def prepare():
+    for name in ('fsync', 'mkdir', 'rename', 'replace', 'rmdir', 'unlink'):
+        setattr(os, name, dying(getattr(os, name), moment))
+
+for out in targets:
+    assert end(begin(lambda: None), 0) == 0
+    for moment in range(1, 100):
+        calls = 0
+        if end(begin(prepare), moment) == 0:
+            break
 """
+)
 
 
-@pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
-def test_killed_between_any_two_steps_of_writing(file: Path, tmp_path: Path, target: str) -> None:
+def seen_after(program: str, file: Path, tmp_path: Path) -> dict[str, list[str]]:
+    """What was visible after each child that wrote a target; each target is in a folder of its own."""
+    targets = [tmp_path / f'for {target}' / target for target in TARGETS]
+    for target in targets:
+        target.parent.mkdir()
+    process = python(program, file, *targets)
+    output, error = process.communicate(timeout=600)
+    assert process.returncode == 0, error
+    lines = [line.split() for line in output.splitlines() if line.startswith('after ')]
+    expected = read_pth(file)
+    for target in targets:
+        assert main([str(file), '--out', str(target), '--force']) == 0
+        assert hidden(target.parent) == []
+        found = open_checkpoint(target).state
+        assert all(np.array_equal(found[key], expected[key]) for key in expected)
+    return {target: [words[3] for words in lines if words[1] == target] for target in TARGETS}
+
+
+def test_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_path: Path) -> None:
+    program = AT_ANY_MOMENT.replace('TIMES', '20' if FULL else '5')
+    for target, seen in seen_after(program, file, tmp_path).items():
+        assert set(seen) <= {'-', target, f'{target},{target}.json'} and len(seen) > 5
+
+
+def test_killed_between_any_two_steps_of_writing(file: Path, tmp_path: Path) -> None:
     """The first child writes; each next one is killed at one change of the disk later than the one before."""
-    command = [sys.executable, '-c', DYING, str(file), str(tmp_path / target)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    seen = [line.split()[2] for line in done.stdout.splitlines() if line.startswith('after ')]
-    whole = target if target == 'net' else f'{target},{target}.json'
-    # A directory cannot take the name of another: for a moment there is none.
-    assert seen.count('-') == (target == 'net') and set(seen) <= {whole, '-'} and len(seen) > 5
-    assert hidden(tmp_path) == []
+    for target, seen in seen_after(BETWEEN_TWO_STEPS, file, tmp_path).items():
+        whole = target if target == 'net' else f'{target},{target}.json'
+        # A directory cannot take the name of another: for a moment there is none.
+        assert seen.count('-') == (target == 'net') and set(seen) <= {whole, '-'} and len(seen) > 5
 
 
 def test_interrupted_leaves_nothing(file: Path, tmp_path: Path) -> None:
@@ -155,24 +182,30 @@ weights.write_into = interrupted
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize('target', ['net', 'back.pth', 'back.safetensors'])
-def test_no_space_is_one_error_and_keeps_what_was_there(file: Path, tmp_path: Path, target: str) -> None:
-    out = tmp_path / target
-    assert main([str(file), '--out', str(out)]) == 0
-    before = open_checkpoint(out).source
+NO_SPACE = """
+import resource, signal, sys
+from convert.__main__ import main
 
-    one_megabyte = """
-import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+for out in sys.argv[2:]:
+    print('to', out, file=sys.stderr, flush=True)
+    assert main([sys.argv[1], '--out', out, '--force']) == 1
 """
-    process = start(file, '--out', out, '--force', program=one_megabyte)
+
+
+def test_no_space_is_one_error_and_keeps_what_was_there(file: Path, tmp_path: Path) -> None:
+    targets = [tmp_path / target for target in TARGETS]
+    for out in targets:
+        assert main([str(file), '--out', str(out)]) == 0
+    before = [open_checkpoint(out).source for out in targets]
+    process = python(NO_SPACE, file, *targets)
     _, error = process.communicate(timeout=600)
-    assert process.returncode == 1
-    # TensorStore's threads may say more before.
-    assert error[error.index('error: /') :].startswith(f'error: {out}: cannot be written')
+    assert process.returncode == 0, error
+    for out, said in zip(targets, error.split('to /')[1:], strict=True):
+        assert f'error: {out}: cannot be written' in said and said.count('error: /') == 1
     assert hidden(tmp_path) == []
-    assert open_checkpoint(out).source == before
+    assert [open_checkpoint(out).source for out in targets] == before
 
 
 def test_too_little_space_is_said_beforehand(

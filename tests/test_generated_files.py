@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import os
 import pathlib
 import random
 from collections import Counter, OrderedDict
@@ -34,7 +35,7 @@ from flaxnets.errors import CheckpointError
 from flaxnets.nets.resnet import abstract_variables
 
 SEED = 0
-FILES = 500
+FILES = 500 if os.environ.get('FLAXNETS_FAULTS') == 'full' else 250
 FEATURES, CLASSES = 512, 10
 NETS = ('resnext_tiny', 'resnext_tiny', 'resnext_tiny', 'res2net_tiny', 'resnest_tiny')
 DTYPES = (torch.float32, torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -398,8 +399,8 @@ def test_generated_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         path.unlink()
     with capsys.disabled():
         print(f'\n{FILES} files (seed {SEED}): {dict(outcomes)}')
-    assert sum(outcomes.values()) == FILES and min(outcomes.values()) > 10
-    assert all(forms[kind] > 3 for kind in (*HEADS, *REFUSED_HEADS, 'none'))
+    assert sum(outcomes.values()) == FILES and min(outcomes.values()) > FILES // 50
+    assert all(forms[kind] > FILES // 250 for kind in (*HEADS, *REFUSED_HEADS, 'none'))
 
 
 def one(

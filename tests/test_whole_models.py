@@ -66,10 +66,11 @@ class Around(nn.Module):
 def test_the_libraries_models_open(tmp_path: Path) -> None:
     names = ['res2net50_26w_4s', 'res2net50d', 'res2next50', 'resnext50_32x4d', 'resnext50d_32x4d']
     names += ['seresnext50_32x4d', 'resnest14d', 'resnest50d_4s2x40d', 'resnest50d_1s4x24d']
+    few: dict[str, Any] = dict(layers=(1, 1, 1, 2))
     with torch.device('meta'):
-        nets = {name: timm_net(name) for name in names}
+        nets = {name: timm_net(name, **few) for name in names}
         nets['torchvision'] = torchvision.models.resnext50_32x4d()
-        nets['pools nothing'] = timm.create_model('resnext50_32x4d', num_classes=0, global_pool='')
+        nets['pools nothing'] = timm.create_model('resnext50_32x4d', num_classes=0, global_pool='', **few)
         nets['gives features'] = timm.create_model('resnest14d', features_only=True)
     for name, made in nets.items():
         found = opened(hollow(made), tmp_path)
