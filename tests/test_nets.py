@@ -141,6 +141,8 @@ def test_features_only_has_no_parameters_it_does_not_use(out_indices: Any, names
     layers = set(abstract_variables(model)['params'])
     last = int(names[-1][-1])
     assert layers == {'conv1', 'bn1', *(f'layer{i}' for i in range(1, last + 1))}
+    same = model.clone(out_indices=list(model.out_indices), bn_span=Span('batch', [[0, 1]]))  # type: ignore[arg-type]
+    assert abstract_variables(same) == abstract_variables(model)
 
 
 def test_head_methods() -> None:

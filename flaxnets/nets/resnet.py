@@ -366,8 +366,9 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
     `size` is that of the images; it changes no shape.
     """
     layers = model.arch.layers
-    # What acts in training only changes no variable; a rate that is traced could not be looked up.
-    short = _two_of_each(model).clone(drop_block_rate=0.0)
+    # A traced rate or a list could not be looked up; what acts in training only changes no variable.
+    fields: dict[str, Any] = dict(drop_block_rate=0.0, bn_span=Span(), out_indices=tuple(model.out_indices))
+    short = _two_of_each(model).clone(**fields)
     variables = _init.eval_shape(short, jax.random.key(0), _abstract_image(model, size))
     for collection in variables.values():
         for stage, count in enumerate(layers, start=1):
