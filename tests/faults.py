@@ -244,7 +244,7 @@ FAULTS: tuple[Fault, ...] = (
         'convert/names/tree.py',
         'return (3, 2, 0, 1) if len(self.shape) == 4',
         'return (3, 2, 1, 0) if len(self.shape) == 4',
-        'tests/test_conversion.py -k there_and_back',
+        'tests/test_verify.py -k right_conversion',
     ),
     Fault(
         'NaN in a tensor',
