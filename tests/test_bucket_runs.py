@@ -72,8 +72,8 @@ def start(workdir: str, cache: Path, *fields: str) -> subprocess.Popen[str]:
     environment = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': '1',
-        'JAX_DISABLE_MOST_OPTIMIZATIONS': '0',
         'JAX_COMPILATION_CACHE_DIR': str(cache),
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

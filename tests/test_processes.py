@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from runs import STOPPED, digests, finish, run, start, wait_for_training
+from runs import STOPPED, digests, finish, start, wait_for_training
 
 from flaxnets.store import weights
 
@@ -49,7 +49,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(folder: Path) -> Path:
     """A run of two processes that nobody disturbed."""
     workdir = folder / 'reference'
-    for process in start_two(workdir):
+    for process in start_two(workdir, 'max_steps=16'):
         finish(process)
     return workdir
 
@@ -57,32 +57,14 @@ def reference(folder: Path) -> Path:
 def test_two_processes_stop_at_one_step_and_go_on(folder: Path, reference: Path) -> None:
     for trial in range(5 if FULL else 1):
         workdir = folder / f'two{trial}'
-        processes = start_two(workdir)
-        wait_for_training(processes[0], workdir, after=5 * trial)
+        processes = start_two(workdir, 'max_steps=16')
+        wait_for_training(processes[0], workdir, after=trial)
         processes[trial % 2].send_signal(signal.SIGTERM)
         said = [finish(process, STOPPED) for process in processes]
         assert 'preemption: stopped after step' in said[0]
-        for process in start_two(workdir):
+        for process in start_two(workdir, 'max_steps=16'):
             finish(process)
         assert digests(workdir) == digests(reference)
-
-
-def test_other_devices_and_processes_train_on_the_same_batches(folder: Path) -> None:
-    """From 4 devices to 2 to 1, from 2 processes to 1: sums differ in their rounding, samples do not."""
-    # Parameters that stay leave the losses to the samples alone; drop path would draw by device.
-    alike = ('bn_images=8', 'drop_path_rate=0', 'lr=1e-12', 'epochs=1')
-    workdir = folder / 'moved'
-    for devices, last in ((4, 15), (2, 30), (1, 0)):
-        run(workdir, f'max_steps={last}', *alike, devices=devices)
-    straight = folder / 'straight'
-    run(straight, *alike)
-    assert near(workdir, straight)
-
-    workdir = folder / 'merged'
-    for process in start_two(workdir, 'max_steps=20', *alike):
-        finish(process)
-    run(workdir, *alike)
-    assert near(workdir, straight)
 
 
 # In float32, as runs are, a ReLU whose input is within rounding of 0 opens on one number of devices only.
@@ -99,20 +81,27 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_two_processes_take_the_steps_of_one_device(folder: Path) -> None:
-    alike = ('bn_images=0', 'drop_path_rate=0', 'lr=0.01', 'warmup_epochs=0', 'max_steps=3', 'log_steps=1')
-    alone, together = folder / 'one-device', folder / 'four-devices'
-    finish(start(alone, *alike, 'dtype=float64', program=EXACT))
-    for process in start_two(together, *alike, 'dtype=float64', program=EXACT):
+def test_other_processes_and_devices_take_the_steps_of_one_device(folder: Path) -> None:
+    """From 2 processes with 4 devices to 1 process, and to 1 device: the same batches, the same steps."""
+    # Drop path would draw by device, and BatchNorm take each device's statistics. From a rate of 0 the first
+    # step would change nothing.
+    alike = ('dtype=float64', 'bn_images=0', 'drop_path_rate=0', 'lr=0.01', 'warmup_epochs=0')
+    alike += ('epochs=1', 'log_steps=1')
+    moved, straight = folder / 'moved', folder / 'straight'
+    for process in start_two(moved, 'max_steps=3', *alike, program=EXACT):
         finish(process)
-    before, after = (logged(workdir) for workdir in (alone, together))
-    assert before.keys() == after.keys() == {2, 3}  # the first is for compiling
-    for step, record in after.items():
+    finish(start(moved, 'max_steps=6', *alike, program=EXACT, devices=4))
+    finish(start(moved, *alike, program=EXACT))
+    finish(start(straight, *alike, program=EXACT))
+    before, after = logged(straight), logged(moved)
+    assert after.keys() == {2, 3, 5, 6, 8, 9, 10, 11}  # the first line of each call is of two steps
+    for step in (2, 3, 6, 9, 10, 11):
+        record = after[step]
         assert {name: record[name] for name in ('loss', 'top1', 'grad_norm')} == pytest.approx(
             {name: before[step][name] for name in ('loss', 'top1', 'grad_norm')}, rel=1e-6
         )
-    one, four = (weights.read_variables(workdir / 'weights') for workdir in (alone, together))
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), one, four)
+    one, other = (weights.read_variables(workdir / 'weights') for workdir in (straight, moved))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=0, atol=1e-6), one, other)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +191,7 @@ def test_every_number_of_images_on_any_devices_and_processes() -> None:
     alone = end(begin(1))
     assert [len(labels) for labels, *_ in alone] == list(range(1, 14))  # 3 batches of 4 and one image
     where = f'localhost:{free_port()}'
-    for devices, processes in ((2, [()]), (4, [()]), (2, [(where, '0'), (where, '1')])):
+    for devices, processes in ((4, [()]), (2, [(where, '0'), (where, '1')])):
         for found in [end(process) for process in [begin(devices, *arguments) for arguments in processes]]:
             for (*exact, loss), (*expected, its) in zip(found, alone, strict=True):
                 assert exact == expected and loss == pytest.approx(its, rel=1e-5)
@@ -212,14 +201,6 @@ def logged(workdir: Path) -> dict[int, dict[str, float]]:
     """The lines of the log that tell of training, by step."""
     records = [json.loads(line) for line in (workdir / 'log.jsonl').read_text().splitlines()]
     return {r['step']: r for r in records if r['kind'] == 'train'}
-
-
-def near(first: Path, second: Path) -> bool:
-    """Whether two runs had the same losses at all steps that both have logged."""
-    a, b = logged(first), logged(second)
-    common = sorted(set(a) & set(b))
-    assert len(common) >= 8
-    return all(a[step]['loss'] == pytest.approx(b[step]['loss'], rel=1e-4) for step in common)
 
 
 def test_two_processes_evaluate_every_image_once(reference: Path) -> None:
