@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from nets import random_variables, shallow
+from nets import Shallow, random_variables, shallow
 
 import flaxnets
 from flaxnets.errors import FlaxnetsError
@@ -43,9 +43,16 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
     return {'image': images, 'label': rng.integers(0, CLASSES, N).astype(np.int32)}
 
 
-def start(settings: Settings, whole: bool = False, **options: Any) -> tuple[Any, Any, TrainState]:
-    model = flaxnets.create(settings.model, CLASSES, dtype=settings.dtype, **options)
-    model = model if whole else shallow(model)
+class ThirdStage(flaxnets.ResNet):
+    """The stem, and the first stage in which DropBlock acts."""
+
+    def forward_maps(self, x: Any, train: bool = False, upto: int = 4) -> Any:
+        (stem,) = super().forward_maps(x, train, 0)
+        return [stem, self.layer3(stem, train)]
+
+
+def start(settings: Settings, net: type = Shallow, **options: Any) -> tuple[Any, Any, TrainState]:
+    model = shallow(flaxnets.create(settings.model, CLASSES, dtype=settings.dtype, **options), net)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(1e-3, 0.9, nesterov=True))
     state = create_state(random_variables(model), optimizer, ema=settings.ema_decay > 0)
     return model, optimizer, state
@@ -192,11 +199,11 @@ def test_drop_block_grows_by_epoch_and_mixing_ends() -> None:
     base = dataclasses.replace(BASE, dtype='float64')
     settings = dataclasses.replace(base, mixup=0.0, drop_block_rate=0.5)
     model, optimizer, state = start(
-        settings, whole=True, param_dtype='float64'
+        settings, net=ThirdStage, param_dtype='float64'
     )  # it acts on the last two stages
     model = model.clone(drop_block_rate=0.5)
     step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=4))
-    plain = jitted(dataclasses.replace(base, mixup=0.0), whole=True, param_dtype='float64')
+    plain = jitted(dataclasses.replace(base, mixup=0.0), net=ThirdStage, param_dtype='float64')
     first = {'with': step(state, batch())[0], 'without': plain(state, batch())[0]}
     assert largest_difference(first['with'].params, first['without'].params) > 0
 
@@ -209,7 +216,7 @@ def test_drop_block_grows_by_epoch_and_mixing_ends() -> None:
         pair = step(here, batch())[0].params, constant(here, batch())[0].params
         assert (largest_difference(*pair) < 1e-7) == same, number
 
-    ending = jitted(dataclasses.replace(base, mix_off_epochs=1), whole=True, param_dtype='float64')
+    ending = jitted(dataclasses.replace(base, mix_off_epochs=1), net=ThirdStage, param_dtype='float64')
     for number, same in ((3, False), (4, True)):  # the second of two epochs starts at step 4
         here = state.replace(step=jnp.asarray(number))
         difference = largest_difference(ending(here, batch())[0].params, plain(here, batch())[0].params)
