@@ -4,7 +4,7 @@ model = flaxnets.create('resnest101e')
 model, variables = flaxnets.load('path/to/converted')
 images = flaxnets.transform('resnest101e')('photo.jpg')[None]
 
-Nothing of JAX is imported before a name is asked for that needs it: `flaxnets list` answers at once, and the
+JAX is imported only when a name that needs it is used. `flaxnets list` therefore answers at once, and the
 processes that decode images stay small.
 """
 
@@ -66,7 +66,7 @@ def __getattr__(name: str) -> Any:
         value = module.VERSION if name == '__version__' else getattr(module, name)
         globals()[name] = value
         return value
-    if name in _ROOMS:  # `flaxnets.zoo` without an import of its own
+    if name in _ROOMS:  # so that `flaxnets.zoo` works after `import flaxnets` alone
         return importlib.import_module(f'.{name}', __name__)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 

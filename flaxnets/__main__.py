@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DESCRIPTION = """Res2Net, Res2NeXt, ResNeXt and ResNeSt in JAX: the nets by name, their published
 weights, and all that is done with them."""
 
-# Commands of the other packages: name -> module, its first arguments, what it does.
+# Commands of the other packages: name -> module, arguments that come first, what the command does.
 _ELSEWHERE = {
     'convert': ('convert.__main__', (), 'weights in from any publisher, and back to PyTorch'),
     'train': ('train.__main__', (), 'train by a recipe, or go on with a run'),
@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlaxnetsError as error:
         print(f'error: {_as_typed(str(error))}', file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader of the output has ended, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:  # a full disk, a folder that may not be written to
@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    """What all commands for many images take."""
+    """Adds the arguments of all commands that take many images."""
     add = parser.add_argument
     what = "images, folders, patterns ('photos/*.jpg'), tars, lists (.txt, or - for standard input)"
     add('images', nargs='+', metavar='IMAGE', help=what)
@@ -119,7 +119,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _as_typed(message: str) -> str:
-    """A message of the library, its arguments as options of the command line."""
+    """A message of the library, with its arguments written as options of the command line."""
     return message.replace('overwrite=True', '--force')
 
 
@@ -187,7 +187,7 @@ def _info(options: argparse.Namespace) -> int:
 
         draw_net(conf, options.plot)
     net = build(conf.arch, conf.num_classes, conf.in_chans, folded=conf.folded)
-    # A directory stands for itself, a name for all the files of its net.
+    # A directory has one row of weights at most; a name stands for all published files of its net.
     own = (conf.weights,) if conf.weights else ()
     rows = own if Path(options.name).is_dir() else zoo.weights_of(conf.name)
     facts: dict[str, Any] = {
@@ -287,7 +287,7 @@ def _print_approximations(images: Preprocess) -> None:
         print(f'note: {what}', file=sys.stderr)
 
 
-SHOWN_WHOLE = 10  # images up to which all classes of each are shown; of more only the first one
+SHOWN_WHOLE = 10  # the most images for which all top classes are printed; for more only the best one is
 
 
 def _for_people(prediction: Prediction, short: bool) -> str:
@@ -360,7 +360,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 class _Counted:
-    """Images that have been seen, on a bar; those that cannot be read are named and counted, on stderr."""
+    """A progress bar over images. It names and counts those that cannot be read, on stderr."""
 
     def __init__(self, total: int, quiet: bool) -> None:
         from tqdm import tqdm
@@ -375,7 +375,7 @@ class _Counted:
         self._bar.close()
 
     def add(self, name: str, problem: str | None) -> bool:
-        """Counts an image; whether it is a bad one."""
+        """Counts an image, and returns whether it cannot be read."""
         self._bar.update()
         if problem:
             self.bad += 1
@@ -388,7 +388,7 @@ class _Counted:
         self._bar.write(text, file=sys.stdout)
 
     def outcome(self) -> int:
-        """The exit status, after the last word about bad images."""
+        """Prints how many images cannot be read, and returns the exit status."""
         if self.bad:
             print(f'{self.bad} of {self.good + self.bad} images cannot be read', file=sys.stderr)
         return 1 if self.bad else 0

@@ -1,4 +1,4 @@
-"""From weights, wherever they are, to a net and its variables."""
+"""The library's main functions: make a net, load weights, describe them, prepare images for them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _PUBLISHED, _DIRECTORY, _RUN = 'the name of published weights', 'a directory of 
 
 
 def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any) -> ResNet:
-    """A net by name, without weights.
+    """Makes a net by name, without weights.
 
     Args:
       name: any name that `list_models` gives, or an alias: timm's, torchvision's, mmpretrain's, the
         authors'. A tag (`resnext50_32x4d.gluon_in1k`) is accepted and makes the same net.
-      num_classes: outputs of the classifier; 0 gives pooled features [N, 2048].
-      in_chans: channels of the images.
+      num_classes: outputs of the classifier; 0 gives pooled features [N, 2048] instead of logits.
+      in_chans: number of channels of the images.
       **options: `dtype`, `param_dtype`, `global_pool`, `drop_rate`, `drop_path_rate`,
         `drop_block_rate`, `output_stride`, `frozen_stages`, `freeze_bn`, `features_only`, `out_indices`,
         `axis_name`, `remat`, `zero_init_last`: see `flaxnets.nets.resnet.ResNet`.
@@ -38,7 +38,7 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
       train=False)` takes images [N, H, W, in_chans].
 
     Raises:
-      FlaxnetsError: unknown name (the nearest ones are named), or bad values (all of them).
+      FlaxnetsError: an unknown name (the message has the nearest ones), or bad values (it has all of them).
 
     Examples:
       >>> model = flaxnets.create('resnest50d', num_classes=10, drop_rate=0.2)
@@ -53,15 +53,15 @@ def create(name: str, num_classes: int = 1000, in_chans: int = 3, **options: Any
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked for of a source that holds several things, or something else than one of the nets.
+    """Choices of what to load from a source that holds several things, or more than a net.
 
     Attributes:
       model: name of the architecture, where the tensors of a file leave a choice; refused if they contradict.
-      key: of a file with several state dicts, where the one to take is: 'state.model'.
-      prefix: of a state dict with several nets, what stands before the names of the one to take.
-      ema: the averaged weights, where there are those and the trained ones.
-      approximate: take weights of a net that computes a little otherwise.
-      drop_head: leave out the classifier, also one that none of the nets can have.
+      key: where in a file with several state dicts the one to take is, such as 'state.model'.
+      prefix: what the names of the tensors to take begin with, in a state dict with several nets.
+      ema: take the averaged weights, where a source has them beside the trained ones.
+      approximate: accept weights of a net that computes slightly differently.
+      drop_head: leave out the classifier, even one that none of the nets can have.
     """
 
     model: str | None = None
@@ -72,11 +72,17 @@ class Asked:
     drop_head: bool = False
 
     def of_file(self) -> dict[str, Any]:
-        """What only a file of another library leaves open, as arguments of the converter."""
+        """All choices but `model`, as arguments of the converter: only files of other libraries need them."""
         return {name: value for name, value in vars(self).items() if name != 'model'}
 
     def refuse(self, source: object, kind: str, *allowed: str) -> None:
-        """Raises if anything is asked for that means nothing for this kind of source."""
+        """Raises an error if a choice was made that does not apply to this kind of source.
+
+        Args:
+          source: the source, for the message.
+          kind: its kind in words, for the message.
+          *allowed: names of the choices that do apply.
+        """
         usual = Asked().of_file()
         given = [f'{name}={value!r}' for name, value in self.of_file().items() if value != usual[name]]
         wrong = [text for text in given if text.partition('=')[0] not in allowed]
@@ -87,10 +93,10 @@ class Asked:
 
 
 def config(source: str | os.PathLike[str], *, model: str | None = None, **asked: Any) -> Config:
-    """What weights are: architecture, preprocessing, classes, origin.
+    """Describes weights: their architecture, preprocessing, classes and origin.
 
-    A published name is looked up and nothing is downloaded; of a directory of weights or of a training run
-    only the description is read.
+    A published name is only looked up, and nothing is downloaded. From a directory of weights or a training
+    run only the description is read.
 
     Args:
       source: anything that `load` opens.
@@ -124,18 +130,18 @@ def transform(
     max_pixels: int = MAX_PIXELS,
     **asked: Any,
 ) -> Transform:
-    """What turns an image into exactly the array that weights expect.
+    """Makes the function that turns an image into exactly the array that weights expect.
 
     Args:
       source: anything that `load` opens, a `Config` or a `Preprocess`.
-      model: as `config` takes it.
-      **asked: as `config` takes it.
+      model: as in `config`.
       exif: turn the picture as its EXIF orientation says; timm and torchvision do not.
-      max_pixels: larger images are refused before they are decoded.
+      max_pixels: images with more pixels are refused before they are decoded.
+      **asked: as in `config`.
 
     Returns:
-      A `flaxnets.images.transforms.Transform`: called with a path, a PIL image or an array it gives float32
-      [height, width, in_chans], normalised.
+      A `flaxnets.images.transforms.Transform`. Called with a path, a Pillow image or an array, it gives
+      float32 [height, width, in_chans], normalised.
 
     Raises:
       FlaxnetsError: no such source, a damaged one, or weights that expect images which cannot be prepared.
@@ -161,19 +167,19 @@ def load(
     seed: int = 0,
     **options: Any,
 ) -> tuple[ResNet, weights.Variables]:
-    """A net and its variables, from weights wherever they are.
+    """Loads weights: a net and its variables.
 
     Args:
       source: a directory that `python -m convert` wrote; a published name, which is downloaded and
-        converted once; or anything else that `python -m convert` opens: a `.pth` or `.safetensors` file,
-        a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL. All but names may lie in a bucket
-        (`gs://BUCKET/weights`).
+        converted once; a training run; or anything else that `python -m convert` opens: a `.pth` or
+        `.safetensors` file, a folder of the Hugging Face hub, `hf-hub:org/repository`, a URL. Files and
+        folders may be in a bucket (`gs://BUCKET/weights`).
       num_classes: None keeps the classifier of the weights; another number than theirs starts a new one.
       in_chans: None keeps the weights' input channels; weights for 3 are adapted to any other number.
       model: name of the architecture, where the tensors leave a choice; refused if they contradict it.
-      seed: of a new classifier.
-      **options: `key`, `prefix`, `ema`, `approximate`, `drop_head`, which choose among what a file holds:
-        see `Asked`. All others as of `create`.
+      seed: seed of the random numbers of a new classifier.
+      **options: `key`, `prefix`, `ema`, `approximate`, `drop_head`, which choose among what a file holds
+        (see `Asked`), and the options of `create`.
 
     Returns:
       The Flax module, and {'params': ..., 'batch_stats': ...} as JAX arrays for `model.apply`.
@@ -215,7 +221,7 @@ def load_with_config(
 
 
 def is_published_name(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a name of the zoo: also where a folder without weights happens to be called so."""
+    """Whether a source is a name of the zoo. A folder of that name counts only if it holds weights."""
     path = Path(source)
     if path.exists() and not path.is_dir():
         return False
@@ -229,7 +235,7 @@ def is_published_name(source: str | os.PathLike[str]) -> bool:
 
 
 def _opened(source: str | os.PathLike[str], asked: Asked) -> tuple[Config, Callable[[], weights.Variables]]:
-    """What weights are, and how to read them."""
+    """The description of weights, and a function that reads them."""
     if names_store(source):
         return _opened_in_store(source, asked)
     path = Path(source)
@@ -255,7 +261,10 @@ def _opened(source: str | os.PathLike[str], asked: Asked) -> tuple[Config, Calla
 def _opened_in_store(
     source: str | os.PathLike[str], asked: Asked
 ) -> tuple[Config, Callable[[], weights.Variables]]:
-    """What is described beside the arrays is read alone, until the arrays are wanted."""
+    """As `_opened`, for weights in a store such as `gs://`.
+
+    The arrays are fetched only once they are read, where the description is kept apart from them.
+    """
     if weights.is_directory(source):
         asked.refuse(source, _DIRECTORY)
         conf = weights.read_config(source)

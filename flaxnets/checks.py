@@ -1,4 +1,4 @@
-"""Whether plain values are what a record says of its fields."""
+"""Checks of plain values, for the records that check their fields when they are made."""
 
 from __future__ import annotations
 

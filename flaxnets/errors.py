@@ -1,7 +1,7 @@
-"""The errors that mean "what you gave cannot be used", as opposed to a defect of ours.
+"""The errors for input that cannot be used.
 
-Their text is the user's next step: what is wrong, where, and what to do. The command lines print it
-without a traceback; everything else is a bug and keeps its traceback.
+Their text says what is wrong, where, and what to do. The commands print it without a traceback. Any other
+error is a defect of this package and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import reprlib
 
 
 class FlaxnetsError(ValueError):
-    """Bad input: a name, a value, a file. The message is written for the person who gave it."""
+    """A name, a value or a file cannot be used. The message is for the person who gave it."""
 
 
 class CheckpointError(FlaxnetsError):
@@ -28,12 +28,13 @@ class _ShortRepr(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, value: int, level: int) -> str:
-        # Python refuses to write very long ones as text.
+        # Python refuses to write very long integers as text.
         bits = value.bit_length()
         return super().repr_int(value, level) if bits <= 256 else f'an integer of {bits:,} bits'
 
     def repr_instance(self, value: object, level: int) -> str:
-        # repr() of a container of ours could take for ever: a few shared lists nest without end.
+        # Only the type is shown: a file can hold a few lists that contain each other so often that their
+        # repr() would never end.
         if isinstance(value, bytes):
             return repr(value[:60])
         return repr(value) if value is None or isinstance(value, (bool, float)) else type(value).__name__
@@ -43,5 +44,5 @@ _SHORT_REPR = _ShortRepr()
 
 
 def shown(value: object) -> str:
-    """`repr(value)` fit for a message: short, whatever a file put into it."""
+    """`repr(value)` for a message: cut short, since the value may come from a hostile file."""
     return _SHORT_REPR.repr(value)

@@ -1,7 +1,7 @@
-"""The packages `convert` and `train` that lie beside `flaxnets`, whatever else is called like them.
+"""Imports the packages `convert` and `train` that are installed beside `flaxnets`, and no others.
 
-People's own `convert.py` and `train.py` are everywhere, and Python prefers those of the working folder. What
-is found here is known by its place, and nothing of the user's is run or imported on the way.
+Many people have a `convert.py` or `train.py` of their own, and Python prefers those in the working folder.
+This module finds the packages by their path, and neither runs nor imports a file of the user's.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from .errors import FlaxnetsError
 
 
 def sibling(name: str) -> ModuleType:
-    """A module of `convert` or `train`: `sibling('convert.conversion')`.
+    """Imports a module of `convert` or `train`: `sibling('convert.conversion')`.
 
     Args:
       name: package and module, with a dot between them.
 
     Returns:
-      The module. Where something else has the package's name, ours is imported under another one.
+      The module. If another module already has the package's name, the package is imported as
+      `_flaxnets_convert` or `_flaxnets_train`.
 
     Raises:
-      FlaxnetsError: the package does not lie beside `flaxnets`: the installation is not whole.
+      FlaxnetsError: the package is not beside `flaxnets`: the installation is incomplete.
     """
     package, _, inner = name.partition('.')
     home = Path(__file__).parents[1] / package / '__init__.py'
@@ -37,7 +38,7 @@ def sibling(name: str) -> ModuleType:
 
 
 def _is_ours(package: str, home: Path) -> bool:
-    """Whether Python finds the package at its place; to look for it runs nothing."""
+    """Whether Python finds the package at `home` by its own name; nothing is imported to find out."""
     loaded = sys.modules.get(package)
     try:
         found = loaded.__file__ if loaded else getattr(importlib.util.find_spec(package), 'origin', None)
@@ -47,7 +48,7 @@ def _is_ours(package: str, home: Path) -> bool:
 
 
 def _imported_as(alias: str, home: Path) -> str:
-    """Imports the package at `home` under another name, once; its own imports are relative."""
+    """Imports the package at `home` as `alias`, once. This works because its own imports are relative."""
     if alias not in sys.modules:
         inside = [str(home.parent)]
         spec = importlib.util.spec_from_file_location(alias, home, submodule_search_locations=inside)

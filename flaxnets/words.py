@@ -1,4 +1,4 @@
-"""Text for messages: names from files, counts, and lists that are cut short."""
+"""Text for messages: names from files, counts, and shortened lists."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .errors import shown
 
 
 def plain(key: object) -> str:
-    """A name as a message may hold it, whatever a file put into it."""
+    """A name from a file in a form that is safe to print: as it is, or else as a short `repr`."""
     return key if isinstance(key, str) and key.isprintable() and 0 < len(key) < 80 else shown(key)
 
 
@@ -18,16 +18,18 @@ def count(number: int, thing: str) -> str:
 
 
 def short(name: str, length: int) -> str:
-    """The first of several names, as 'tabby, tabby cat' has them, cut to a length."""
+    """The first of the names in a text such as 'tabby, tabby cat', cut to at most `length` characters."""
     first = name.partition(',')[0]
     return first if len(first) <= length else first[: length - 1] + '…'
 
 
 def some(words: Iterable[str], most: int = 8, last: str = ', ') -> str:
-    """The first words of a list that may be long: 'a, b and 7 more'.
+    """A list in words, cut short if it is long: 'a, b and 7 more'.
 
     Args:
-      last: what joins the last two where all are listed, such as ' or '.
+      words: the list.
+      most: how many words to name at most.
+      last: what joins the last two words if all are named, such as ' or '.
     """
     words = list(words)
     if len(words) > most:

@@ -1,1 +1,1 @@
-"""The nets: convolutions, layers, blocks, and the residual net made of them. Flax linen stays here."""
+"""The nets: convolutions, layers, blocks, and the residual net made of them, in Flax linen."""

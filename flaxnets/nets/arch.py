@@ -1,4 +1,4 @@
-"""What an architecture is: plain data, checked when made. JAX is not imported."""
+"""The record that describes an architecture. Plain data, checked when it is made; JAX is not imported."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ BLOCKS = ('resnext', 'res2net', 'resnest')
 
 @dataclass(frozen=True)
 class Arch:
-    """One architecture: a four-stage residual net whose block is a field.
+    """One architecture: a residual net of four stages, whose kind of block is a field.
 
     Attributes:
       block: 'resnext' (Xie et al., arXiv 1611.05431), 'res2net' (Gao et al., arXiv 1904.01169) or
         'resnest' (Zhang et al., arXiv 2004.08955).
       layers: blocks in each of the four stages.
-      cardinality: groups of the 3x3 convolutions (for ResNeSt, of each radix split).
+      cardinality: number of groups of the 3x3 convolutions (in ResNeSt, of each radix split).
       base_width: channels per group when a stage has 64 planes.
-      scale: Res2Net's number of channel splits; 1 elsewhere.
-      radix: ResNeSt's number of splits per cardinal group; 1 is the sigmoid form. 1 elsewhere.
-      deep_stem: three 3x3 convolutions in place of one 7x7 (the "D" of ResNet-D).
+      scale: number of channel splits of a Res2Net; 1 in the other nets.
+      radix: number of splits per cardinal group of a ResNeSt, weighed by a softmax, or by a sigmoid if it
+        is 1; 1 in the other nets.
+      deep_stem: three 3x3 convolutions in place of one 7x7 (He et al., arXiv 1812.01187, "ResNet-C").
       stem_width: channels of the 7x7 stem, or of the first two convolutions of the deep stem, whose
         third one makes twice as many.
-      avg_down: the shortcut shrinks by average pooling before its 1x1 convolution.
+      avg_down: the shortcut shrinks by average pooling before its 1x1 convolution ("ResNet-D" there).
       avd_first: ResNeSt shrinks by average pooling before, not after, the split attention.
       se: a squeeze-and-excitation gate (reduction 16) ends each ResNeXt block.
-      planes: of the first stage; each next stage has twice as many, and makes 4 * planes channels.
+      planes: the first stage's base number of channels. Each next stage has twice as many planes; the
+        blocks of a stage make 4 * planes channels.
     """
 
     block: str
@@ -64,10 +66,10 @@ class Arch:
 
     @property
     def stage_planes(self) -> tuple[int, int, int, int]:
-        """Planes of the four stages."""
+        """The planes of the four stages."""
         return self.planes, 2 * self.planes, 4 * self.planes, 8 * self.planes
 
     @property
     def stem_channels(self) -> int:
-        """Channels that leave the stem, and the first feature map (`act1` in timm's terms)."""
+        """Channels of the stem's output, which is the first feature map (`act1` in timm's terms)."""
         return 2 * self.stem_width if self.deep_stem else self.stem_width

@@ -1,4 +1,4 @@
-"""The three residual blocks: ResNeXt's, Res2Net's and ResNeSt's bottlenecks.
+"""The residual blocks of ResNeXt, Res2Net and ResNeSt.
 
 A block maps [N, H, W, C] to [N, ceil(H / stride), ceil(W / stride), 4 * planes]. Its layers carry PyTorch's
 names (`conv1`, `bn1`, `downsample/0`, ...), so that a checkpoint's key is the path of its parameter.
@@ -31,21 +31,22 @@ SE_REDUCTION = 16
 
 
 class Block(nn.Module):
-    """What the three bottlenecks share: their settings, how they open and close, the shortcut.
+    """The base of the three bottleneck blocks: their settings, first and last convolution, and shortcut.
 
     Attributes:
       arch: the architecture.
-      planes: of the block's stage, `Arch.stage_planes`; the block makes 4 * planes channels.
-      stride: of the block; 2 in the first block of a stage that shrinks the map.
-      dilation: of the block's 3x3 convolutions.
-      pooled_shortcut: the shortcut's average pool is there (`avg_down` nets, where the stage shrinks or
-        is dilated in place of shrinking).
+      planes: planes of the block's stage (`Arch.stage_planes`); the block makes 4 * planes channels.
+      stride: 2 in the first block of a stage that shrinks the map, else 1.
+      dilation: dilation of the 3x3 convolutions, in pixels.
+      pooled_shortcut: the shortcut has an average pool (`avg_down` nets, where the stage shrinks the map or
+        is dilated instead).
       has_downsample: the shortcut changes channels or size (first block of every stage).
       drop_path_rate: probability to drop the residual branch of a sample in training.
-      drop_block_rate: share of the branch's maps that is dropped in squares in training.
-      drop_block_groups: parts of the batch that share a mask.
-      zero_init_last: the branch's last BatchNorm starts with scale 0, the block as its shortcut.
-      conv, norm: `Conv`, and the layer that follows one, with the net's settings bound.
+      drop_block_rate: share of the branch's maps that DropBlock drops in training.
+      drop_block_groups: number of equal parts of the batch, each with a DropBlock mask of its own.
+      zero_init_last: the branch's last BatchNorm starts with scale 0, and the block as its shortcut alone.
+      conv: `Conv` with the net's settings bound.
+      norm: the layer after each convolution, with the net's settings bound.
     """
 
     arch: Arch
@@ -63,25 +64,30 @@ class Block(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of the 3x3 convolution (of each scale's, in Res2Net)."""
+        """Channels of the 3x3 convolution; in Res2Net, of the one of each scale."""
         return self.planes * self.arch.base_width // 64 * self.arch.cardinality
 
     def drop_block(self, y: Array, train: bool) -> Array:
         return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
     def open(self, x: Array, channels: int, train: bool) -> Array:
-        """The 1x1 convolution that starts the branch."""
+        """The start of the branch: 1x1 convolution, BatchNorm, ReLU."""
         y = self.norm(name='bn1')(self.conv(channels, 1, name='conv1')(x), train)
         return relu(self.drop_block(y, train))
 
     def close(self, y: Array, train: bool) -> Array:
-        """The 1x1 convolution that ends the branch."""
+        """The end of the branch: 1x1 convolution and BatchNorm."""
         y = self.conv(EXPANSION * self.planes, 1, name='conv3')(y)
         y = self.norm(zero_scale=self.zero_init_last, name='bn3')(y, train)
         return self.drop_block(y, train)
 
     def join(self, y: Array, x: Array, train: bool) -> Array:
-        """relu(branch + shortcut), the branch dropped for some samples in training."""
+        """The block's result, relu(branch + shortcut). In training some samples lose the branch.
+
+        Args:
+          y: the branch's result.
+          x: the block's input.
+        """
         if self.has_downsample:
             x = Downsample(
                 EXPANSION * self.planes,
@@ -98,8 +104,13 @@ class Block(nn.Module):
 class Downsample(nn.Module):
     """The shortcut of a block that changes channels or size: [pool,] 1x1 convolution, BatchNorm.
 
-    `first_index` numbers the convolution: in `avg_down` nets index 0 is the pool's in every stage, also
-    where it does nothing (timm, the authors' files).
+    Attributes:
+      features: output channels.
+      stride: stride of the pool if there is one, else of the convolution.
+      pool: whether there is an average pool.
+      first_index: the number that names the convolution. It is 1 in `avg_down` nets: in timm and in the
+        authors' files 0 is the pool, also in stages where it does nothing.
+      conv, norm: as in `Block`.
     """
 
     features: int
@@ -121,7 +132,7 @@ class Downsample(nn.Module):
 class Bottleneck(Block):
     """ResNeXt's block (Xie et al., arXiv 1611.05431, figure 3c), with an optional SE gate.
 
-    Reference: `Bottleneck` of torchvision and timm; the stride sits in the 3x3 convolution.
+    The stride is in the 3x3 convolution. Reference: `Bottleneck` of torchvision and timm.
     """
 
     @nn.compact
@@ -160,9 +171,9 @@ class SqueezeExcite(nn.Module):
 class Res2Bottleneck(Block):
     """Res2Net's and Res2NeXt's block (Gao et al., arXiv 1904.01169, figure 2b).
 
-    The channels are split in `scale` parts. Each but the last is convolved, once the result of the one
-    before has been added to it; the last passes as it is. In the first block of a stage nothing is added,
-    and the last part is average-pooled (the authors' `stype='stage'`). Reference: `Bottle2neck` in
+    The channels are split in `scale` parts. The result of each part is added to the next part, which is then
+    convolved; the last part passes as it is. In the first block of a stage nothing is added, and the last
+    part is average-pooled (the authors' `stype='stage'`). Reference: `Bottle2neck` in
     Res2Net/Res2Net-PretrainedModels, `res2net.py`.
     """
 
@@ -193,7 +204,11 @@ class Res2Bottleneck(Block):
 
 
 class ModuleList(nn.Module):
-    """Layers numbered below one name, as `torch.nn.ModuleList` numbers them: `layers(i, ...)` is the i-th."""
+    """Layers named '0', '1', ... as in `torch.nn.ModuleList`; `layers(i, x)` applies the i-th to x.
+
+    Attributes:
+      make: makes a layer, given its `name`.
+    """
 
     make: Callable[..., nn.Module]
 
@@ -205,8 +220,8 @@ class ModuleList(nn.Module):
 class SplitAttentionBottleneck(Block):
     """ResNeSt's block (Zhang et al., arXiv 2004.08955, figure 2, right).
 
-    A block that shrinks its map does it by a 3x3 average pool next to the split attention, after it or
-    (`avd_first`) before. Reference: `Bottleneck` in zhanghang1989/ResNeSt, `resnest/torch/models/resnet.py`.
+    A block that shrinks its map does so by a 3x3 average pool after the split attention, or before it
+    (`avd_first`). Reference: `Bottleneck` in zhanghang1989/ResNeSt, `resnest/torch/models/resnet.py`.
     """
 
     @nn.compact
@@ -232,10 +247,18 @@ class SplitAttentionBottleneck(Block):
 class SplitAttention(nn.Module):
     """Split attention (Zhang et al., arXiv 2004.08955, section 3.1): [N, H, W, C] -> [N, H, W, features].
 
-    The 3x3 convolution makes `radix` splits of the map, which are then weighed against each other, channel
-    by channel, by a softmax over the splits (radix 1: by a sigmoid). Its channels are radix-major, [radix,
-    cardinality, c]; those of the attention logits are cardinality-major, [cardinality, radix, c].
-    Reference: `SplAtConv2d` in zhanghang1989/ResNeSt, `resnest/torch/models/splat.py`.
+    The 3x3 convolution makes `radix` splits of the map. The result is their weighted sum; the weights of each
+    channel are a softmax over the splits (a sigmoid if radix is 1). The convolution's channels are in
+    radix-major order, [radix, cardinality, c], those of the attention logits in cardinality-major order,
+    [cardinality, radix, c]. Reference: `SplAtConv2d` in zhanghang1989/ResNeSt,
+    `resnest/torch/models/splat.py`.
+
+    Attributes:
+      features: output channels.
+      dilation: dilation of the 3x3 convolution, in pixels.
+      cardinality: number of groups of each split.
+      radix: number of splits.
+      conv, norm: as in `Block`.
     """
 
     features: int
@@ -254,7 +277,8 @@ class SplitAttention(nn.Module):
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
         splits = relu(self.norm(name='bn0')(conv(x), train))
-        # Few dimensions, also under vmaps of vmaps: XLA's fusions for CPUs (jaxlib 0.10.2) hang at seven.
+        # Splits are kept apart, not in one more dimension: XLA's fusions for CPUs (jaxlib 0.10.2) hang at
+        # seven dimensions, which vmaps of vmaps would reach.
         parts = jnp.split(splits, radix, axis=-1)
         y = sum(parts[1:], parts[0]).mean((1, 2), keepdims=True)
         logits = fc2(relu(self.norm(name='bn1')(fc1(y), train)))[:, 0, 0]

@@ -1,13 +1,15 @@
 """Convolution, grouped or not: equal to torch's, and fast on every platform.
 
-XLA's grouped convolution (`feature_group_count`) is fast on GPUs, which keep it. On CPUs it is slow forward
-and has no fast weight gradient at all: a training step of ResNeXt-50 takes about thirty times as long as
-with the forms below. Its weight gradients of dense convolutions are slow there too, by two to three times. On
-TPUs narrow groups leave most of the matrix unit idle, and any groups cost copies of whole maps.
-`lax.platform_dependent` chooses within one program, exports included, at no cost at run time. A form that is
-slow in one direction only has a derivative of its own (`jax.custom_jvp`), written so that JAX transposes it
-to the fast gradient; it holds in every mode of differentiation. `benchmarks/nets.py` measures CPUs,
-`benchmarks/gpu.py` GPUs; `benchmarks/tpu.py` asks the compiler for TPUs.
+GPUs run XLA's grouped convolution (`feature_group_count`), which is fast there. On CPUs it is slow, and the
+gradient of its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with
+the forms below. The kernel's gradient of a dense convolution is two to three times too slow there as well.
+On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
+
+`lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
+Where only the gradient of XLA's convolution is slow, the form computes XLA's convolution and has a derivative
+of its own (`jax.custom_jvp`), which JAX transposes to the fast gradient and which works in every mode of
+differentiation. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py` reads
+the estimates of the TPU's compiler.
 """
 
 from __future__ import annotations
@@ -24,12 +26,12 @@ from jax.custom_derivatives import SymbolicZero
 from .platforms import by_platform
 from .pooling import shifted
 
-# Groups are packed until they have this many input channels: fewer starve the vector or matrix units, more
-# are multiplied by zeros. On a CPU, with 4 channels a group: 10 ms packed by four, 34 by one, 105 as XLA
-# does it. A TPU's matrix unit is 128 wide.
+# Groups are packed into one dense convolution until it has this many input channels. Fewer channels leave
+# the vector or matrix units idle; more are multiplications by zero. On a CPU, groups of 4 channels take 10 ms
+# packed by four, 34 ms one by one and 105 ms as XLA's grouped convolution. A TPU's matrix unit is 128 wide.
 CPU_CHANNELS, TPU_CHANNELS = 16, 128
-# On a CPU, kernels of more than so many weights a tap have their gradient as products of matrices, which
-# then takes half of the time on maps of 28x28 and 56x56, and a third on 112x112.
+# On a CPU, a kernel with more than so many weights per pixel gets its gradient as products of matrices. That
+# takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112.
 CPU_TAP = 512
 
 
@@ -37,14 +39,14 @@ CPU_TAP = 512
 def conv2d(
     x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
 ) -> Array:
-    """`torch.nn.functional.conv2d` without a bias, for square geometry and channels last.
+    """`torch.nn.functional.conv2d` without a bias, with channels last and equal height and width settings.
 
     Args:
       x: [N, H, W, C].
-      kernel: [kh, kw, C / groups, O], of the dtype of `x`.
-      stride, padding, dilation: in pixels, the same for height and width; the padding is of zeros and
-        symmetric.
-      groups: contiguous groups of the input channels, each of which makes O / groups output channels.
+      kernel: [kh, kw, C / groups, O], of the same dtype as `x`.
+      stride, padding, dilation: in pixels, the same for height and width. So many zeros are added on
+        each side.
+      groups: number of contiguous groups of input channels, each of which makes O / groups output channels.
 
     Returns:
       [N, H', W', O] with H' = floor((H + 2 * padding - dilation * (kh - 1) - 1) / stride) + 1.
@@ -76,12 +78,12 @@ def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     """A 1x1 convolution as a matrix product, which runs two to three times as fast on a CPU."""
     if stride > 1:
         n, h, w, channels = x.shape
-        # `x[:, ::stride, ::stride]`, whose size has another form than the convolution's where h is free.
+        # As `x[:, ::stride, ::stride]`, but with symbolic h its size is the expression of a convolution.
         stop = (n, (h - 1) // stride * stride + 1, (w - 1) // stride * stride + 1, channels)
         x = lax.slice(x, (0, 0, 0, 0), stop, (1, stride, stride, 1))
     if groups == 1:
-        # Flattened, the gradient of the kernel contracts one dimension rather than three, for which XLA
-        # would transpose copies of whole maps: a quarter of a training step.
+        # With flattened maps the kernel's gradient contracts one dimension. For three, XLA would transpose
+        # copies of whole maps, which takes a quarter of a training step.
         return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
     n, h, w, channels = x.shape
     x = x.reshape(n, h, w, groups, channels // groups)
@@ -100,7 +102,7 @@ def _dense(
     groups: int,
     channels: int,
 ) -> Array:
-    """One dense convolution for each pack of groups, whose kernel is block-diagonal."""
+    """A grouped convolution as dense ones, each of several groups, with block-diagonal kernels."""
     geometry = (stride, padding, dilation)
     if groups == 1:
         return convolve(x, kernel, *geometry)
@@ -124,7 +126,7 @@ def _undivided(x: Array, kernel: Array, stride: int, padding: int, dilation: int
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def _convolution(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    """A dense convolution, the gradient of whose kernel is a product of matrices for each of its pixels."""
+    """A dense convolution. Its kernel's gradient is computed as one matrix product per kernel pixel."""
     return _undivided(x, kernel, stride, padding, dilation)
 
 
@@ -144,7 +146,7 @@ def _convolution_jvp(
 
 
 def _tap_by_tap(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    """A dense convolution as the sum of a product of matrices for each pixel of the kernel."""
+    """A dense convolution as a sum of matrix products, one for each pixel of the kernel."""
     high, wide, inputs, _ = kernel.shape
     sides = (padding, padding, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
@@ -161,6 +163,10 @@ def _sum(terms: list[Array]) -> Array:
 
 
 def _groups_in_pack(inputs: int, groups: int, channels: int) -> int:
-    """How many groups of so many inputs to pack: the most that divide `groups` and fit in `channels`."""
+    """How many groups to pack: the largest divisor of `groups` whose inputs fit in `channels`.
+
+    Args:
+      inputs: input channels of one group.
+    """
     fitting = max(1, channels // inputs)
     return max(n for n in range(1, min(fitting, groups) + 1) if groups % n == 0)

@@ -1,4 +1,4 @@
-"""The layers that the blocks are made of, with PyTorch's geometry, initialisation and statistics.
+"""The layers that the blocks are made of, equal to PyTorch's in padding, initialisation and statistics.
 
 All maps are [N, H, W, C]. Each docstring names the torch call that it equals. A layer that behaves
 differently in training takes `train` as an argument of its call.
@@ -26,13 +26,13 @@ MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., nn.Module]
 
 BN_EPSILON = 1e-5
-BN_MOMENTUM = 0.1  # torch's sense: the weight of the new batch in the running statistics
+BN_MOMENTUM = 0.1  # as torch counts it: the weight of the new batch in the running statistics
 
 
 @jax.custom_jvp
 @jax.jit
 def relu(x: Array) -> Array:
-    """`torch.nn.functional.relu`: its gradient is 0 at 0, and passes where x is NaN."""
+    """`torch.nn.functional.relu`: the gradient at x = 0 is 0, and at x = NaN it is passed on."""
     return jnp.maximum(x, 0)
 
 
@@ -52,17 +52,17 @@ def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
 class Conv(nn.Module):
     """`torch.nn.Conv2d(C, features, kernel_size, stride, padding, dilation, groups, use_bias)`.
 
-    The padding is the symmetric one that keeps a map's size at stride 1: dilation * (kernel_size - 1) / 2.
-    The kernel, [kernel_size, kernel_size, C / groups, features], starts as kaiming normal, fan out.
+    The padding on each side, dilation * (kernel_size - 1) / 2, keeps a map's size at stride 1. The kernel,
+    [kernel_size, kernel_size, C / groups, features], starts with Kaiming's normal distribution (fan out).
 
     Attributes:
       features: output channels.
       kernel_size: height and width of the kernel, in pixels; odd.
       stride, dilation: in pixels, the same for height and width.
-      groups: channels are convolved in so many contiguous groups.
-      use_bias: adds a bias, which starts as torch's: U(+-1/sqrt(fan_in)).
-      dtype: of the computation.
-      param_dtype: of the parameters.
+      groups: number of contiguous groups of channels that are convolved separately.
+      use_bias: adds a bias, which starts as in torch: `torch_uniform(fan_in)`.
+      dtype: type of the computation and the result.
+      param_dtype: type of the parameters.
     """
 
     features: int
@@ -103,15 +103,16 @@ class Conv(nn.Module):
 
 @dataclass(frozen=True)
 class Span:
-    """Over which images a BatchNorm takes its statistics in training: by default, those of its device.
+    """The images that share a BatchNorm's statistics in training: by default, those of one device.
 
-    A recipe's "32 images per GPU" is a property of the net that it trained. Where the devices hold more
-    images or fewer, these fields restore it; the running statistics then are the mean over the spans.
+    Training with "32 images per GPU" means statistics over 32 images. Where a device holds more images or
+    fewer, these fields restore that number; the running statistics then take the mean over all spans.
 
     Attributes:
-      axis_name: mapped axis whose devices share their statistics; None keeps to the device.
-      device_groups: indices on that axis of the devices that share, in groups of one size; None: all share.
-      parts: the device's images are normalised in so many equal parts, each on its own.
+      axis_name: mapped axis whose devices share their statistics; None if each device has its own.
+      device_groups: which devices of that axis share: groups of indices, all of the same size. None if all
+        share.
+      parts: number of equal parts of a device's images that are normalised separately.
     """
 
     axis_name: str | None = None
@@ -129,17 +130,17 @@ class Span:
 class BatchNorm(nn.Module):
     """`torch.nn.BatchNorm2d(C, eps=1e-5, momentum=0.1)`; with `span.axis_name`, `torch.nn.SyncBatchNorm`.
 
-    The batch is normalised with its biased variance, and the running variance is updated with the
-    unbiased one: Flax's own layer stores the biased one, and a net trained with it drifts from torch's.
-    Statistics are computed and kept in float32 at least, whatever `dtype` is.
+    As in torch, the batch is normalised with its biased variance, but the running variance is updated with
+    the unbiased one. Flax's own layer stores the biased one, so that a net trained with it drifts from
+    torch's. Statistics are computed and kept in float32 at least, whatever `dtype` is.
 
     Attributes:
-      zero_scale: the scale starts at 0 instead of 1 (last normalisation of a residual branch).
+      zero_scale: the scale starts at 0 instead of 1 (last BatchNorm of a residual branch).
       span: the images that share statistics in training.
-      frozen: the running statistics are used and kept in training too, as after torch's `.eval()`; scale
-        and bias still learn.
-      dtype: of the result.
-      param_dtype: of scale and bias.
+      frozen: training uses the running statistics and does not change them, as after torch's `.eval()`;
+        scale and bias still learn.
+      dtype: type of the result.
+      param_dtype: type of scale and bias.
     """
 
     zero_scale: bool = False
@@ -176,11 +177,11 @@ class BatchNorm(nn.Module):
         return y
 
     def _batch_statistics(self, x: Array, running_mean: Array) -> tuple[Array, Array, int]:
-        """Mean and biased variance over N, H, W (and devices), and the number of values behind them.
+        """Mean and biased variance over N, H, W (and devices), and how many values they are taken over.
 
-        For any constant s, var(x) = mean((x - s)^2) - mean(x - s)^2, derivatives of all orders included.
-        With s = 0 the difference is lost in rounding where the mean is many times the deviation. The mean
-        of the row in the middle of all maps is no further from their mean than sqrt(H) deviations.
+        For any constant s, var(x) = mean((x - s)^2) - mean(x - s)^2, and so are all its derivatives. With
+        s = 0 rounding destroys the difference where the mean is many times the standard deviation. Here s is
+        the mean of the middle row of all maps, at most sqrt(H) standard deviations away from their mean.
 
         Args:
           x: [(parts,) N, H, W, C].
@@ -210,8 +211,9 @@ class BatchNorm(nn.Module):
         middle = x.shape[-3] // 2
         (shift,) = mean_of(x[..., middle : middle + 1, :, :].astype(exact))
         if x.dtype.itemsize < exact.itemsize:
-            # A TPU takes the statistics while it convolves, a fifth of a step for the compiler, if the shift
-            # does not depend on the result. Half precision has no mean of more than some hundred deviations.
+            # A TPU computes the statistics within the convolution if the shift does not depend on its result;
+            # the compiler's estimate is a fifth of a training step. The running mean is near enough: in half
+            # precision no mean is more than some hundred standard deviations from 0.
             shift = jnp.where(on_tpu(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         x = x.astype(exact) - shift
@@ -220,14 +222,14 @@ class BatchNorm(nn.Module):
 
 
 def channels(x: Array, ndim: int = 4) -> Array:
-    """[C] as [1, ..., C], so that it meets a map of as many dimensions without promotion."""
+    """[C] reshaped to [1, ..., C], with `ndim` dimensions, so that no implicit broadcast is needed."""
     return x.reshape((1,) * (ndim - 1) + (-1,))
 
 
 class FoldedNorm(nn.Module):
-    """What is left of a BatchNorm that was folded into the convolution before it: nothing."""
+    """The identity, in place of a BatchNorm that was folded into the convolution before it."""
 
-    zero_scale: bool = False  # as `BatchNorm` takes it, without meaning here
+    zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
 
     def __call__(self, x: Array, train: bool) -> Array:
         if train:
@@ -238,7 +240,10 @@ class FoldedNorm(nn.Module):
 def conv_and_norm(
     folded: bool, span: Span, frozen: bool, dtype: DTypeLike, param_dtype: DTypeLike
 ) -> tuple[MakeConv, MakeNorm]:
-    """`Conv` and the norm that follows it, settings bound; folded, the convolution has the norm's bias."""
+    """`Conv` and `BatchNorm` with these settings bound.
+
+    If `folded`, the convolutions have a bias and `FoldedNorm` takes the place of `BatchNorm`.
+    """
     conv = partial(Conv, use_bias=folded, dtype=dtype, param_dtype=param_dtype)
     if folded:
         return conv, FoldedNorm
@@ -246,7 +251,13 @@ def conv_and_norm(
 
 
 class Dropout(nn.Module):
-    """`torch.nn.Dropout(rate)`. Flax's own refuses a batch that is sharded over an explicit mesh axis."""
+    """`torch.nn.Dropout(rate)`. Draws from the 'dropout' random numbers in training.
+
+    Flax's own layer refuses a batch that is sharded over an explicit mesh axis.
+
+    Attributes:
+      rate: probability to drop a value, in [0, 1).
+    """
 
     rate: float
 
@@ -260,9 +271,10 @@ class Dropout(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al., arXiv 1603.09382): whole samples of a residual branch become 0.
+    """Stochastic depth (Huang et al., arXiv 1603.09382): the residual branch of some samples becomes 0.
 
-    What is kept is divided by its probability. Draws from the 'dropout' random numbers in training.
+    The others are divided by the probability to keep them. Draws from the 'dropout' random numbers in
+    training.
 
     Attributes:
       rate: probability to drop a sample's branch, in [0, 1).
@@ -282,14 +294,15 @@ class DropPath(nn.Module):
 class DropBlock(nn.Module):
     """DropBlock (Ghiasi et al., arXiv 1810.12890) as the ResNeSt authors trained with it.
 
-    A mask shared by a group of images, drawn for each channel, zeroes squares of `block_size` pixels; the
-    rest is scaled so that the mean of the mask is 1. Reference: `resnest/gluon/dropblock.py` of
-    zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in training.
+    Squares of `block_size` pixels become 0, and the rest is scaled so that the mean of the mask is 1. Each
+    channel has a mask of its own, which all images of a group share. Reference:
+    `resnest/gluon/dropblock.py` of zhanghang1989/ResNeSt. Draws from the 'dropout' random numbers in
+    training.
 
     Attributes:
       rate: share of the map to drop, in [0, 1); may be a traced scalar, for a rate that a schedule changes.
-      block_size: side of the squares, in pixels; cut to the map's own size.
-      groups: equal parts of the batch that have a mask of their own, as the authors' GPUs had.
+      block_size: side of the squares, in pixels; at most the map's own size.
+      groups: number of equal parts of the batch, each with its own mask, as each GPU of the authors had one.
     """
 
     rate: float | Array
@@ -302,7 +315,7 @@ class DropBlock(nn.Module):
             return x
         n, h, w, channels = x.shape
         size = min(self.block_size, h, w)
-        # So many seeds that the squares around them cover `rate` of the map, as if none overlapped.
+        # The rate of squares' centres at which they cover `rate` of the map, if none overlapped.
         seeds = self.rate * h * w / size**2 / ((h - size + 1) * (w - size + 1))
         mask = jax.random.bernoulli(self.make_rng('dropout'), seeds, (self.groups, h, w, channels))
         low = (size - 1) // 2
@@ -311,7 +324,7 @@ class DropBlock(nn.Module):
         keep = 1.0 - dropped
         mask_size, kept = h * w * channels, keep.sum((1, 2, 3), keepdims=True)
         masks = (keep * (mask_size / jnp.maximum(kept, 1.0))).astype(x.dtype)
-        # Selected and not reshaped: a TPU may keep the images where dividing them takes a copy.
+        # Each image selects its group's mask. To reshape the batch into groups costs a TPU a copy of the map.
         group = lax.broadcasted_iota(jnp.int32, (n, 1, 1, 1), 0) // (n // self.groups)
         mask = masks[:1]
         for i in range(1, self.groups):

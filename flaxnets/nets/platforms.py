@@ -1,4 +1,4 @@
-"""One program with another form of a function on each platform."""
+"""Chooses, within one compiled program, the form of a function that suits the platform."""
 
 from __future__ import annotations
 
@@ -11,17 +11,21 @@ from jax import Array, lax
 
 
 def by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) -> Callable[..., Array]:
-    """A function that has other forms on some platforms, all of which need only their arguments' gradients.
+    """A function that computes `default`, or the form given for the platform that it is compiled for.
 
-    The checkpoint keeps the choice of platform within the gradient. Without it, where the function stands
-    in a jit, the choice made going forward is carried over as a value. The gradient is then a conditional
-    on it, which XLA resolves only after it has brought convolutions into the one layout that it runs fast
-    on a CPU: those inside miss that and run ten times as slowly. Nothing is computed twice, since gradients
-    of convolutions and pools start from the arguments.
+    `jax.checkpoint` makes the backward pass choose the platform anew. Without it, a function inside a jit
+    carries the choice of the forward pass over as a value, and its gradient is a conditional on that value.
+    XLA resolves this conditional only after it has brought convolutions into the one layout that is fast on
+    a CPU, so that those inside miss it and run ten times as slowly. The checkpoint computes nothing twice,
+    since the gradients of convolutions and pools need only the arguments.
+
+    Args:
+      default: the form for all other platforms.
+      **forms: a form for each of some platforms, by JAX's name of it ('cpu', 'tpu').
     """
     return jax.checkpoint(partial(lax.platform_dependent, default=default, **forms), prevent_cse=False)
 
 
 def on_tpu() -> Array:
-    """Whether the program is lowered for a TPU, a constant in it."""
+    """Whether the program is compiled for a TPU, as a constant of the program."""
     return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))

@@ -1,4 +1,4 @@
-"""Pools, equal to torch's, gradients included. Maps are [N, H, W, C].
+"""Pooling layers, equal to torch's in values and gradients. Maps are [N, H, W, C].
 
 XLA's windowed reductions (`lax.reduce_window`) are fast on GPUs and TPUs. On CPUs their gradients are five to
 ten times as slow as the forms below, which add or compare maps that are shifted against each other.
@@ -23,8 +23,8 @@ GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
 def max_pool_3x3(x: Array) -> Array:
     """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
 
-    As in torch, the gradient of a maximum that is met several times goes to the first in row-major order;
-    where a window has NaN the result is NaN.
+    As in torch, the gradient goes to the first of several equal maxima in row-major order, and a window
+    with a NaN gives NaN.
     """
     return by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
 
@@ -40,15 +40,15 @@ def avg_pool_3x3(x: Array, stride: int) -> Array:
 def avg_pool_shortcut(x: Array, stride: int) -> Array:
     """The 2x2 average pool of an `avg_down` shortcut.
 
-    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: an odd map's last row
-    is averaged over what exists. Stride 1, met where dilation replaces a stride, is timm's
+    Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: the last windows of an
+    odd map average the pixels that exist. Stride 1, used where dilation replaces a stride, is timm's
     `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
     """
     if stride == 1:
         return _window_sums(x, ((2, 2), (1, 1), ((0, 1), (0, 1)))) / 4
     _, h, w, _ = x.shape
-    # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) sum windows that reach over
-    # it wrongly, if the images are few.
+    # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) compute wrong sums of
+    # windows that reach beyond it, if the images are few.
     size = (1 if h == 1 else 2, 1 if w == 1 else 2)
     window = (size, size, tuple((0, side - 1) for side in size))  # an even map's padding is in no window
     counts = _window_sums(jnp.ones((1, h, w, 1), x.dtype), window)
@@ -56,7 +56,7 @@ def avg_pool_shortcut(x: Array, stride: int) -> Array:
 
 
 def _window_sums(x: Array, window: Any) -> Array:
-    """Sums over windows: their size, strides and padding (of zeros), each for height and width."""
+    """Sums over windows; `window` is (size, strides, padding with zeros), each for height and width."""
     size, strides, padding = window
     zero = np.zeros((), x.dtype)
     return lax.reduce_window(x, zero, lax.add, (1, *size, 1), (1, *strides, 1), ((0, 0), *padding, (0, 0)))
@@ -73,14 +73,14 @@ def _shifted_sums(x: Array, window: Any) -> Array:
 def shifted(x: Array, place: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]) -> Array:
     """The pixel at `place` of every window of that size, [N, rows, columns, C]; `x` is already padded."""
     n, h, w, channels = x.shape
-    # Sizes are written so that they have the form of a convolution's where h and w are free.
+    # With symbolic h and w the size must be the same expression as that of a convolution's output.
     (i, j), (high, wide), (down, across) = place, size, strides
     stop = (n, i + (h - high) // down * down + 1, j + (w - wide) // across * across + 1, channels)
     return lax.slice(x, (0, i, j, 0), stop, (1, down, across, 1))
 
 
 def _even(x: Array) -> Array:
-    """The map with a row and a column of zeros at its end where their number is odd."""
+    """The map with an even number of rows and columns: a row or column of zeros is added at the end."""
     ends = [(0, 2 * ((side - 1) // 2 + 1) - side, 0) for side in x.shape[1:3]]
     return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *ends, (0, 0, 0)))
 
@@ -92,32 +92,32 @@ def _reduced_maxima(x: Array) -> Array:
 
 @jax.custom_jvp
 def _shifted_maxima(x: Array) -> Array:
-    """The maximum of nine shifted maps: 2 ms against 9 (112x112x64)."""
+    """The maximum of nine shifted maps: 2 ms on a CPU, where `reduce_window` takes 9 (112x112x64)."""
     return _maxima(x)[0]
 
 
 @_shifted_maxima.defjvp
 def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
-    """The tangent is that of the argument at the place of the maximum.
+    """The tangent of a maximum is that of the pixel at its place.
 
-    Written over blocks of 2x2 pixels, each of which lies in up to four windows: the gradient then is one pass
-    over the map, without strides. It takes a tenth of the time of the gradient of nine maxima.
+    It is computed for blocks of 2x2 pixels, each of which lies in up to four windows. The gradient then is
+    one pass over the map, without strides, and takes a tenth of the time of the gradient of nine maxima.
     """
     (x,), (dx,) = primals, tangents
     y, place = _maxima(x)
-    # XLA would compute the places anew wherever they are used. It never repeats a division of integers, for
-    # its price.
+    # XLA would compute the places anew wherever they are used. It never repeats a division of integers,
+    # since that is expensive.
     place = lax.div(3 * place, jnp.full_like(place, 3))
     n, rows, columns, channels = y.shape
-    # One side after the other: with explicit sharding JAX splits one axis in a reshape.
+    # One side after the other: with explicit sharding a reshape may split only one axis.
     blocks = _even(dx).reshape(n, rows, 2, 2 * columns, channels).reshape(n, rows, 2, columns, 2, channels)
     zero = jnp.zeros((), dx.dtype)
     dy = jnp.zeros_like(y)
     for down, across in np.ndindex(2, 2):  # the window of block (r + down, c + across)
         ahead = ((0, 0, 0), (-down, down, 0), (-across, across, 0), (0, 0, 0))
         met = lax.pad(place, jnp.full((), -1, place.dtype), ahead)
-        # Where the block's pixels are in that window: row 0 in row 1 of its own, row 1 in row 2, or in row 0
-        # of the next.
+        # Where the block's pixels lie in that window. Row 0 of a block is row 1 of its own window; row 1 is
+        # row 2 of its own window and row 0 of the next one.
         i, j = (np.arange(2) + 1 - 2 * step for step in (down, across))
         inside = (i[:, None] >= 0) & (j >= 0)
         expected = np.where(inside, 3 * i[:, None] + j, 9).astype(np.int32)[:, None, :, None]
@@ -128,14 +128,14 @@ def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
 
 
 def _maxima(x: Array) -> tuple[Array, Array]:
-    """The maxima, and for each its place in the window, 0 to 8."""
+    """The maximum of each window, and its place in the window, 0 to 8 in row-major order."""
     _, h, w, _ = x.shape
-    rows, columns = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # in the form that `reduce_window` has where h is free
+    rows, columns = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # `reduce_window`'s own expression, for symbolic h
     padding = ((0, 0, 0), (1, 2 * rows - h, 0), (1, 2 * columns - w, 0), (0, 0, 0))
     x = lax.pad(x, jnp.array(-jnp.inf, x.dtype), padding)
     shape = (1, rows, columns, 1)
     top, left = (lax.broadcasted_iota(jnp.int32, shape, axis) == 0 for axis in (1, 2))
-    outside = {1: left, 3: top, 4: top & left}  # all that came before lies in the padding
+    outside = {1: left, 3: top, 4: top & left}  # windows whose earlier places all lie in the padding
     y = shifted(x, (0, 0), (3, 3), (2, 2))
     where = jnp.zeros(y.shape, jnp.int32)
     for place in range(1, 9):
@@ -148,11 +148,14 @@ def _maxima(x: Array) -> tuple[Array, Array]:
 
 
 def global_pool(x: Array, kind: str) -> Array:
-    """A map to a vector, as timm's `SelectAdaptivePool2d`: [N, H, W, C] -> [N, C].
+    """Pools a map to a vector, as timm's `SelectAdaptivePool2d` does.
 
     Args:
-      x: the map.
-      kind: 'avg', 'max', 'avgmax' (their mean), 'catavgmax' (both, [N, 2C]) or '' (the map unchanged).
+      x: the map [N, H, W, C].
+      kind: 'avg', 'max', 'avgmax' (the mean of both), 'catavgmax' (both, one after the other) or ''.
+
+    Returns:
+      [N, C]; [N, 2C] for 'catavgmax', the map itself for ''.
     """
     if kind == '':
         return x
@@ -167,7 +170,7 @@ def global_pool(x: Array, kind: str) -> Array:
 
 
 def _maximum(x: Array) -> Array:
-    """`torch.nn.AdaptiveMaxPool2d(1)`: of equal maxima the first in row-major order takes the gradient."""
+    """`torch.nn.AdaptiveMaxPool2d(1)`: the first of several equal maxima gets the gradient."""
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     place = x.argmax(1, keepdims=True)
     return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)

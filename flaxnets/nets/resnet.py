@@ -34,12 +34,18 @@ BLOCKS: dict[str, type[Block]] = {
     'res2net': Res2Bottleneck,
     'resnest': SplitAttentionBottleneck,
 }
-DROP_BLOCK_STAGES = (2, 3)  # counted from 0; the ResNeSt authors regularise the last two
+DROP_BLOCK_STAGES = (2, 3)  # the last two of four, as the ResNeSt authors use it
 
 
 @dataclass(frozen=True)
 class FeatureInfo:
-    """One of the five feature maps: its name, its channels, and the input pixels that one of them spans."""
+    """One of the five feature maps of a net.
+
+    Attributes:
+      name: 'act1' for the stem's map, else the stage's name, 'layer1' to 'layer4'.
+      channels: number of channels.
+      reduction: how many times smaller than the image it is, in height and in width.
+    """
 
     name: str
     channels: int
@@ -55,27 +61,30 @@ class ResNet(nn.Module):
 
     Attributes:
       arch: the architecture.
-      num_classes: outputs of the classifier; 0 leaves it out, and pooled features [N, 2048] come out.
+      num_classes: outputs of the classifier; 0 leaves it out, so that the net gives pooled features
+        [N, num_features].
       in_chans: channels of the images.
       global_pool: 'avg', 'max', 'avgmax', 'catavgmax', or '' for an unpooled map (num_classes=0 only).
-      output_stride: 32, or 16 or 8, where dilation takes the place of the last stages' strides.
-      features_only: the call gives the maps chosen by `out_indices`, a tuple, in place of logits.
-      out_indices: which of the five maps of `feature_info`; negative numbers count from the end.
-      drop_rate: dropout before the classifier.
-      drop_path_rate: stochastic depth, growing linearly from 0 at the first block to this at the last.
-      drop_block_rate: DropBlock in the last two stages; may be a traced scalar. Images that share
-        BatchNorm's statistics on a device share its masks.
-      frozen_stages: 1 keeps the stem from learning, 2 also layer1, ... 5 all but the classifier; what is
-        frozen computes as in inference in training too, and its running statistics stay. mmpretrain and
-        mmdetection count one lower: their 0 is 1 here, their 1 (stem and layer1) is 2.
-      freeze_bn: every BatchNorm uses and keeps its running statistics in training too, while all kernels,
-        scales and biases learn: for batches too small for statistics (mmdetection's `norm_eval`).
+      output_stride: how many times smaller than the image the last map is: 32, or 16 or 8, where dilation
+        takes the place of the last stages' strides.
+      features_only: the call gives a tuple of the maps chosen by `out_indices`, in place of logits.
+      out_indices: which of the five maps to give, the stem's (0) and those of the stages (1 to 4); negative
+        numbers count from the end.
+      drop_rate: rate of the dropout before the classifier.
+      drop_path_rate: rate of stochastic depth at the last block; it grows linearly from 0 at the first one.
+      drop_block_rate: rate of DropBlock in the last two stages; may be a traced scalar. Images of a device
+        that share BatchNorm's statistics share its masks.
+      frozen_stages: 1 keeps the stem from learning, 2 also layer1, and so on to 5, all but the classifier.
+        Frozen stages compute as in inference even in training, and keep their running statistics. mmpretrain
+        and mmdetection count one lower: their 0 is 1 here, their 1 (stem and layer1) is 2.
+      freeze_bn: every BatchNorm uses its running statistics in training and does not change them, while all
+        kernels, scales and biases learn. For batches too small for statistics (mmdetection's `norm_eval`).
       zero_init_last: each residual branch's last BatchNorm starts with scale 0.
       bn_span: the images over which BatchNorm takes its statistics in training.
-      remat: recompute each block's insides in the backward pass instead of keeping them.
+      remat: recompute each block's inner values in the backward pass instead of keeping them in memory.
       folded: every BatchNorm is folded into its convolution, for inference only (`convert --fold-bn`).
-      dtype: of the computation; the result has it too. Statistics of BatchNorm stay float32.
-      param_dtype: of the parameters.
+      dtype: type of the computation and the result. BatchNorm's statistics stay float32.
+      param_dtype: type of the parameters.
     """
 
     arch: Arch
@@ -134,12 +143,12 @@ class ResNet(nn.Module):
 
     @property
     def num_features(self) -> int:
-        """Channels that enter the classifier: 32 planes (2048), twice that with global_pool='catavgmax'."""
+        """Features that enter the classifier: 32 * planes (2048), twice as many with 'catavgmax' pooling."""
         return EXPANSION * self.arch.stage_planes[-1] * (2 if self.global_pool == 'catavgmax' else 1)
 
     @property
     def feature_info(self) -> tuple[FeatureInfo, ...]:
-        """The maps that `features_only` gives: those of `out_indices`, of five in all."""
+        """A description of each map that a net with `features_only` gives, in the order of `out_indices`."""
         strides, _ = stage_geometry(self.output_stride)
         maps = [FeatureInfo('act1', self.arch.stem_channels, 2)]
         reduction = 4
@@ -149,7 +158,19 @@ class ResNet(nn.Module):
         return tuple(maps[i] for i in self.out_indices)
 
     def forward_maps(self, x: Array, train: bool = False, upto: int = 4) -> list[Array]:
-        """The stem's map and those of the stages, up to the one with index `upto` (0 is the stem's)."""
+        """The maps of the stem and of the stages, up to stage `upto` (0 is the stem).
+
+        Args:
+          x: images [N, H, W, in_chans].
+          train: whether BatchNorm and the drop layers work as in training.
+          upto: number of the last stage, 0 to 4.
+
+        Returns:
+          A list of upto + 1 maps [N, h, w, channels].
+
+        Raises:
+          FlaxnetsError: `x` has another shape.
+        """
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise FlaxnetsError(f'images must be [N, H, W, in_chans={self.in_chans}], got {x.shape}')
         x = x.astype(self.dtype)
@@ -163,14 +184,14 @@ class ResNet(nn.Module):
         return maps
 
     def forward_from(self, x: Array, stage: int) -> Array:
-        """Logits from a map of `forward_maps`, in inference: of the stem (stage 0) or of a stage, 1 to 4."""
+        """Logits in inference from a map of `forward_maps`: the stem's (stage 0) or a stage's, 1 to 4."""
         x = x if stage else max_pool_3x3(x)
         for following in (self.layer1, self.layer2, self.layer3, self.layer4)[stage:]:
             x = following(x, False)
         return self.forward_head(x)
 
     def _frozen(self, x: Array, stage: int) -> Array:
-        """A stage's map, past which no gradient goes back if the stage is frozen."""
+        """A stage's map; no gradient goes back through it if the stage is frozen (0 is the stem)."""
         return lax.stop_gradient(x) if stage < self.frozen_stages else x
 
     def forward_features(self, x: Array, train: bool = False) -> Array:
@@ -178,7 +199,7 @@ class ResNet(nn.Module):
         return self.forward_maps(x, train)[-1]
 
     def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
-        """What follows `forward_features`: pooled features if `pre_logits`, else logits."""
+        """Logits [N, num_classes] from the last map; pooled features [N, num_features] if `pre_logits`."""
         x = global_pool(x, self.global_pool)
         x = self.drop(x, train)
         return self.fc(x) if self.num_classes and not pre_logits else x
@@ -195,7 +216,11 @@ class ResNet(nn.Module):
 class DeepStem(nn.Module):
     """Three 3x3 convolutions in place of the 7x7 (He et al., arXiv 1812.01187, figure 2b, "ResNet-C").
 
-    BatchNorm and ReLU follow the first two; those of the third belong to the net, as in PyTorch's names.
+    BatchNorm and ReLU follow the first two. Those after the third are the net's own `bn1`, as in PyTorch.
+
+    Attributes:
+      width: channels of the first two convolutions; the third makes twice as many.
+      conv, norm: as in `Block`.
     """
 
     width: int
@@ -212,7 +237,18 @@ class DeepStem(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one stage, named '0', '1', ...; the first changes channels and size."""
+    """The blocks of one stage, named '0', '1', ...; the first changes channels and size.
+
+    Attributes:
+      arch: the architecture.
+      index: number of the stage, from 0.
+      stride: stride of the first block.
+      dilation: dilation of all blocks after the first.
+      first_dilation: dilation of the first block.
+      drop_path_rate: rate of stochastic depth at the last block of the net.
+      drop_block_rate, drop_block_groups, zero_init_last, conv, norm: as in `Block`.
+      remat: recompute each block's inner values in the backward pass.
+    """
 
     arch: Arch
     index: int
@@ -256,7 +292,10 @@ class Stage(nn.Module):
 
 
 def stage_geometry(output_stride: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Strides and dilations of the four stages; past `output_stride` (8, 16, 32) dilation replaces stride."""
+    """Strides and dilations of the four stages.
+
+    Once the map is `output_stride` (8, 16 or 32) times smaller than the image, dilation replaces strides.
+    """
     strides, dilations, total, dilation = [], [], 4, 1
     for stride in (1, 2, 2, 2):
         if total >= output_stride:
@@ -288,10 +327,10 @@ def build(
     zero_init_last: bool = True,
     folded: bool = False,
 ) -> ResNet:
-    """A `ResNet` of this architecture, every value checked; the arguments are the attributes of `ResNet`.
+    """Makes a `ResNet` after checking every value.
 
-    `axis_name` names the mapped axis over whose devices BatchNorm takes its statistics in training
-    (cross-replica); `model.clone(bn_span=...)` can do more.
+    All arguments but one are attributes of `ResNet`. `axis_name` is the mapped axis whose devices share
+    BatchNorm's statistics in training (SyncBatchNorm); for other sharing use `model.clone(bn_span=...)`.
 
     Raises:
       FlaxnetsError: all bad values in one message.
@@ -361,12 +400,15 @@ def _is_floating(kind: DTypeLike) -> bool:
 
 
 def abstract_variables(model: ResNet, size: int = 64) -> Any:
-    """The net's variables as shapes and dtypes, without making any array.
+    """The net's variables as `jax.ShapeDtypeStruct`s, without making any array.
 
-    `size` is that of the images; it changes no shape.
+    Args:
+      model: the net.
+      size: side of the images in pixels, which changes no variable.
     """
     layers = model.arch.layers
-    # A traced rate or a list could not be looked up; what acts in training only changes no variable.
+    # The net is a static argument, which must be hashable: a traced rate or a list is not. None of the
+    # replaced fields changes a variable.
     fields: dict[str, Any] = dict(drop_block_rate=0.0, bn_span=Span(), out_indices=tuple(model.out_indices))
     short = _two_of_each(model).clone(**fields)
     variables = _init.eval_shape(short, jax.random.key(0), _abstract_image(model, size))
@@ -380,7 +422,7 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
 
 @partial(jax.jit, static_argnums=0)
 def _init(model: ResNet, key: Array, images: Array) -> Any:
-    """`model.init`, of equal nets traced once."""
+    """`model.init`; jit traces it once for equal nets."""
     return model.init(key, images)
 
 
@@ -390,16 +432,16 @@ def _abstract_image(model: ResNet, size: int | tuple[int, int]) -> jax.ShapeDtyp
 
 
 def _two_of_each(model: ResNet) -> ResNet:
-    """The net with two blocks in a stage at most, where all from the second on are alike.
+    """The net with at most two blocks in a stage.
 
-    Tracing the 89 blocks of resnest269e would take seconds.
+    All blocks from the second on are alike, and to trace the 89 blocks of resnest269e takes seconds.
     """
     layers = tuple(min(n, 2) for n in model.arch.layers)
     return model.clone(arch=replace(model.arch, layers=layers))  # type: ignore[arg-type]
 
 
 def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
-    """A freshly initialised classifier of the net: {'kernel': [num_features, num_classes], 'bias': ...}."""
+    """A new random classifier of the net: {'kernel': [num_features, num_classes], 'bias': [num_classes]}."""
 
     def init(key: Array) -> Any:
         images = jnp.zeros((1, 64, 64, model.in_chans))
@@ -409,11 +451,11 @@ def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
 
 
 class Cost(NamedTuple):
-    """What a part of a net costs for one image.
+    """The cost of one part of a net for one image.
 
     Attributes:
-      output: the shape that leaves it, (height, width, channels), or (channels,).
-      parameters: that learn.
+      output: shape of its output, (height, width, channels) or (channels,).
+      parameters: number of trainable parameters.
       macs: multiply-accumulates of its convolutions, or of the classifier.
     """
 
@@ -427,7 +469,7 @@ def costs(model: ResNet, size: int | tuple[int, int]) -> dict[str, Cost]:
 
     Args:
       model: the net.
-      size: of the image in pixels: the side of a square, or (height, width).
+      size: image size in pixels: the side of a square, or (height, width).
     """
     macs: dict[str, int] = {}
     outputs: dict[str, tuple[int, ...]] = {}
@@ -465,11 +507,11 @@ def count_macs(model: ResNet, size: int | tuple[int, int]) -> int:
 
     Args:
       model: the net.
-      size: of the image in pixels: the side of a square, or (height, width).
+      size: image size in pixels: the side of a square, or (height, width).
     """
     return sum(cost.macs for cost in costs(model, size).values())
 
 
 def count_parameters(variables: Any) -> int:
-    """Trainable parameters, as torch counts them: running statistics left out."""
+    """The number of trainable parameters, as torch counts them: without running statistics."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params']))
