@@ -1,4 +1,4 @@
-"""python -m convert: weights in from any publisher, and out again."""
+"""The command `python -m convert`: converts PyTorch weights of any publisher, and writes them back."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ list --weights), hf-hub:org/repository or a URL. An OUT that ends in .pth, .pth.
 
 exit codes: 0 done (or equal), 1 an error, 2 a wrong option, 3 --verify or --compare found a difference"""
 
-DIFFERENT = 3
+DIFFERENT = 3  # the exit code
+# Arguments in messages of the library -> the options of the command line.
 _AS_TYPED = {
     'ema=False': '--no-ema',
     'ema=True': 'the default',
@@ -90,23 +91,23 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add('source', nargs='?', metavar='SOURCE', help='the weights to convert')
-    add('--out', metavar='OUT', help='what to write; published names have a place of their own without it')
+    add('--out', metavar='OUT', help='what to write; without it, published weights are kept in the cache')
     add('--model', metavar='NAME', help='the net, where the tensors leave a choice (python -m flaxnets list)')
-    add('--force', action='store_true', help='overwrite what stands at OUT')
+    add('--force', action='store_true', help='overwrite what is at OUT')
     add(
         '--verify', action='store_true', help="compare with PyTorch's net, block by block (needs torch, timm)"
     )
-    add('--image', metavar='FILE', help='what --verify shows the nets, in place of a random pattern')
-    add('--key', metavar='KEY', help='of a file with several state dicts, the one to take, as state.model')
-    add('--prefix', metavar='PREFIX', help='of several nets, what stands before the names of the one to take')
-    add('--no-ema', action='store_true', help='of a training file, take the weights that were not averaged')
+    add('--image', metavar='FILE', help='the image that --verify uses, instead of a random pattern')
+    add('--key', metavar='KEY', help='which of several state dicts in a file to take, such as state.model')
+    add('--prefix', metavar='PREFIX', help='which of several nets to take, by what its names start with')
+    add('--no-ema', action='store_true', help='take the weights that were not averaged, if a file has both')
     add(
         '--approximate',
         action='store_true',
-        help='read weights of, or write them for, a net that computes a little otherwise',
+        help='read weights of a net that computes something else, or write them for one',
     )
-    add('--layout', choices=LAYOUTS, help='whose names a written file has (timm)')
-    add('--format', choices=FORMATS, help='of a file that is written, whatever its name ends in')
+    add('--layout', choices=LAYOUTS, help='whose names a written file has (default: timm)')
+    add('--format', choices=FORMATS, help='the format of a written file, whatever its name ends in')
     add('--classes', metavar='FILE', help='keep these names of the outputs: one on each line, or JSON')
     add('--images', nargs='+', metavar='FIELD=VALUE', help='prepare images so: mean=0.5 std=0.5 size=224')
     add('--drop-head', action='store_true', help='leave the classifier out')
@@ -136,7 +137,7 @@ def _convert(options: argparse.Namespace) -> int:
         checkpoint = with_images(checkpoint, options.images)
     if options.dtype:
         checkpoint = as_dtype(checkpoint, options.dtype)
-    original = checkpoint  # another dtype has rounded its numbers, and that is no fault of the conversion
+    original = checkpoint  # --verify compares with the numbers that --dtype has rounded already
     if options.fold_bn:
         checkpoint = folded(checkpoint)
     _describe(checkpoint)
@@ -153,7 +154,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _own_place(options: argparse.Namespace) -> Path:
-    """Where published weights are kept, as they are, that are converted without --out."""
+    """Where published weights are kept that are converted without --out, and so without any changes."""
     if given := _given(options, ('model', 'no_ema', 'key', 'prefix', 'approximate', *_WORK)):
         raise FlaxnetsError(f'--out is missing: say what to write with {given}')
     row = named(options.source) if options.source and not Path(options.source).exists() else None
@@ -163,7 +164,7 @@ def _own_place(options: argparse.Namespace) -> Path:
 
 
 def _as_typed(message: str) -> str:
-    """A message of the library, its arguments as options of the command line."""
+    """A message of the library, with its arguments written as options of the command line."""
     for argument, option in _AS_TYPED.items():
         message = message.replace(argument, option)
     return re.sub(r"\b(key|prefix|model|layout|file_format)=('[^']*'|\"[^\"]*\")", _option, message)
@@ -174,7 +175,7 @@ def _option(match: re.Match[str]) -> str:
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> str:
-    """Those of the options that were given, as they are typed."""
+    """Those of these options that the user gave, as they are typed: '--model, --dtype'; '' if none."""
     return ', '.join('--' + name.replace('_', '-') for name in names if getattr(options, name))
 
 
@@ -188,7 +189,7 @@ def _open(source: str, options: argparse.Namespace) -> Checkpoint:
         prefix=options.prefix,
         drop_head=options.drop_head,
     )
-    _ = checkpoint.variables  # whatever does not fit is said before anything else is done
+    _ = checkpoint.variables  # raises now if a tensor does not fit the net
     return checkpoint
 
 

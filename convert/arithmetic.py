@@ -1,6 +1,7 @@
 """What people do to checkpoints: average them, take the head off, change their dtype, fold BatchNorm.
 
-Each is a function on canonical states (PyTorch's names and layouts, NumPy arrays), and one on checkpoints.
+Each is a function on canonical states (timm's names, PyTorch's order of axes, NumPy arrays); below them are
+the same for a `Checkpoint`, and changes to its classes and images.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def average(states: Sequence[State], names: Sequence[str]) -> dict[str, np.ndarr
       The mean of every floating-point tensor; counters are the first checkpoint's.
 
     Raises:
-      FlaxnetsError: fewer than two.
-      CheckpointError: names or shapes that differ, all of them.
+      FlaxnetsError: there are fewer than two states.
+      CheckpointError: names or shapes differ; the message lists all of them.
     """
     if len(states) < 2:
         raise FlaxnetsError(f'averaging takes at least two checkpoints, got {len(states)}')
@@ -72,11 +73,11 @@ def drop_head(state: State) -> dict[str, np.ndarray]:
 
 
 def cast(state: State, dtype: str) -> dict[str, np.ndarray]:
-    """Every floating-point tensor in another dtype, but running statistics, which stay float32.
+    """Casts every floating-point tensor to a dtype, except BatchNorm's running statistics, to float32.
 
     Raises:
-      FlaxnetsError: another dtype than float32, float16 and bfloat16.
-      CheckpointError: values that the dtype turns into infinity, by name.
+      FlaxnetsError: `dtype` is not float32, float16 or bfloat16.
+      CheckpointError: tensors have values that are not finite in the dtype; the message names them all.
     """
     if dtype not in DTYPES:
         raise FlaxnetsError(f'dtype {dtype!r} is not one of {", ".join(DTYPES)}')
@@ -84,7 +85,7 @@ def cast(state: State, dtype: str) -> dict[str, np.ndarray]:
     for key, tensor in state.items():
         if is_floating(tensor):
             statistics = key.endswith(('.running_mean', '.running_var'))
-            with np.errstate(over='ignore'):  # found and named below
+            with np.errstate(over='ignore'):  # reported below
                 tensor = tensor.astype(np.dtype('float32' if statistics else dtype))
             if not np.isfinite(tensor).all():
                 overflown.append(key)
@@ -95,7 +96,7 @@ def cast(state: State, dtype: str) -> dict[str, np.ndarray]:
 
 
 def fold_batch_norm(state: State) -> dict[str, np.ndarray]:
-    """Every BatchNorm folded into the convolution before it, for inference.
+    """Folds every BatchNorm into the convolution before it, for inference.
 
     conv(x) * a + b, with a = weight / sqrt(running_var + eps) and b = bias - running_mean * a, is a
     convolution with the kernel times a and the bias b. Computed in float64, kept in the kernel's dtype.
@@ -134,11 +135,16 @@ def convolution_of(norm: str, state: Mapping[str, object]) -> str:
     return conv if f'{conv}.weight' in state else f'{conv}.6'  # the stem's norm follows a deep stem's end
 
 
-# The same on checkpoints.
+# Functions on checkpoints.
 
 
 def averaged(checkpoints: Sequence[Checkpoint]) -> Checkpoint:
-    """The mean of several checkpoints of one net (`average`)."""
+    """The mean of several checkpoints of one net (`average`).
+
+    Raises:
+      FlaxnetsError: there are fewer than two checkpoints.
+      CheckpointError: they are of different nets or classes, or their tensors do not match.
+    """
     files = [checkpoint.source.file or '?' for checkpoint in checkpoints]
     nets = {checkpoint.config.name for checkpoint in checkpoints}
     if len(nets) > 1:
@@ -177,7 +183,11 @@ def without_head(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
-    """The checkpoint with names for its outputs, in their order, in place of what it calls them.
+    """The checkpoint with other class names.
+
+    Args:
+      checkpoint: of a net with a classifier.
+      classes: one name for each output, in order.
 
     Raises:
       FlaxnetsError: there are more or fewer names than outputs.
@@ -190,7 +200,15 @@ def with_classes(checkpoint: Checkpoint, classes: Sequence[str]) -> Checkpoint:
 
 
 def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
-    """The checkpoint of a net whose images are prepared otherwise: `Preprocess.changed`."""
+    """The checkpoint with changes to how its images are prepared.
+
+    Args:
+      checkpoint: any.
+      changes: 'field=value' each, as `flaxnets.Preprocess.changed` takes them.
+
+    Raises:
+      FlaxnetsError: there is no such field, or it cannot have this value.
+    """
     before = checkpoint.config.preprocess
     preprocess = before.changed(changes)
     notes = [note for note in checkpoint.source.notes if not note.startswith('images: ')]
@@ -200,13 +218,17 @@ def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
 
 
 def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
-    """The checkpoint's parameters in another dtype."""
+    """The checkpoint with its parameters in another dtype (`cast`)."""
     state = cast(checkpoint.state, dtype)
     return replace(checkpoint, state=state, source=checkpoint.noted(f'cast to {dtype}'))
 
 
 def folded(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint with every BatchNorm folded into its convolution, for inference."""
+    """The checkpoint with every BatchNorm folded into its convolution, for inference (`fold_batch_norm`).
+
+    Raises:
+      FlaxnetsError: it is folded already.
+    """
     if checkpoint.config.folded:
         raise FlaxnetsError(f'{checkpoint.where}: BatchNorm is folded already')
     state = fold_batch_norm(checkpoint.state)

@@ -20,10 +20,10 @@ class Checkpoint:
     """Weights from any source.
 
     Attributes:
-      config: the net, its images and classes, and the published weights if these are such.
+      config: the net, how its images are prepared, its classes, and which published weights they are, if any.
       state: timm's name -> tensor in PyTorch's order of axes, with BatchNorm's counters; views of the file.
       source: where the weights came from, for the certificate.
-      where: the path, for errors.
+      where: the path, or what else messages call it.
     """
 
     config: Config
@@ -32,6 +32,7 @@ class Checkpoint:
     where: str
 
     def noted(self, note: str) -> weights.Source:
+        """The source with one more note."""
         return replace(self.source, notes=(*self.source.notes, note))
 
     @cached_property
@@ -48,5 +49,5 @@ class Checkpoint:
 
 
 def net_of(config: Config) -> ResNet:
-    """The net of these weights, as they are stored."""
+    """The net that takes these weights as they are stored, with or without BatchNorm."""
     return build(config.arch, config.num_classes, config.in_chans, folded=config.folded)

@@ -16,10 +16,11 @@ class BlockDifference:
 
     Attributes:
       block: 'conv1', 'bn1', 'layer1.0', ..., 'fc'.
-      tensors: how many the two have between them.
+      tensors: how many were compared: those that both checkpoints have, with the same shape.
       different: names of those that are not equal in every value.
       largest: the largest difference of a value.
-      relative: the largest difference of a tensor over its largest magnitude.
+      relative: the largest ratio, over the tensors, of the largest difference to the largest magnitude in the
+        first checkpoint.
     """
 
     block: str
@@ -34,7 +35,7 @@ class Comparison:
     """What `compare` found.
 
     Attributes:
-      blocks: every block, in the net's order.
+      blocks: every block with tensors to compare, in the first checkpoint's order.
       only_in_first, only_in_second: names that the other lacks.
       shapes: names whose shapes differ, with both.
       dtypes: how many tensors are stored in different dtypes (values are compared all the same).
@@ -75,6 +76,7 @@ def compare(first: State, second: State) -> Comparison:
 
 
 def _block(name: str) -> str:
+    """'layer1.0.conv2.weight' -> 'layer1.0'; 'fc.bias' -> 'fc'."""
     match = re.match(r'layer\d+\.\d+|[^.]+', name)
     return match[0] if match else name
 
@@ -89,7 +91,7 @@ def _compare_block(block: str, names: list[str], first: State, second: State) ->
         with np.errstate(invalid='ignore'):  # infinity minus infinity
             difference = float(np.max(np.abs(a - b)))
         scale = float(np.max(np.abs(a))) or 1.0
-        # NaN on one side is as far as can be.
+        # A NaN on one side counts as an infinite difference.
         largest = max(largest, difference if np.isfinite(difference) else np.inf)
         relative = max(relative, difference / scale if np.isfinite(difference) else np.inf)
     return BlockDifference(block, len(names), tuple(different), largest, relative)

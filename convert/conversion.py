@@ -50,19 +50,19 @@ def open_checkpoint(
     Args:
       source: a file that `torch.save` or safetensors wrote, by whichever publisher; a directory of
         weights of ours, a workdir of a training run or one of its checkpoints; a folder of the Hugging
-        Face hub; a published name, `hf-hub:` repository or URL,
-        which is downloaded once. All but names may lie in a bucket (`gs://BUCKET/run`).
+        Face hub; a published name, `hf-hub:` repository or URL, which is downloaded once. All but names may
+        lie in a bucket (`gs://BUCKET/run`).
       model: the net's name. Without it the net is the published file's, or is identified from the tensors.
-      ema: of a training file that holds both, take the averaged weights.
-      approximate: accept weights whose tensors fit, but whose own net computes something a little else.
+      ema: take the averaged weights of a training file that holds both averaged and trained ones.
+      approximate: accept weights whose tensors fit although their own net computes something else.
       quiet: show no progress of a download.
-      key: of a file with several state dicts, where that is which is meant: 'state.model'.
-      prefix: of a state dict with several nets, what stands before the names of the one that is meant.
-      drop_head: leave out the classifier, also one that none of the nets here can have.
+      key: which of several state dicts in a file to take, by the keys that lead to it: 'state.model'.
+      prefix: which of several nets in a state dict to take, by what its names start with: 'encoder_q.'.
+      drop_head: leave out the classifier, even one that none of the nets here can have.
 
     Raises:
-      FlaxnetsError: no such source, a damaged or hostile file, a net that is none of the zoo's, that
-        cannot be told from another without `model`, or that contradicts it.
+      FlaxnetsError: there is no such source; the file is damaged or hostile; its net is none of the zoo's,
+        cannot be told from another without `model`, or is not `model`.
 
     Examples:
       >>> checkpoint = open_checkpoint('weights/resnest50d')
@@ -116,7 +116,14 @@ def kept(row: Weights) -> Path:
 
 
 def named(source: str) -> Weights | None:
-    """The published weights that a source names, which is no path; None for a hub's repository or a URL."""
+    """The published weights that a source names.
+
+    Returns:
+      None for a repository of the hub, a URL, or a net without published weights.
+
+    Raises:
+      FlaxnetsError: the source is none of these.
+    """
     try:
         return zoo.resolve(source)[1]
     except FlaxnetsError as error:
@@ -131,7 +138,7 @@ def named(source: str) -> Weights | None:
 
 
 def _located(source: str | os.PathLike[str], quiet: bool) -> tuple[Path, Weights | None]:
-    """The path of a source, downloaded if need be; and the published weights, if it names such."""
+    """The path of a source, downloaded if need be; and the published weights, if it names any."""
     path = Path(source)
     if path.exists() and not is_published_name(source):
         return path, None
@@ -160,14 +167,14 @@ def _open_run(path: Path, ema: bool) -> Checkpoint:
 
 @dataclass(frozen=True)
 class _File:
-    """What is known of a file of weights before its net is.
+    """What is known of a file of weights before its net is identified.
 
     Attributes:
       path, digest: the file and its SHA-256.
-      found: what is in it.
-      published: the published weights that it is.
-      hub: what the configuration beside it says, in a folder of the Hugging Face hub.
-      certified: what the certificate beside it says.
+      found: its tensors, and what it says of them.
+      published: the published weights that it holds, by its name or SHA-256; None if it holds others.
+      hub: what the configuration beside it says, in a folder of the Hugging Face hub; else None.
+      certified: what the certificate beside it says; None if there is none.
     """
 
     path: Path
@@ -179,7 +186,7 @@ class _File:
 
 
 def _read(path: Path, published: Weights | None, asked: dict[str, Any]) -> _File:
-    """A file, or a folder of the Hugging Face hub; `asked` is what `to_canonical` takes."""
+    """Reads a file, or a folder of the Hugging Face hub; `asked` are keywords of `to_canonical`."""
     hub = None
     if path.is_dir():
         path, hub = read_hub_folder(path)
@@ -188,7 +195,7 @@ def _read(path: Path, published: Weights | None, asked: dict[str, Any]) -> _File
             f'{path.parent}: {"; ".join(hub.differences)}; approximate=True takes the weights'
         )
     read = _reader(path)
-    with ThreadPoolExecutor(1) as beside:  # a third of the time, and it leaves the interpreter free
+    with ThreadPoolExecutor(1) as beside:  # hashing takes a third of the time, and releases the GIL
         hashed = beside.submit(sha256, path)
         try:
             found = to_canonical(read(path), **asked)
@@ -202,15 +209,15 @@ def _read(path: Path, published: Weights | None, asked: dict[str, Any]) -> _File
 
 
 def _reader(path: Path) -> Callable[[Path], object]:
-    """What reads the format that a file's first bytes show."""
+    """The function that reads a file, by the format that its first bytes show."""
     with map_file(path) as data:
-        # After the length of its header; a zip archive and a legacy file have a 0 and a 0xf9 there.
+        # Safetensors has 8 bytes for its header's length, then JSON. Here a zip has 0, a legacy file 0xf9.
         is_safetensors = data[8:9] == b'{'
     return (lambda file: read_safetensors(file)[0]) if is_safetensors else read_pth
 
 
 def _published(digest: str) -> Weights | None:
-    """The published file with this hash."""
+    """The published weights whose file has this SHA-256."""
     for row in zoo.WEIGHTS:
         if row.sha256 and digest.startswith(row.sha256):
             return row
@@ -218,6 +225,7 @@ def _published(digest: str) -> Weights | None:
 
 
 def _check_download(path: Path, digest: str) -> None:
+    """Raises if a file has the name of published weights, but not their SHA-256."""
     published = zoo.find_file(path.name)
     if published and published.sha256 and not digest.startswith(published.sha256):
         raise CheckpointError(
@@ -231,7 +239,7 @@ def _check_download(path: Path, digest: str) -> None:
 
 
 def _which(file: _File, model: str | None) -> str:
-    """The name in the zoo of the net that a file holds; `model` is what it is said to be."""
+    """The name in the zoo of the net that a file holds; `model` is what the user says it is."""
     path, state = file.path, file.found.state
     if file.published:
         if model is not None and zoo.resolve(model)[0] != file.published.arch:
@@ -253,7 +261,7 @@ def _which(file: _File, model: str | None) -> str:
 
 
 def _understood(file: _File, name: str, model: str | None) -> Checkpoint:
-    """The checkpoint of the net `name` in a file, which the user calls `model`."""
+    """The checkpoint in a file that holds the net `name`; `model` is what the user calls it."""
     found, hub = file.found, file.hub
     num_classes, in_chans = _sizes(found.state, name)
     if hub and (num_classes not in (0, hub.num_classes) or in_chans != hub.in_chans):
@@ -301,7 +309,7 @@ def _length(state: State, name: str, axis: int, default: int) -> int:
 def _preprocess(
     file: _File, name: str, model: str | None, in_chans: int
 ) -> tuple[Preprocess, tuple[str, ...]]:
-    """How the weights expect their images, and what to say of it where it is not published with them."""
+    """How the weights expect their images, and notes on that where it is not published with them."""
     if file.published:
         return file.published.preprocess, ()
     notes: tuple[str, ...] = ()
@@ -330,7 +338,7 @@ def _usual(name: str, model: str | None, tagged: str | None) -> Config:
             continue
         try:
             usual = zoo.config(choice)
-        except FlaxnetsError:  # another tag than those here
+        except FlaxnetsError:  # a tag that the zoo does not have
             continue
         if usual.name == name:
             return usual

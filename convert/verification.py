@@ -1,4 +1,4 @@
-"""Proof of a conversion: PyTorch's net and ours on the same image, block by block.
+"""Proves a conversion: compares PyTorch's net and ours on the same image, block by block.
 
 PyTorch's net is timm's, or torchvision's where timm is not installed. Nothing else in the converter needs
 either.
@@ -28,7 +28,13 @@ TOLERANCE = 1e-4  # of the largest magnitude of a block's output
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one layer's outputs are apart: the largest difference over the largest magnitude."""
+    """How far one layer's outputs in the two nets are apart.
+
+    Attributes:
+      layer: the layer's name: 'bn1', 'layer1.0', ..., 'fc'.
+      largest: the largest difference of a value.
+      relative: `largest` over the largest magnitude in PyTorch's output.
+    """
 
     layer: str
     largest: float
@@ -36,6 +42,7 @@ class Difference:
 
     @property
     def within(self) -> bool:
+        """Whether `relative` is within the tolerance."""
         return self.relative <= TOLERANCE
 
 
@@ -45,7 +52,7 @@ class Verification:
 
     Attributes:
       reference: the library and version of PyTorch's net.
-      image: what the nets looked at.
+      image: the image that both nets were given.
       layers: the stem's BatchNorm (`bn1`), every block, and the classifier (`fc`), in order.
     """
 
@@ -59,6 +66,7 @@ class Verification:
         return next((layer for layer in self.layers if not layer.within), None)
 
     def to_json(self) -> dict[str, Any]:
+        """The measurements as the certificate holds them."""
         return {**asdict(self), 'tolerance': TOLERANCE, 'within': self.first_outside is None}
 
 
@@ -66,13 +74,14 @@ def verify(state: State, variables: Any, config: Config, image: str | None = Non
     """Runs both nets on one image and compares them layer by layer.
 
     Args:
-      state: PyTorch's tensors, canonical names.
-      variables: what they were converted to; parameters of any dtype, computed with in float32.
-      config: the net (`folded` variables are compared with PyTorch's net as it is).
+      state: PyTorch's tensors, under canonical names.
+      variables: the Flax variables that they were converted to, of any dtype; both nets compute in float32.
+      config: the net. Where it is `folded`, PyTorch's net still has BatchNorm.
       image: an image file, or None for a smooth random pattern.
 
     Raises:
-      FlaxnetsError: neither timm nor torchvision is installed, or they have no such net; bad image.
+      FlaxnetsError: neither timm nor torchvision is installed, they have no such net, or the image cannot be
+        read.
     """
     picture = _pattern() if image is None else image
     preprocess = replace(config.preprocess, unsupported=())  # any image will do, prepared in any way
@@ -86,14 +95,14 @@ def verify(state: State, variables: Any, config: Config, image: str | None = Non
     layers = []
     for layer, expected in theirs.items():
         largest, scale = np.abs(ours[layer] - expected).max(), np.abs(expected).max()
-        # Not finite anywhere is outside any tolerance; NaN compares as within none.
+        # A value that is not finite makes this infinite or NaN, which no tolerance admits.
         relative = float(largest / scale) if scale else float(largest)
         layers.append(Difference(layer, float(largest), relative))
     return Verification(reference, image or 'a smooth random pattern', tuple(layers))
 
 
 def _pattern() -> Image.Image:
-    """An image with structure at every scale, the same everywhere: noise of four grains, mixed."""
+    """An image with structure at every scale, always the same: the mean of noise of four grain sizes."""
     rng = np.random.default_rng(0)
     layers = []
     for size in (8, 32, 128, 512):
@@ -114,7 +123,7 @@ def _flax_outputs(variables: Any, images: np.ndarray, config: Config) -> dict[st
         _, changed = model.apply(variables, images, capture_intermediates=wanted, mutable=['intermediates'])
         return changed['intermediates']
 
-    with jax.default_matmul_precision('highest'):  # accelerators would do with less
+    with jax.default_matmul_precision('highest'):  # accelerators compute in less than float32 by default
         outputs = run(exact, images)
     flat = traverse_util.flatten_dict(outputs, sep='.')
     return {name.removesuffix('.__call__'): np.asarray(output) for name, (output,) in flat.items()}

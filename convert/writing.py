@@ -48,7 +48,7 @@ def write(
       out: path to write to; `gs://` too.
       layout: whose names a file has: 'timm' (also None), 'torchvision' or 'mmpretrain'.
       file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
-      verification: for the certificate.
+      verification: the proof that goes into the certificate, if there is one.
       approximate: write a file even if the other library's net of these names computes something else.
       overwrite: replace what is there.
 
@@ -109,7 +109,7 @@ class Target:
         return target
 
     def check(self) -> None:
-        """Refuses to overwrite what is there and must stay."""
+        """Raises `CheckpointError` if something is there that must not be overwritten."""
         if self.kind is None:
             weights.check_target(self.out, self.overwrite)
             return
@@ -152,7 +152,7 @@ class Target:
         difference = self.difference(checkpoint)
         source = checkpoint.noted(difference) if difference else checkpoint.source
         tensors = from_canonical(checkpoint.state, self.layout, config.arch)
-        with written_whole(_certificate_of(self.out)) as beside:  # gets its name after the file has
+        with written_whole(_certificate_of(self.out)) as beside:  # in place only after the file is
             if self.kind == 'pth':
                 described = write_pth(self.out, tensors)
             else:
@@ -189,6 +189,11 @@ def _certificate_of(out: str | os.PathLike[str]) -> str:
 
 
 def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+      CheckpointError: the file cannot be read.
+    """
     try:
         with path.open('rb') as file:
             return hashlib.file_digest(file, 'sha256').hexdigest()

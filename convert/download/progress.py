@@ -15,12 +15,12 @@ def megabytes(count: int) -> str:
 
 
 class Progress:
-    """The progress of one file.
+    """Reports the progress of one download on stderr.
 
     Args:
-      name: of the file.
-      host: that it comes from.
-      quiet: say nothing at all.
+      name: the file's name.
+      host: the server's name.
+      quiet: print nothing at all.
     """
 
     def __init__(self, name: str, host: str, quiet: bool) -> None:
@@ -33,13 +33,13 @@ class Progress:
         self._total: int | None = None
 
     def say(self, text: str) -> None:
-        """One line."""
+        """Prints one line about the file."""
         if not self._quiet:
             self.close()
             print(f'{self._name}: {text}', file=sys.stderr, flush=True)
 
     def start(self, done: int, total: int | None) -> None:
-        """`done` bytes of `total` are here, and more are on their way."""
+        """Begins, or goes on after a break: `done` bytes of `total` (None: unknown) are here already."""
         if self._begun is None:
             resumed = f', resumed at {megabytes(done)}' if done else ''
             size = megabytes(total) if total is not None else 'unknown size'
@@ -49,19 +49,21 @@ class Progress:
         self._rate_from = time.monotonic()
 
     def update(self, done: int) -> None:
+        """Redraws the bar for `done` bytes, a few times a second."""
         now = time.monotonic()
         if self._bar and now >= self._next:
             self._next = now + _INTERVAL
             self._draw(done, now)
 
     def finish(self, done: int) -> None:
+        """Prints how many bytes came and how long they took."""
         if self._bar:
             self._draw(done, time.monotonic())
         seconds = time.monotonic() - (self._begun or time.monotonic())
         self.say(f'{megabytes(done)} in {seconds:.1f} s')
 
     def close(self) -> None:
-        """Leaves the bar's line, if there is one."""
+        """Ends the line of the bar, if one was drawn."""
         if self._drawn:
             print(file=sys.stderr, flush=True)
             self._drawn = False

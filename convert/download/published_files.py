@@ -1,4 +1,4 @@
-"""Published weights by name: found, downloaded, verified, kept.
+"""Downloads published weights by name, verifies them and keeps them.
 
 Everything is kept below one folder, `FLAXNETS_HOME` (default: `~/.cache/flaxnets`, or `flaxnets` in
 `XDG_CACHE_HOME`), and used from there without the network:
@@ -34,7 +34,7 @@ from .web import Request, Unavailable, check_url, origin_of
 
 _HUB_PREFIX = re.compile(r'hf[-_]hub:', re.IGNORECASE)
 _REPOSITORY = re.compile(r'(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?', re.ASCII)
-# torch.hub's convention; eight digits that read as a date of our days are taken for one.
+# torch.hub's convention: resnest50-528c19ca.pth. Eight digits that could be a date (20240131) are no hash.
 _HASH_IN_NAME = re.compile(
     r'-(?!(?:19|20)\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\.)([0-9a-f]{8}|[0-9a-f]{64})\.[^/]+$'
 )
@@ -42,7 +42,14 @@ _HASH_IN_NAME = re.compile(
 
 @dataclass(frozen=True)
 class _File:
-    """One file, wherever it is to be had."""
+    """One file, the servers that have it, and where it is kept.
+
+    Attributes:
+      label: what messages call it.
+      urls: its addresses, tried in turn.
+      path: where it is kept.
+      sha256: leading hexadecimal digits of its SHA-256, or None.
+    """
 
     label: str
     urls: tuple[str, ...]
@@ -53,7 +60,7 @@ class _File:
         return self.path if is_intact(self.path, self.sha256) else None
 
     def has_remains(self) -> bool:
-        """Whether there is something here that is not `cached`."""
+        """Whether there is a file here, intact or not."""
         return self.path.exists()
 
     def get(self, quiet: bool) -> Path:
@@ -67,6 +74,7 @@ class _File:
         raise Unavailable('\n  '.join(failures))
 
     def by_hand(self) -> str:
+        """What a user can download by other means, and where to put it."""
         expected = f' (its SHA-256 begins {self.sha256})' if self.sha256 else ''
         return f'{self.path.name}{expected} from {" or ".join(self.urls)} to {self.path}'
 
@@ -136,7 +144,7 @@ def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
 
     Returns:
       The file, verified by the SHA-256 in its name; or, if it came from the hub, the folder, verified by the
-      SHA-256 that the hub tells (for `convert.names.hub_folder.read_hub_folder`).
+      SHA-256 that the hub gives (for `convert.names.hub_folder.read_hub_folder`).
 
     Raises:
       FlaxnetsError: an unknown name; no host gives the right file, or there is no network (every host
@@ -163,7 +171,7 @@ def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
 
 
 def _places(name: str) -> Sequence[_File | _Repository]:
-    """Where to look, in order."""
+    """Where to look for the weights of this name, in order."""
     if prefix := _HUB_PREFIX.match(name):
         return [_repository(name, name[prefix.end() :])]
     if '://' in name:
@@ -223,7 +231,7 @@ def _failure(places: Sequence[_File | _Repository], failures: Sequence[str]) -> 
 
 
 def hub_address() -> str:
-    """The hub without a slash at its end."""
+    """The address of the hub, or of the mirror in `HF_ENDPOINT`, without a slash at its end."""
     return (os.environ.get('HF_ENDPOINT') or 'https://huggingface.co').strip().rstrip('/')
 
 
@@ -232,10 +240,10 @@ def _hub_origin() -> str:
 
 
 def hub_token() -> str | None:
-    """What `HF_TOKEN` holds; None if it is not set.
+    """The token in `HF_TOKEN`; None if it is not set.
 
     Raises:
-      FlaxnetsError: no token can be like that.
+      FlaxnetsError: it has characters that no token has.
     """
     token = os.environ.get('HF_TOKEN', '').strip()
     if not re.fullmatch(r'[!-~]*', token):

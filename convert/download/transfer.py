@@ -1,9 +1,8 @@
-"""One file over HTTPS: resumed after a break, verified, and there whole or not at all.
+"""Downloads one file over HTTPS: resumes it after a break, verifies it, and leaves it whole or not at all.
 
-Bytes are appended to `<name>.part` beside the target; a process that dies leaves it for the next one
-to go on with. What it is the beginning of is remembered in `<name>.part.json`, so that a file which has
-changed on its server is not resumed but begun anew. The `.part` file is also the lock: whoever holds it
-writes, others wait.
+Bytes are appended to `<name>.part` beside the target. If the process dies, the next one continues there.
+`<name>.part.json` records the file's address and version, so that a file which has changed on its server is
+downloaded from the start. The `.part` file is also the lock: the process that holds it writes, others wait.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ RETRIES = 4  # in a row without progress
 RETRY_WAIT = 1.0  # seconds before the first; doubles
 
 _CHUNK = 2**18
-_PROGRESS = 2**20  # bytes after which a break counts as a new one
+_PROGRESS = 2**20  # bytes that must have come for a break to count as the first again
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 _WEB_PAGE = 'sends a web page in place of the file (a login page of this network, or a dead link)'
 
@@ -166,14 +165,14 @@ class _Transfer:
             with error:
                 return self._refused(error)
         except (OSError, http.client.HTTPException, UnicodeError) as error:
-            # What has never answered is not asked again: another server is more likely to.
+            # A server that has never answered is not asked again: another one is more likely to.
             raise (_Broken if self._answered else Unavailable)(reason(error)) from error
         with response:
             self._answered = True
             self._copy(response, self._accept(response))
 
     def _range(self) -> dict[str, str]:
-        """Headers that ask for what is missing; forgets what is here if nobody could tell whether it fits."""
+        """Headers that ask for the missing rest; discards what is here if nothing could show that it fits."""
         size = self._size()
         if not size:
             return {}
@@ -199,7 +198,7 @@ class _Transfer:
         raise Unavailable(text, error.code)
 
     def _accept(self, response: http.client.HTTPResponse) -> int | None:
-        """Checks an answer against what was asked; the size of the whole file, if it is told."""
+        """Checks an answer against the request; returns the size of the whole file, None if it is unknown."""
         headers = response.headers
         if headers.get_content_type() in ('text/html', 'application/xhtml+xml'):
             raise Unavailable(_WEB_PAGE)
@@ -264,7 +263,7 @@ class _Transfer:
             raise FlaxnetsError(f'{self._part}: cannot be written: {error.strerror or error}') from error
 
     def _problem(self) -> str | None:
-        """What is wrong with the complete file."""
+        """What is wrong with the complete file; None if nothing is."""
         os.fsync(self._file.fileno())
         with self._part.open('rb') as file:
             if file.read(512).lstrip(b'\xef\xbb\xbf \t\r\n').startswith(b'<'):
@@ -290,7 +289,7 @@ class _Transfer:
         self._progress.finish(size)
 
     def _remember(self, headers: Message) -> None:
-        """Notes what the bytes to come are the beginning of."""
+        """Records which file, in which version, the bytes to come are from."""
         validator = headers.get('ETag', '')
         if not validator or validator.startswith('W/'):  # a weak one cannot be used with ranges
             validator = headers.get('Last-Modified', '')
@@ -311,12 +310,12 @@ def _sha256(path: Path) -> str:
 
 
 def _digest_note(path: Path) -> Path:
-    """The digest of a file whose name does not tell it, as `sha256sum` writes and checks it."""
+    """Where the digest of a file is kept whose name does not have it, in the form of `sha256sum`."""
     return path.with_name(path.name + '.sha256')
 
 
 def _origin_note(part: Path) -> Path:
-    """What a `.part` file is the beginning of: {'url': ..., 'validator': its ETag or date}."""
+    """Where the origin of a `.part` file is kept: {'url': ..., 'validator': its ETag or date}."""
     return part.with_name(part.name + '.json')
 
 

@@ -1,4 +1,4 @@
-"""Requests over HTTPS: what may be asked of whom, and what a failure means."""
+"""Requests over HTTPS: which addresses are allowed, which server gets the token, what a failure means."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ class Unavailable(FlaxnetsError):
 
 @dataclass(frozen=True)
 class Request:
-    """A file that is wanted of one server.
+    """A request for one file to one server.
 
     Attributes:
-      url: where.
+      url: the file's address.
       sha256: leading hexadecimal digits of the file's SHA-256, or None.
-      hub: scheme, host and port of the Hugging Face hub ('https://huggingface.co'): the only place that
-        is sent `token`, and that is believed what it says of its files.
+      hub: scheme, host and port of the Hugging Face hub ('https://huggingface.co'): the only server
+        that is sent `token`, and whose word about its files is taken.
       token: for the hub, or None.
-      max_bytes: more is refused.
+      max_bytes: a larger file is refused.
     """
 
     url: str
@@ -55,14 +55,19 @@ class Request:
 
 @dataclass(frozen=True)
 class Linked:
-    """What the hub says of a large file when it sends the client on to where the file lies."""
+    """What the hub says of a large file when it redirects to the server that has it.
+
+    Attributes:
+      sha256: the file's SHA-256, 64 hexadecimal digits.
+      size: in bytes.
+    """
 
     sha256: str | None = None
     size: int | None = None
 
 
 def check_url(url: str) -> None:
-    """Refuses what is not plain HTTPS; HTTP to this very machine is let through.
+    """Raises unless a URL is plain HTTPS, or HTTP to this very machine.
 
     Raises:
       Unavailable: another scheme, credentials in the URL, no host.
@@ -89,9 +94,12 @@ def origin_of(url: str) -> str:
 def open_url(request: Request, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, Linked]:
     """Asks for a file and follows redirections, with certificates checked and proxies as the system has them.
 
+    Returns:
+      The response, and what the hub said of the file.
+
     Raises:
-      Unavailable: a redirection to where nothing is fetched from.
-      urllib.error.HTTPError, OSError, http.client.HTTPException: as of `urllib`.
+      Unavailable: a redirection to a URL that `check_url` refuses.
+      urllib.error.HTTPError, OSError, http.client.HTTPException: as `urllib` raises them.
     """
     check_url(request.url)
     redirects = _Redirects(request)
@@ -131,6 +139,8 @@ def _authorise(asked: urllib.request.Request, request: Request) -> None:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirections to allowed addresses, and keeps in `linked` what the hub says of the file."""
+
     max_redirections = MAX_REDIRECTS
 
     def __init__(self, request: Request) -> None:

@@ -1,8 +1,8 @@
-"""Whole models, as `torch.save(net)` pickles them: their tensors, as `net.state_dict()` would give them.
+"""Reads the tensors of a whole model that `torch.save(net)` pickled, as `net.state_dict()` would give them.
 
-A module's state is plain data: its parameters, its buffers, and the modules in it by name. Nothing of the
-module's own code is needed to read them, and none is run. What its layers compute is judged elsewhere
-(`convert.names.whole_models`), by what is kept here of each.
+A module's state is plain data: its parameters, its buffers, and the modules in it by name. The module's own
+code is neither needed nor run. What its layers compute is judged by `convert.names.whole_models`, from the
+classes and settings that are kept here.
 
 Reference: `torch.nn.Module.state_dict` and `_save_to_state_dict`.
 """
@@ -18,20 +18,20 @@ from flaxnets.errors import CheckpointError
 
 from .pickles import Placeholder
 
-# Tensors and layers in all of a file's models, each counted wherever it is used again: a detector has 2,000.
+# The most tensors and layers in a file's models, shared ones counted at each use: a detector has 2,000.
 MOST = 100_000
 _DEPTH = 64
-_OUTER = 2  # levels of modules on which something else than tensors is of interest
+_OUTER = 2  # levels of modules whose attributes are kept: the model's own, and of those directly in it
 # What a layer that normalises images keeps, as a buffer or as a plain attribute.
 _STATISTIC = re.compile(r'(?!running_)(?:\w*_)?(?:mean|std)')
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A module in a pickled one.
+    """One module of a pickled model.
 
     Attributes:
-      made_by: its class, as 'torch.nn.modules.conv.Conv2d'.
+      made_by: its class and the Python module that has it: 'torch.nn.modules.conv.Conv2d'.
       settings: its attributes, as the pickle gives them; objects among them are placeholders.
       has_tensors: whether it has tensors of its own.
       has_layers: whether there are modules in it.
@@ -44,7 +44,7 @@ class Layer:
 
     @property
     def kind(self) -> str:
-        """The name of its class, without its module."""
+        """The name of its class alone: 'Conv2d'."""
         return self.made_by.rpartition('.')[2]
 
 
@@ -54,7 +54,7 @@ class ModuleState(dict[str, Any]):
     Attributes:
       kind: the class of the module.
       layers: all modules in it by name, and itself as ''.
-      attributes: what else was set on the module, or on a module in it that is only wrapped.
+      attributes: what else was set on the module or, where it only wraps another, on that.
       statistics: by name, what its layers keep under names such as `mean` and `pixel_std`.
     """
 
@@ -65,12 +65,12 @@ class ModuleState(dict[str, Any]):
 
     @property
     def kinds(self) -> dict[str, str]:
-        """All layers by name, and their classes with the modules that these are in."""
+        """Layer name -> `Layer.made_by`, for all layers."""
         return {name: layer.made_by for name, layer in self.layers.items()}
 
     @property
     def bare(self) -> dict[str, str]:
-        """Layers without tensors by name, and their classes."""
+        """Layer name -> `Layer.kind`, for layers without tensors."""
         return {
             name: layer.kind
             for name, layer in self.layers.items()
@@ -87,15 +87,15 @@ def is_module(value: object) -> bool:
 
 
 def module_state(module: Placeholder, spend: Callable[[int], None]) -> ModuleState:
-    """What `state_dict()` would give of a pickled module (`is_module`), its values not yet looked at.
+    """What `state_dict()` would give for a pickled module (`is_module`); its values are not checked yet.
 
     Args:
       module: the module.
-      spend: is told of so many layers and tensors before they are listed, and raises where a file has too
-        many: modules may be shared, so that few bytes stand for many.
+      spend: called with a number of layers and tensors before they are listed; raises if a file has too
+        many. Modules may be shared, so that a small file can stand for very many.
 
     Raises:
-      CheckpointError: modules lie in each other without end.
+      CheckpointError: modules are nested too deep.
     """
     state = ModuleState()
     state.kind = module.name
@@ -123,7 +123,7 @@ def module_state(module: Placeholder, spend: Callable[[int], None]) -> ModuleSta
 
 
 def _walk(module: Placeholder) -> Iterator[tuple[str, Placeholder]]:
-    """The module and all within it by name, those that are shared wherever they are used."""
+    """The module and all modules in it, with their names; a shared one comes once for each use."""
     left = [('', module, 0)]
     while left:
         name, module, depth = left.pop()

@@ -1,10 +1,10 @@
-"""A machine that reads pickles and has nothing to call.
+"""Reads pickles without importing or calling anything that they name.
 
 A pickle is a program: Python's own `Unpickler` imports whatever the file names and calls it. Here
-the same opcodes run on a machine whose names are a given table of inert values, so a file can build
-dictionaries, lists and numbers, and whatever the table's own small functions make of them, and
-nothing else. A name that is not in the table becomes a `Placeholder`: it is never looked up, and
-"calling" it makes another placeholder, which keeps what it was given and does nothing with it.
+the same opcodes run on a machine that knows only the names in a given table. A file can build
+dictionaries, lists and numbers, and what the table's own small functions make of them; nothing else.
+A name that is not in the table becomes a `Placeholder`: it is never looked up, and "calling" it makes
+another placeholder, which keeps what it was given and does nothing with it.
 
 The opcodes are documented in the standard library's `pickletools`, which also decodes them here.
 What PyTorch's checkpoints may name is in `convert.formats.torch_names`.
@@ -20,7 +20,7 @@ from typing import IO, Any, cast
 
 from flaxnets.errors import CheckpointError, shown
 
-# A tensor takes about 40 steps, a list of ImageNet's images that was saved beside weights 7 million in all.
+# A tensor takes about 40 steps. A list of ImageNet's images, saved beside weights, takes 7 million.
 MAX_STEPS = 20_000_000
 # torch's magic number has 77 bits, the state of NumPy's generators 128; huge ones cannot be printed.
 MAX_INTEGER_BITS = 256
@@ -31,12 +31,12 @@ MAX_NAME = 200
 
 
 class Unfit(Exception):
-    """Arguments that the table's own function has no use for: its result becomes a placeholder."""
+    """Raised by a function of the table that cannot use its arguments: the result is a placeholder."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """What a pickle takes for something to call: `build` makes the value from the arguments."""
+    """A name in the table that a pickle may call; `build` makes the value from machine and arguments."""
 
     name: str
     build: Callable[[Machine, tuple[Any, ...]], object]
@@ -44,14 +44,14 @@ class Function:
 
 @dataclass(frozen=True)
 class Class:
-    """What a pickle takes for a class: `make` is its empty object, if it may be instantiated."""
+    """A name in the table that is a class; `make` gives an empty object, if it may be instantiated."""
 
     name: str
     make: Callable[[], object] | None = None
 
 
 class Placeholder:
-    """What stands for a class, function or object that means nothing here: a name, and data nobody calls.
+    """Stands for a class, function or object that is not in the table: its name, and what it was given.
 
     Attributes:
       name: what the file called it, or the class or function of which it was made.
@@ -71,6 +71,7 @@ class Placeholder:
         self.members: list[Any] = []
 
     def parts(self) -> tuple[object, ...]:
+        """Everything that it was given."""
         return (self.arguments, self.state, self.items, self.members)
 
 
@@ -85,10 +86,10 @@ class Machine:
     """Runs one pickle.
 
     Args:
-      where: the file, and the part of it, that messages name.
-      names: everything the pickle may name and be understood; None refuses all names, and objects.
+      where: the file and the part of it, for messages.
+      names: the names that mean something here, and their values; None refuses every name and object.
       persistent: makes the value of a persistent id; None refuses them all.
-      outer: the machine in whose pickle this one lies, which counts its steps.
+      outer: the machine of the pickle that contains this one; the steps count there too.
     """
 
     def __init__(
@@ -106,15 +107,15 @@ class Machine:
         self._below_marks: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._steps = 0
-        # Keys whose hashes somebody can choose, by kind and hash.
+        # Keys whose hashes a file can choose, by type and hash.
         self._alike: dict[tuple[type, int], list[Any]] = {}
 
     def run(self, stream: IO[bytes] | mmap.mmap) -> Any:
         """The object pickled at the stream's position, which moves to the end of the pickle.
 
         Raises:
-          CheckpointError: a damaged pickle, a name outside the table, an opcode that no checkpoint
-            uses, or more than `MAX_STEPS` steps.
+          CheckpointError: a damaged pickle, an opcode that no checkpoint uses, more than `MAX_STEPS`
+            steps, keys that take too long to compare, or any name where `names` is None.
         """
         for opcode, argument in _opcodes(stream, self.where):
             self.spend(1)
@@ -134,7 +135,7 @@ class Machine:
         return self.refusal(f'the pickle is damaged: {problem}')
 
     def spend(self, steps: int) -> None:
-        """Counts work, so that few bytes which copy much, again and again, come to an end."""
+        """Counts work, and raises beyond `MAX_STEPS`: a few bytes can ask for endless copying."""
         if self._outer is not None:
             self._outer.spend(steps)
         self._steps += steps
@@ -142,10 +143,11 @@ class Machine:
             raise self.refusal(f'the pickle takes more than {MAX_STEPS:,} steps, far beyond any net')
 
     def checked_keys(self, items: list[Any]) -> list[Any]:
-        """`items` if all can be hashed and told apart at little cost.
+        """Returns `items`; raises if they cannot be hashed and compared at little cost.
 
-        A tuple of shared tuples could take for ever, and so could many keys of the same hash. Python chooses
-        the hashes of text anew each time, those of numbers and tuples follow from their values.
+        To hash a tuple of shared tuples could take for ever, and so could the comparison of many keys of the
+        same hash. A file can choose such numbers and tuples. It cannot choose such text, whose hashes Python
+        makes at random.
         """
         for item in items:
             if isinstance(item, str | bytes) or (type(item) is int and abs(item) < _OWN_HASH):

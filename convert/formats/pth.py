@@ -32,10 +32,10 @@ from .torch_names import MAGIC, NAMES, NumpyArray, Storage, Storages, Tensor
 _LEGACY_PROTOCOL = 1001
 
 _MAX_DEPTH = 64
-# As a tree, in which what is shared counts each time: ImageNet's list of images is 4 million.
+# Counted as a tree, shared values once for each use: ImageNet's list of images has 4 million.
 _MAX_VALUES = 20_000_000
-_MAX_NAMES = 50  # of the classes in one object
-_MAX_LOOKS = 1_000_000  # at what lies in such objects, for their names alone
+_MAX_NAMES = 50  # that are reported of one inert object
+_MAX_LOOKS = 1_000_000  # values in all inert objects that are searched for names
 _PLAIN = (str, int, float, complex, bytes, np.generic, type(None))
 # Tensors may share a storage (a net saved twice, tied weights), but not multiply a file without end.
 _MAX_SHARING = 16
@@ -43,7 +43,7 @@ _MAX_SHARING = 16
 
 @dataclass(frozen=True)
 class Inert:
-    """An object of a file that means nothing here: an optimizer, a loss, a date. Nothing of it was called.
+    """An object in a file that means nothing here: an optimizer, a loss, a date. Nothing of it was called.
 
     Attributes:
       names: the class or function that the file asks for to make it, and those inside it.
@@ -68,8 +68,8 @@ def read_pth(path: str | os.PathLike[str]) -> Any:
 
     Returns:
       The saved object. Arrays are read-only views of the file, which must not be changed in place
-      while they are in use; those of the old format may lie at odd addresses, which NumPy and JAX
-      take as they are. Dictionaries and lists that the file shares are shared.
+      while they are in use; those of the old format may be unaligned, which NumPy and JAX accept.
+      Dictionaries and lists that the file shares are shared.
 
     Raises:
       CheckpointError: there is no such file; it is not a checkpoint, damaged or truncated; a tensor
@@ -132,7 +132,7 @@ def _read_legacy(data: mmap.mmap, where: str) -> Any:
 
 
 def _nowhere(storage: Storage) -> memoryview:
-    raise CheckpointError('a pickle has no storages beside it')  # those inside it have their bytes
+    raise CheckpointError('a pickle has no storages beside it')  # storages inside a pickle have their bytes
 
 
 def _legacy_spans(
@@ -165,8 +165,8 @@ class _Builder:
 
     Args:
       where: the file's name.
-      size: its bytes.
-      find: the bytes of a storage.
+      size: the file's size in bytes.
+      find: gives the bytes of a storage.
     """
 
     def __init__(self, where: str, size: int, find: Callable[[Storage], memoryview]) -> None:
@@ -181,10 +181,10 @@ class _Builder:
         self._under_way: set[int] = set()
 
     def value(self, saved: Any) -> Any:
-        """`saved` with arrays in it.
+        """`saved` with arrays in place of tensors.
 
         Raises:
-          CheckpointError: it is endless when walked, or a tensor in it is not sound.
+          CheckpointError: it is too large, or a tensor in it is not valid.
         """
         return self._value(saved, ())[0]
 
@@ -309,9 +309,9 @@ class _Builder:
             )
 
     def _names_in(self, saved: object) -> tuple[str, ...]:
-        """What an object that means nothing here is called, and the names inside it.
+        """The names of an object that means nothing here, and of those inside it.
 
-        Of a file of many such objects with much in them, those inside are not all looked for.
+        In a file with many large ones, the search ends after `_MAX_LOOKS` values.
         """
         names: dict[str, None] = {}
         left, seen = [saved], {id(saved)}

@@ -110,19 +110,20 @@ def _pickled(tensors: Iterable[tuple[str, np.dtype, tuple[int, ...]]]) -> bytes:
 
 
 class _Pickle:
-    """Opcodes, in the order and with the memo that `pickle.Pickler` gives them."""
+    """Builds a pickle with the opcodes, the order and the memo of `pickle.Pickler`."""
 
     def __init__(self) -> None:
         self.out = bytearray(b'\x80\x02')
         self._memo: dict[object, int] = {}
 
     def _remember(self, value: object) -> None:
-        """Puts what was just built into the memo; `value` is what later asks for it."""
+        """Puts what was just built into the memo, under the key `value`."""
         index = len(self._memo)
         self._memo[value] = index
         self.out += struct.pack('<cB', b'q', index) if index < 256 else struct.pack('<cI', b'r', index)
 
     def _recall(self, value: object) -> bool:
+        """Takes what has the key `value` from the memo; False if it is not there."""
         index = self._memo.get(value)
         if index is None:
             return False
@@ -157,7 +158,7 @@ class _Pickle:
             self.out += struct.pack('<cB', b'\x8a', len(encoded)) + encoded
 
     def integers(self, numbers: tuple[int, ...]) -> None:
-        """A tuple."""
+        """A tuple of integers from 0 on."""
         if not numbers:
             self.out += b')'
             return

@@ -1,4 +1,4 @@
-"""The zip archives of `torch.save`: what is where in the file, and whether it is intact."""
+"""Finds the records of a zip archive that `torch.save` wrote, and checks that they are intact."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def _data_start(data: mmap.mmap, entry: zipfile.ZipInfo, directory: int) -> int 
     )
     name_start = offset + _LOCAL_HEADER.size
     start = int(name_start + name_length + extra_length)
-    later = {0} if flags & 8 else set()  # sizes and CRC follow the data; PyTorch has zeros before it
+    later = {0} if flags & 8 else set()  # sizes and CRC follow the data, and PyTorch writes zeros here
     agrees = (
         signature == b'PK\x03\x04'
         and method == entry.compress_type

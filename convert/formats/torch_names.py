@@ -1,4 +1,4 @@
-"""Everything in the pickle of a PyTorch checkpoint that means something here.
+"""The names in the pickle of a PyTorch checkpoint that mean something here, and what is made of them.
 
 `NAMES` is the whole list: tensors and parameters, the storages they lie in, dtypes and devices,
 dictionaries and lists, the arguments that timm keeps beside its weights, and NumPy's numbers and
@@ -58,9 +58,13 @@ _DEVICES = ('cpu', 'cuda', 'hip', 'hpu', 'meta', 'mps', 'npu', 'xla', 'xpu')
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers kept outside the pickle: `numel` elements of `dtype`, found in the file under `key`.
+    """Numbers outside the pickle, in which tensors lie.
 
-    `data` are the bytes themselves, in a pickle that was not written by `torch.save`.
+    Attributes:
+      key: under which the file has them.
+      dtype: of the numbers.
+      numel: how many there are.
+      data: their bytes, in a pickle that `torch.save` did not write; else None.
     """
 
     key: str
@@ -73,8 +77,8 @@ class Storage:
 class Tensor:
     """A view of a storage as the file describes it; nothing about it has been checked.
 
-    `offset` and `stride` count elements of `dtype`, which differs from the storage's own only where
-    the storage is untyped bytes.
+    `offset` and `stride` count elements of `dtype`. This is the storage's own dtype unless the storage is
+    untyped bytes.
     """
 
     storage: Storage
@@ -85,9 +89,11 @@ class Tensor:
 
 
 class NumpyArray(Stateful):
-    """An array pickled by NumPy itself, made empty and filled afterwards; empty if not of numbers.
+    """An array that NumPy itself pickled, made empty and filled afterwards.
 
-    `dtype` is what its numbers have yet to be converted to.
+    Attributes:
+      value: the array; None until it is filled, or if it is not one of numbers.
+      dtype: the dtype that its numbers are to be converted to; None leaves them as they are.
     """
 
     def __init__(self, value: np.ndarray | None = None, dtype: np.dtype[Any] | None = None) -> None:
@@ -104,7 +110,7 @@ class NumpyArray(Stateful):
 
 
 class _NumpyDtype(Stateful):
-    """A dtype of NumPy's; `dtype` is None unless it is one of plain numbers."""
+    """A pickled dtype of NumPy; `dtype` is None unless it is one of plain numbers."""
 
     def __init__(self, dtype: np.dtype[Any] | None) -> None:
         self.dtype = dtype
@@ -126,7 +132,7 @@ class _OrderedDict(dict[Any, Any], Stateful):
 
 
 class _Record(dict[Any, Any], Stateful):
-    """An object that is nothing but its attributes."""
+    """An object of which only the attributes count, as a dictionary."""
 
     def set_state(self, machine: Machine, state: object) -> None:
         if not isinstance(state, dict):
@@ -137,12 +143,14 @@ class _Record(dict[Any, Any], Stateful):
 
 @dataclass(frozen=True)
 class _StorageType:
+    """A class of storages: 'FloatStorage' and its dtype."""
+
     name: str
     dtype: np.dtype[Any]
 
 
 class Storages:
-    """Turns a checkpoint's persistent ids into `Storage`s, and keeps them in `by_key`."""
+    """Makes a `Storage` of each persistent id of a checkpoint, and keeps them in `by_key`."""
 
     def __init__(self) -> None:
         self.by_key: dict[str, Storage] = {}
@@ -154,7 +162,7 @@ class Storages:
             ):
                 pass
             case ('module', Class() | Function() | Placeholder() as kind, *_):
-                return kind  # before 1.6 with the source of its class, which nobody needs
+                return kind  # before 1.6 the source code of a module's class followed
             case _:
                 raise machine.damage(f'it refers to {shown(identity)} instead of a storage')
         if any(part is not None for part in view):
@@ -168,7 +176,7 @@ class Storages:
 
 
 def _tensor(machine: Machine, arguments: tuple[Any, ...]) -> Tensor:
-    """_rebuild_tensor, its _v2 (+ requires_grad, hooks, metadata) and _v3 (the same with a dtype)."""
+    """What _rebuild_tensor makes, its _v2 (+ requires_grad, hooks, metadata) and _v3 (+ a dtype)."""
     match arguments:
         case (Storage(dtype=dtype) as storage, int() as offset, tuple() as shape, tuple() as stride, *more):
             pass
@@ -192,7 +200,7 @@ def _parameter(machine: Machine, arguments: tuple[Any, ...]) -> Tensor | NumpyAr
 
 
 def _tensor_with_attributes(machine: Machine, arguments: tuple[Any, ...]) -> object:
-    """A tensor with attributes, or of a class of its own: its numbers are what counts."""
+    """A tensor with attributes, or of a class of its own: only its numbers are kept."""
     match arguments:
         case (Function(build=build), Class() | Placeholder(), tuple() as inner, *_) if build in _TENSORS:
             return build(machine, inner)
@@ -200,9 +208,9 @@ def _tensor_with_attributes(machine: Machine, arguments: tuple[Any, ...]) -> obj
 
 
 def _tensor_of_numpy(machine: Machine, arguments: tuple[Any, ...]) -> NumpyArray:
-    """A tensor of a device without storages (XLA): an array and the dtype that it stands for.
+    """A tensor of a device without storages (XLA): an array and the tensor's dtype.
 
-    PyTorch writes arrays of that dtype, but for bfloat16, which NumPy has not.
+    PyTorch writes an array of that dtype. NumPy has no bfloat16, for which it writes float32.
     """
     match arguments:
         case (NumpyArray(value=np.ndarray() as array), str() as name, *_) if name in _TORCH_DTYPES:
@@ -220,7 +228,7 @@ def _tensor_of_cpu(machine: Machine, arguments: tuple[Any, ...]) -> Tensor:
 
 
 def _storage_of_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
-    """A storage as `pickle.dump` writes it: a whole file of torch.save, of the old format, in bytes."""
+    """A storage as `pickle.dump` writes it: bytes that are a whole file of torch.save's old format."""
     match arguments:
         case (bytes() as data,):
             pass

@@ -1,6 +1,6 @@
-"""Where among the names of a state dict a net is: found by its anchor, a tensor that each net has once.
+"""Finds where among the names of a state dict a net is, by its anchor: a tensor that each net has once.
 
-Three ways of naming the stages are known, the forms: 'layers' as timm and nearly all others do
+Stages are named in one of three forms: 'layers' as timm and nearly all others do
 (`layer1.0.conv1.weight`), 'children' as a list of children (`nn.Sequential(*net.children())`:
 `4.0.conv1.weight`), and 'detectron2' (`res2.0.conv1.weight`). Within a form publishers still differ in the
 names of their other layers: `convert.names.layouts` translates those.
@@ -34,7 +34,7 @@ _STEMS = ('0.weight', '0.0.weight')  # of a list of children
 
 @dataclass(frozen=True)
 class Place:
-    """A net among names.
+    """Where among the names of a state dict a net is.
 
     Attributes:
       form: how its stages are named: 'layers', 'children' or 'detectron2'.
@@ -57,7 +57,7 @@ class Place:
         return {name[len(self.prefix) :]: value for name, value in names if self.is_body(name)}
 
     def beside(self, clean: Mapping[str, str]) -> dict[str, str]:
-        """Of names and what they are without wrappers, those that are not of the net itself."""
+        """The names that are not of the net itself; `clean` is what `bare_names` gives."""
         return {name: new for name, new in clean.items() if not self.is_body(new)}
 
 
@@ -78,7 +78,7 @@ def places(names: Iterable[str]) -> list[Place]:
 
 
 def bare_names(names: Iterable[Any]) -> dict[str, str]:
-    """Those of the names that are text, and what they are without what wrappers put into them."""
+    """Name -> the name without what wrappers put into it (`bare`), for the names that are text."""
     return {name: bare(name) for name in names if isinstance(name, str)}
 
 

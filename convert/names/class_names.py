@@ -1,4 +1,4 @@
-"""What a file calls its classes, and in which order its training had them if it does not say.
+"""Reads the class names in a file or, if it has none, the order in which its training had the classes.
 
     {'class_to_idx': {'ant': 0, 'bee': 1}}            torchvision's ImageFolder, kept by many trainings
     {'meta': {'dataset_meta': {'classes': [...]}}}    mmengine; {'meta': {'CLASSES': [...]}} mmcv
@@ -24,7 +24,7 @@ from flaxnets.zoo.imagenet import places
 
 _CLASS = '(?:class|classes|cls|label|labels|category|categories|cat|target)(?:_?names?)?'
 _NUMBER = '(?:idx|ind|ix|index|indices|ids?|int|num|number)'
-# By what stands there: numbers of names, names of numbers, lists.
+# Keys of tables name -> number, of tables number -> name, and of lists; the likeliest first.
 _NAMES = (
     re.compile(f'(?:{_CLASS}|names?)_?(?:to|2)_?{_NUMBER}'),
     re.compile(f'{_NUMBER}_?(?:to|2)_?(?:{_CLASS}|names?)'),
@@ -39,7 +39,8 @@ class Said:
     """What a file says of its classes.
 
     Attributes:
-      names: where it says so ('meta.CLASSES') and what, unchecked, the likeliest first.
+      names: what may be the names, as (where in the file, value): ('meta.CLASSES', [...]). The values are
+        unchecked; the likeliest comes first.
       order: as `flaxnets.Config.class_order`.
     """
 
@@ -47,7 +48,7 @@ class Said:
     order: str | None = None
 
     def of(self, outputs: int) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:
-        """The names of so many outputs, None if the file does not give them; and notes."""
+        """The class names of a net with so many outputs, None if the file does not give them; and notes."""
         usable = [(where, names) for where, value in self.names if (names := _complete(value, outputs))]
         if not usable:
             notes = [
@@ -70,19 +71,19 @@ def class_names(around: Mapping[Any, Any]) -> Said:
     """What the dictionary that a state dict stands in says of its classes.
 
     Args:
-      around: as it was read; anything may be in it, tensors and objects left alone too.
+      around: the dictionary as it was read; it may hold anything.
     """
     found: list[tuple[int, str, object]] = []
     for where, key, value in _entries(around):
         rank = next((i for i, pattern in enumerate(_NAMES) if pattern.fullmatch(_plain(key))), None)
         if rank is not None and _may_be_names(value):
             found.append((rank, where, value))
-    found.sort(key=lambda item: item[0])  # what is nearer comes first among equals
+    found.sort(key=lambda item: item[0])  # among equals, outer dictionaries stay first
     return Said(tuple((where, value) for _, where, value in found), _order(around))
 
 
 def _entries(around: Mapping[Any, Any]) -> Iterator[tuple[str, str, object]]:
-    """The values by text in dictionaries within dictionaries, those of the outer ones first."""
+    """(path, key, value) for each text key in nested dictionaries, the outer ones first."""
     level: list[tuple[str, Mapping[Any, Any]]] = [('', around)]
     seen = 0
     for _ in range(_DEPTH):
@@ -103,7 +104,7 @@ def _entries(around: Mapping[Any, Any]) -> Iterator[tuple[str, str, object]]:
 
 
 def _plain(key: str) -> str:
-    """`datasetMeta.CLASS-NAMES` as it is told apart from others: small letters, words joined by _."""
+    """A key in small letters, its words joined by _: 'className' and 'CLASS-NAME' -> 'class_name'."""
     return re.sub(r'(?<=[a-z])(?=[A-Z])|[\s-]+', '_', key).strip('_').lower()
 
 
@@ -115,6 +116,7 @@ def _may_be_names(value: object) -> bool:
 
 
 def _complete(value: object, outputs: int) -> tuple[str, ...] | None:
+    """The names of all outputs in order, if the value gives them; else None."""
     if isinstance(value, Mapping) and value and all(isinstance(name, str) for name in value.values()):
         # timm writes a table where some outputs have no name: those are called by their number.
         numbers = {str(key) for key in value if isinstance(key, int | str)}
@@ -138,6 +140,7 @@ def _are_blanks(names: Sequence[str]) -> bool:
 
 
 def _kind(value: object, outputs: int) -> str:
+    """Why a value does not name the outputs, in words."""
     names = in_their_order(value)
     if names is None or _are_blanks(names):
         return f'it is no list of names ({shown(value)})'
@@ -145,7 +148,7 @@ def _kind(value: object, outputs: int) -> str:
 
 
 def _order(around: Mapping[Any, Any]) -> str | None:
-    """How the training that wrote a file sorted its folders, if that is known."""
+    """How the training that wrote a file sorted its folders (`Config.class_order`); None if unknown."""
     args = around.get('args')
     args = args if isinstance(args, Mapping) else {}
     if isinstance(around.get('arch'), str) and 'model' in args:  # timm
@@ -158,7 +161,7 @@ def _order(around: Mapping[Any, Any]) -> str | None:
         return 'text'  # mmengine, mmcv
     judged = 'best_acc1' in around or 'best_prec1' in around
     is_example = judged and isinstance(around.get('arch'), str) and 'optimizer' in around and not args
-    return 'text' if is_example else None  # pytorch/examples, whose descendants are many
+    return 'text' if is_example else None  # pytorch/examples, and the many trainings made from it
 
 
 def _timm_order(args: Mapping[Any, Any]) -> str | None:

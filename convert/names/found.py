@@ -27,12 +27,12 @@ class Found:
       said: what the file says of its classes, unchecked.
       named: what the file calls its net (`arch`), unchecked; None if nothing.
       differences: why the file's net computes something else than ours, by its configuration or its layers.
-      around: the same for what stands between the net and its classifier, and after it, in a pickled model.
+      around: the same of the layers around the classifier in a pickled model.
       images: how the training prepared images for evaluation.
       author: `__author__` of a detectron2 file: whose weights its tools renamed.
       place: where in the file's names the net is; None if none of these nets is there.
-      bare: of a pickled model, layer name -> class for its layers without tensors.
-      kinds: of a pickled model, layer name -> class for all its layers.
+      bare: layer name -> class, for the layers without tensors of a pickled model; else empty.
+      kinds: layer name -> class with its Python module, for all layers of a pickled model; else empty.
       projection: True if the net is one of the two encoders of self-supervised training, whose heads are
         projections and no classifiers.
       layout: whose names they were: 'canonical' (timm, torchvision, the Gluon port, the Res2Net and

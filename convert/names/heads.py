@@ -1,4 +1,4 @@
-"""Classifiers of every make, reduced to the one linear layer of the nets here where that is exact.
+"""Reduces classifiers of every make to the one linear layer that the nets here have, where that is exact.
 
 What stands after the pooled features is read as a chain of layers: linear layers and 1x1 convolutions (with
 weight or spectral norm or a mask, with or without a bias) and BatchNorm, in the order of their numbers in an
@@ -126,13 +126,14 @@ class Layer:
 
     @property
     def takes(self) -> int:
-        """The features that its matrix takes, of whatever kind it is; 0 if it has none."""
+        """How many features its matrix takes, whatever the kind of layer; 0 if it has no matrix."""
         form = self._form()
         leaves = form[:1] or [leaf for leaf in self.tensors if leaf.startswith(('weight', _NEW))]
         shapes = [self.tensors[leaf].shape for leaf in leaves]
         return max((shape[1] for shape in shapes if len(shape) in (2, 4)), default=0)
 
     def is_plain(self) -> bool:
+        """Whether it is a linear layer with a weight [O, I] as it is, and perhaps a bias."""
         return self._form() == _PLAIN and self.tensors['weight'].ndim == 2
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
@@ -165,9 +166,9 @@ class Head:
     """A classifier that was found.
 
     Attributes:
-      names: of its tensors, in the file.
-      tensors: 'fc.weight' and 'fc.bias'; nothing if it was left out.
-      notes: what it was.
+      names: the names of its tensors in the file.
+      tensors: 'fc.weight' [O, I] and 'fc.bias' [O]; nothing if it was left out.
+      notes: what was found, and what was done with it, in words.
     """
 
     names: list[str] = field(default_factory=list)
@@ -181,11 +182,14 @@ def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop
     Args:
       found: the tensors of a file, and where among them the net is.
       clean: name in the file -> name without wrappers.
-      features: how many the net gives; None if that is unknown.
-      drop: leave out a classifier that is no single linear layer.
+      features: how many features the net gives; None if that is unknown.
+      drop: leave out a classifier that is not one linear layer, instead of raising.
+
+    Returns:
+      The classifier; an empty one if there is none.
 
     Raises:
-      CheckpointError: there is a classifier, and it is no single linear layer; or there are several.
+      CheckpointError: there is a classifier that is not one linear layer, or there are several.
     """
     assert found.place is not None
     prefix, tensors = found.place.prefix, found.state
@@ -212,7 +216,7 @@ def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop
         return Head(used, {}, [f'left out {some(list(heads))}, which self-supervised training projects with'])
     chain = [layer for layers in heads.values() for layer in layers]
     if _is_own(chain, prefix) and chain[0].kind == 'other' and not drop:
-        return Head()  # what does not fit is said of it as of every other layer of the net
+        return Head()  # its shapes are judged with those of the net's other layers
     if len(heads) > 1 and not _follow(heads, prefix):
         problem: str | None = f'it has several classifiers: {some(list(heads))}'
     else:
@@ -238,7 +242,7 @@ def _is_own(chain: Sequence[Layer], prefix: str) -> bool:
 
 
 def root_of(name: str, prefix: str) -> str | None:
-    """The classifier that a name belongs to: 'fc', 'head', or the number of its place beside the net."""
+    """The classifier that a name belongs to, 'fc', 'head' or its number beside the net; None if to none."""
     place = prefix
     while True:
         if name.startswith(place):
@@ -276,7 +280,7 @@ def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool
     shapes = [tensor.shape for layer in chain for tensor in layer.tensors.values()]
     if not takes or any(len(shape) == 4 and shape[2:] != (1, 1) for shape in shapes):
         return False
-    # Without convolutions it is a classifier whatever it takes: of more than the net's features, maybe.
+    # Without convolutions it is a classifier, even if it takes more than the net's features.
     return widths is None or takes[0] in widths or all(len(shape) <= 2 for shape in shapes)
 
 
@@ -295,7 +299,7 @@ def _follow(found: Mapping[str, Sequence[Layer]], prefix: str) -> bool:
 
 
 def _following(prefix: str) -> str:
-    """Of a net in an `nn.Sequential`, the layer after it; '' if it is in none."""
+    """The name of the layer after the net in an `nn.Sequential`; '' if the net is in none."""
     place, number = prefix.rstrip('.').rpartition('.')[::2]
     return f'{place}.{int(number) + 1}'.lstrip('.') if number.isdigit() else ''
 
@@ -303,7 +307,7 @@ def _following(prefix: str) -> str:
 def _problem(
     chain: Sequence[Layer], features: int | None, bare: Mapping[str, str], kinds: Mapping[str, str]
 ) -> str | None:
-    """Why the layers are no single linear one; None if they are."""
+    """Why the layers are not one linear layer; None if they are."""
     listed = some([f'{plain(layer.path)} ({_said(layer)})' for layer in chain])
     odd = [layer for layer in chain if layer.kind == 'other']
     if odd and all(layer.tensors.keys() <= {'weight', 'bias'} and layer.takes for layer in odd):
@@ -333,14 +337,14 @@ def _problem(
 
 
 def _in_sequential(chain: Sequence[Layer], kinds: Mapping[str, str]) -> bool:
-    """Whether layers are called one after the other: a pickled model says so, or they are all of the file."""
+    """Whether layers are called one after the other, by what a pickled model says or by their names."""
     if len(chain) == 2 and (chain[0].path, chain[1].path) == ('0.fc', '1') and not kinds:
         return True  # a file of `nn.Sequential(net, nn.Linear(...))`
     return all(kinds.get(layer.path.rpartition('.')[0]) == _SEQUENTIAL for layer in chain[1:])
 
 
 def _between(before: str, after: str, bare: Mapping[str, str]) -> str | None:
-    """What is between two layers of a Sequential: '' if nothing that counts, None if that cannot be told."""
+    """What is between two layers of a Sequential: '' if nothing that computes, None if that is unknown."""
     (parent, first), (other, second) = (path.rpartition('.')[::2] for path in (before, after))
     if other == parent and first.isdigit() and second.isdigit():
         start = f'{parent}.' if parent else ''
@@ -365,7 +369,7 @@ def _said(layer: Layer) -> str:
 
 
 def _reduced(chain: Sequence[Layer], usual: str) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The layers as one, bit by bit where they are one plain linear layer."""
+    """The layers as one linear layer, and notes. A single plain layer keeps its numbers bit by bit."""
     called = some([plain(layer.path) for layer in chain])
     notes = [] if called == usual else [f'took {called} as the classifier']
     if len(chain) == 1 and chain[0].is_plain():

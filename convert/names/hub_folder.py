@@ -52,7 +52,7 @@ class HubConfig:
       classes: the class names in order, or None.
       differences: options with which timm builds the net that make it compute something else than the
         architecture of that name, in words.
-      notes: what it says of its images and classes and cannot be used, or only nearly, in words.
+      notes: what it says of images and classes that cannot be honoured, or only nearly, in words.
     """
 
     architecture: str
@@ -65,7 +65,7 @@ class HubConfig:
 
 
 def is_hub_folder(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a folder with a `config.json` in timm's form; whether it is sound is not asked."""
+    """Whether `path` is a folder with a `config.json` in timm's form; its contents are not checked."""
     try:
         data = _read_json(Path(path) / CONFIG_FILE)
     except CheckpointError:

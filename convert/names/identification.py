@@ -1,7 +1,7 @@
 """Which architecture the tensors of a checkpoint belong to, by their names and shapes.
 
-A few shapes give away every field of `Arch` but one: whether a ResNeSt pools before or after its split
-attention leaves no trace in its tensors. That one is settled by a name, or asked for.
+A few shapes determine every field of `Arch` but one: whether a ResNeSt pools before or after its split
+attention leaves no trace in its tensors. A name settles that, or the user is asked.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
 
     Raises:
       CheckpointError: it is none of these nets; the message names the nearest, and what differs.
-      FlaxnetsError: two architectures have these tensors and no hint tells which one is meant, or what
-        hint and layout tell is at odds.
+      FlaxnetsError: two architectures have these tensors and no hint tells which one is meant, or the
+        hint contradicts the layout.
     """
     traits = _traits(state)
     found = _candidates(traits)
@@ -98,11 +98,12 @@ def contradiction(state: State, name: str) -> str | None:
 
 
 def _candidates(traits: Traits) -> list[str]:
+    """The nets of the zoo that agree with the traits."""
     return [name for name, arch in zoo.NETS.items() if not _differences(traits, arch)]
 
 
 def _named(hint: str | None, candidates: list[str]) -> str | None:
-    """The candidate that the hint names, if it names one and has nothing of another's name."""
+    """The candidate that the hint names, if it names one and has no part of another's name."""
     if not hint:
         return None
     text = hint.lower().replace('-', '_')

@@ -69,7 +69,7 @@ def openmmlab_settings(configuration: object) -> ImageSettings | None:
 
 
 def _steps(configuration: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
-    """Of the test pipeline, as it is used."""
+    """The steps of the test pipeline, or of the validation's where there is none."""
     for path in (
         ('test_dataloader', 'dataset', 'pipeline'),
         ('test_pipeline',),
@@ -181,7 +181,7 @@ def _geometry(
 
 
 def _shape(resize: tuple[int, int] | int | None, crop: tuple[int, ...] | None) -> dict[str, Any] | None:
-    """Size, percentage and mode that resize and cut just so; None if there are none."""
+    """`size`, `crop_pct` and `crop_mode` that resize and crop in this way; None if there are none."""
     if isinstance(resize, int) and crop and crop[0] == crop[1] <= resize:
         return {'size': crop[0], 'crop_pct': share_of(crop[0], resize), 'crop_mode': 'center'}
     if isinstance(resize, tuple) and (crop is None or crop == resize):
@@ -200,7 +200,7 @@ def _resized(kind: str, step: Mapping[Any, Any]) -> tuple[int, int] | int | None
         return scale[0] if scale and step.get('edge', 'short') == 'short' else None
     if is_on(step.get('keep_ratio')):
         return None
-    if 'size' in step:  # mmcls: (height, width), and -1 for what the shape asks
+    if 'size' in step:  # mmcls: (height, width); -1 keeps the aspect ratio
         size = step['size']
         if isinstance(size, list | tuple) and len(size) == 2 and is_number(size[1]) and size[1] == -1:
             short = whole_numbers([size[0]])
@@ -238,7 +238,7 @@ def _assignments(text: str) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
-    """The value of literals, `dict(...)` and names assigned before; of the rest, that it is an expression."""
+    """The value of a literal, a `dict(...)` or a name assigned before; else 'an expression'."""
     match node:
         case ast.Constant():
             return node.value

@@ -57,7 +57,7 @@ def image_settings(
     Args:
       beside: what the file holds beside the weights, or the options of the training themselves.
       model: the state dict that holds the weights; it may be a pickled model's.
-      prefix: of the net's names in this state dict.
+      prefix: what the net's names in this state dict start with.
     """
     found = _of_training(beside)
     if model is not None:
@@ -68,6 +68,7 @@ def image_settings(
 
 
 def _of_training(beside: Mapping[Any, Any]) -> ImageSettings:
+    """What the options or the configuration of a training say."""
     options = _options(beside)
     arguments = next((found for found in options if _says_something(found)), options[0])
     meta = beside.get('meta')
@@ -94,11 +95,11 @@ def _of_training(beside: Mapping[Any, Any]) -> ImageSettings:
 def _options(beside: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
     """The options of the training, by the names that timm, torchvision, Lightning and others give them.
 
-    There may be several; the last are what stands beside the weights itself.
+    There may be several; the last is what stands beside the weights directly.
     """
     names = ('args', 'hyper_parameters', 'hparams', 'opt', 'options', 'config')
     found = [options for name in names if isinstance(options := beside.get(name), Mapping)]
-    # Among the results of a training, a mean may be one of anything.
+    # A mean alone, among the results of a training, may be the mean of anything.
     paired = numbers(beside.get('mean')) and numbers(beside.get('std'))
     return [*found, beside if paired else {k: v for k, v in beside.items() if k not in ('mean', 'std')}]
 
@@ -112,7 +113,7 @@ def _is_empty(value: object) -> bool:
 
 
 def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Fields of `Preprocess` by timm's names of them, what cannot be expressed, and notes."""
+    """The fields of `Preprocess` that timm's options give, options that none can express, and notes."""
     found: dict[str, Any] = {}
     problems, notes = [], []
 
@@ -135,7 +136,7 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
             found['size'] = (sides[0], sides[-1])
         else:
             problems.append(f'img_size={shown(side)}')
-    if share is not None and not (is_number(share) and share == 0):  # for timm, 0 says nothing
+    if share is not None and not (is_number(share) and share == 0):  # timm takes 0 for not given
         if is_number(share) and 0.001 < share < 1000:
             found['crop_pct'] = float(share)
         else:
@@ -214,7 +215,7 @@ def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
 
 
 def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
-    """The preprocessing for so many input channels; marked as unsupported if mean and std are for others."""
+    """The preprocessing for so many input channels; unsupported if mean and std are for another number."""
     values = {name: getattr(preprocess, name) for name in ('mean', 'std')}
     if channels == 1 or all(len(v) in (1, channels) for v in values.values()):
         return preprocess

@@ -1,4 +1,4 @@
-"""What a checkpoint says of its images, as one record, and the numbers that such words are made of."""
+"""The record of what a checkpoint says of its images, and functions that read the numbers in it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImageSettings:
     """What a file says of its images.
 
     Attributes:
-      fields: of `flaxnets.Preprocess`, by name; what the file does not say is missing.
+      fields: fields of `flaxnets.Preprocess`, by name; only those that the file gives.
       unsupported: settings in the file that no `Preprocess` can express, in words.
       notes: how the settings were understood, in words.
       approximations: settings that are honoured only nearly, in words.
@@ -35,7 +35,7 @@ class ImageSettings:
     approximations: tuple[str, ...] = ()
 
     def applied_to(self, usual: Preprocess) -> Preprocess:
-        """`usual`, but for what the file says."""
+        """`usual`, with what the file says in its place."""
         return replace(
             usual,
             **self.fields,
@@ -45,7 +45,7 @@ class ImageSettings:
 
 
 def share_of(crop: int, resize: int) -> float:
-    """The percentage by which an input of `crop` pixels is cut from exactly `resize`, rounding included."""
+    """The `crop_pct` with which `Preprocess` resizes to exactly `resize` pixels, then crops to `crop`."""
     share = crop / resize
     while math.floor(crop / share) < resize:
         share = math.nextafter(share, 0)
@@ -64,6 +64,7 @@ def numbers(values: object) -> tuple[float, ...] | None:
 
 
 def whole_numbers(values: object) -> tuple[int, ...] | None:
+    """A list of whole numbers from 1 on, or one; None if it is anything else."""
     found = numbers(values)
     if found is None or any(value < 1 or value != int(value) for value in found):
         return None
@@ -71,15 +72,17 @@ def whole_numbers(values: object) -> tuple[int, ...] | None:
 
 
 def of_bytes(values: tuple[float, ...]) -> tuple[float, ...]:
-    """Numbers of 0..255 as those of 0..1; twelve digits, so that 57.12 is 0.224 again."""
+    """Numbers for pixels of 0..255 as numbers for 0..1; to twelve digits, so that 57.12 gives 0.224."""
     return tuple(float(f'{value / 255:.12g}') for value in values)
 
 
 def is_on(value: object) -> bool:
+    """Whether an option is True, or a whole number other than 0."""
     return isinstance(value, bool | int) and bool(value)
 
 
 def is_number(value: Any) -> bool:
+    """Whether it is one number, neither a bool nor huge nor NaN."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return False
     number: Any = value

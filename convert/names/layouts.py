@@ -1,6 +1,6 @@
-"""Every publisher's tensor names to one canonical naming, timm's, and back.
+"""Translates every publisher's tensor names to timm's, which are the canonical ones here, and back.
 
-Modules around a net leave a prefix before its names, which is stripped. Publishers call the same layers
+Modules around a net put a prefix before its names, which is stripped. Publishers name the same layers
 differently, which is translated. No tensor is changed, and `Found.notes` says what was chosen, renamed or
 left out.
 
@@ -63,7 +63,7 @@ _DETECTRON2_STEM = {
     'stem.conv1_3.norm': 'bn1',
     'stem.fc': 'fc',  # as tools/convert-torchvision-to-d2.py leaves it
 }
-# A stem that is called like a stage, and is a list: Sequential(conv1, bn1, relu, maxpool).
+# A stem called layer0, like a stage: Sequential(conv1, bn1, relu, maxpool).
 _STEM_LIST = {'layer0.0': 'conv1', 'layer0.1': 'bn1'}
 _CADENE = {'layer0.conv1': 'conv1', 'layer0.bn1': 'bn1', 'last_linear': 'fc'}
 # In the first stage, where nothing shrinks, mmpretrain's shortcut has no pool and timm's has an identity in
@@ -107,16 +107,17 @@ def to_canonical(
     Args:
       loaded: what `convert.formats.pth.read_pth` or a safetensors file gives: a state dict, bare or within a
         training file.
-      ema: of a training file that holds both, take the averaged weights rather than those as trained.
+      ema: take the averaged weights of a training file that holds both averaged and trained ones.
       approximate: accept weights of a net known to compute something else than the one here that has the
         same tensors (Cadene's SENets, mmdetection's Res2Net, mm's style='caffe'); `notes` then say so.
-      key: of a file with several state dicts, where that is which is meant: 'state.model'.
-      prefix: of a state dict with several nets, what stands before the names of the one that is meant.
+      key: which of several state dicts in a file to take, by the keys that lead to it: 'state.model'.
+      prefix: which of several nets in a state dict to take, by what its names start with: 'encoder_q.'.
       drop_head: leave out a classifier that is not one linear layer, instead of refusing it.
 
     Raises:
-      CheckpointError: there is no state dict or no telling which; something of the net is no tensor; two
-        names turn into one; the net computes what none of those here does, or has another classifier.
+      CheckpointError: there is no state dict, or several and nothing tells which is meant; something of the
+        net is no tensor; two names turn into one; the net computes what none of those here does; its
+        classifier is not one linear layer.
     """
     found = unwrap(loaded, ema, key, prefix)
     tensors, notes = found.state, [*found.notes]
@@ -218,7 +219,7 @@ def caveat(layout: str, arch: Arch) -> str | None:
 
 
 def _strip_wrappers(tensors: Tensors, place: Place, notes: list[str]) -> Names:
-    """Takes off what DataParallel and torch.compile put before names, and the latter also within."""
+    """Names without what DataParallel, torch.compile and others put into them; notes say what that was."""
     names = bare_names(tensors)
     stripped = Counter(''.join(WRAPPERS.findall(name)) for name in tensors)
     notes += [f'stripped {shown(text)} from {count(n, "name")}' for text, n in stripped.items() if text]
@@ -248,9 +249,9 @@ def _publisher(names: Names, head: Iterable[str], beside: Names, place: Place) -
     """Whose names these are (`Found.layout`), and how to translate them: the publisher's layer -> timm's.
 
     Args:
-      names: of the net: a name in the file -> the name within the net.
-      head: names in the file of the tensors of its classifier.
-      beside: as `names`, of what does not belong to the net.
+      names: the net's tensors: name in the file -> name within the net.
+      head: names in the file of its classifier's tensors.
+      beside: tensors that do not belong to the net: name in the file -> name without wrappers.
       place: where the net is, and how its stages are named (`Place.form`).
     """
     layers = {new.rpartition('.')[0] for new in names.values()}

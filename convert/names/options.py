@@ -13,7 +13,7 @@ from flaxnets.words import plain
 
 from ..formats.pth import Inert
 
-# Known to training alone, or seen in the tensors' names and shapes.
+# Options that only training uses, or that the tensors' names and shapes show.
 _HARMLESS = frozenset(
     [
         'num_classes',
@@ -50,6 +50,7 @@ _HARMLESS = frozenset(
         'dtype',
     ]
 )
+# Values with which timm's nets compute what those here do.
 _USUAL: dict[str, tuple[object, ...]] = {
     'global_pool': ('avg', ''),
     'output_stride': (32,),
@@ -69,7 +70,7 @@ _CONTAINERS = ('args', 'hyper_parameters', 'hparams', 'config', 'cfg', 'opt')
 
 
 def changing(arguments: Mapping[Any, Any]) -> dict[str, Any]:
-    """Those of timm's arguments that change what a net computes; a directory of weights keeps none."""
+    """Those of timm's arguments that change what a net computes; no directory of weights records them."""
     return {
         str(name): value
         for name, value in arguments.items()
@@ -78,7 +79,7 @@ def changing(arguments: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def described(changes: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    """What a user has to know of such arguments, in which `where` names the place that gives them."""
+    """The note for the user on arguments that `changing` found; `where` is the place that gives them."""
     if not changes:
         return ()
     listed = ', '.join(f'{plain(name)}={_shown(value)}' for name, value in changes.items())

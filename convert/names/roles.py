@@ -99,17 +99,18 @@ class Net:
 
     @property
     def called(self) -> str:
+        """What messages call it."""
         prefix = plain(self.place.prefix) if self.place.prefix else ''
         return f'{self.key} {prefix}'.strip() or 'the file'
 
     @property
     def steps(self) -> list[Any]:
-        """The keys that lead to it and the parts of its prefix."""
+        """The keys that lead to it, followed by the parts of its prefix."""
         return [*self.path, *self.place.prefix.split('.')]
 
     @cached_property
     def around(self) -> dict[Any, Any]:
-        """Everything that stands beside it, on all levels; of equal keys the nearest one counts."""
+        """The items of all mappings in `above` as one; of equal keys the nearest to the net counts."""
         around: dict[Any, Any] = {}
         for level in self.above:
             around |= level if isinstance(level, Mapping) else {}
@@ -117,7 +118,7 @@ class Net:
 
     @property
     def is_mmengines(self) -> bool:
-        """Whether it is of the two sets of weights that mmengine's EMAHook exchanges when it saves."""
+        """Whether it is one of the two sets of weights that mmengine's EMAHook exchanges when it saves."""
         parent = self.above[-1] if self.above else None
         if not isinstance(parent, Mapping):
             return False
@@ -170,7 +171,7 @@ def ambiguous(problem: str, nets: Sequence[Net]) -> AmbiguousError:
 
 
 def label(path: Iterable[Any]) -> str:
-    """The keys that lead to something, as a message may hold them: 'state.model'."""
+    """The keys that lead to something as one text, safe to print: 'state.model'."""
     return '.'.join(plain(step) if isinstance(step, str) else str(step) for step in path)
 
 
@@ -352,7 +353,7 @@ def _by_role(nets: Sequence[Net], ema: bool) -> tuple[Net, Net | None] | None:
 
 
 def _other(net: Net, nets: Sequence[Net]) -> Net | None:
-    """In the whole file, a net's counterpart: the other of two encoders, or an average's trained weights."""
+    """A net's counterpart among all nets: the other of two encoders, or an average's trained weights."""
     for other in nets:
         if net.role == 'momentum' and are_encoders(net, other):
             return other
@@ -375,7 +376,7 @@ def _preferred(nets: Sequence[Net], keys: Sequence[str]) -> Net | None:
 
 
 def _without_twins(nets: Sequence[Net]) -> list[Net]:
-    """Of nets that hold the same numbers only one, that with the most tensors."""
+    """Leaves one of the nets that hold the same numbers: the one with the most tensors."""
     kept: list[Net] = []
     for net in nets:
         i = next((i for i, other in enumerate(kept) if _equal(net, other)), None)

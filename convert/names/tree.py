@@ -1,4 +1,4 @@
-"""PyTorch's tensor names and layouts to Flax's paths and layouts, and back.
+"""Translates PyTorch's tensor names and order of axes to Flax's, and back.
 
 The nets name their layers as PyTorch does, so a name is a path: `layer1.0.conv2.fc1.weight` is
 `params/layer1/0/conv2/fc1/kernel`. What is left is four renamed leaves and the order of a kernel's axes.
@@ -37,9 +37,9 @@ class Entry:
     """One tensor of a net on both sides.
 
     Attributes:
-      name: in PyTorch, `layer1.0.conv1.weight`.
-      path: in Flax, ('params', 'layer1', '0', 'conv1', 'kernel').
-      shape: in Flax: a convolution's [H, W, I, O], a linear layer's [I, O].
+      name: its name in PyTorch: 'layer1.0.conv1.weight'.
+      path: its path in Flax: ('params', 'layer1', '0', 'conv1', 'kernel').
+      shape: its shape in Flax: [H, W, I, O] of a convolution, [I, O] of a linear layer.
     """
 
     name: str
@@ -176,6 +176,7 @@ def is_number(tensor: np.ndarray) -> bool:
 
 
 def all_finite(tensor: np.ndarray) -> bool:
+    """True if no value is NaN or infinite."""
     with np.errstate(all='ignore'):
-        # A sum takes a quarter of the time of looking at each; where it overflows, that is left.
+        # A sum takes a quarter of the time of a test of each value, which only a sum that overflows needs.
         return bool(np.isfinite(tensor.sum()) or np.isfinite(tensor).all())

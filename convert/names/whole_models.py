@@ -29,7 +29,7 @@ _SEQUENTIAL = 'Sequential'
 # Layers of PyTorch that matter beside the net, where only the code says whether they are called.
 _JUDGED = ('torch.nn.modules.activation.', 'torch.nn.modules.pooling.')
 _NORM = re.compile(r'(?:Frozen|Sync|NaiveSync|Synchronized)?BatchNorm(?:1d|2d)?')
-_IDLE = re.compile(  # in evaluation
+_IDLE = re.compile(  # layers that change nothing in evaluation
     r'Identity|Flatten|Sequential|ModuleList|ModuleDict|(?:Alpha)?Dropout\w*|DropPath|DropBlock\w*|StochasticDepth'
 )
 _LOSS = re.compile(r'\w*(?:Loss|Accuracy|Metric|MetricCollection|CrossEntropy)')
@@ -64,7 +64,7 @@ def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]
 
 
 def _body(layers: Layers, place: Place) -> dict[str, Layer]:
-    """The net's own layers: by name, and without tensors also all others that stand before its stages."""
+    """The net's own layers: those with its names, and layers without tensors that come before its stages."""
     names = [name for name in layers if name.startswith(place.prefix)]
     stages = re.compile(f'{re.escape(place.prefix)}{_STAGES[place.form]}')
     first = next((i for i, name in enumerate(names) if stages.match(name)), 0)
@@ -280,6 +280,7 @@ def _between(layer: Layer) -> str | None:
 
 
 def _after(layer: Layer) -> str | None:
+    """A layer after the classifier's last one with tensors."""
     idle = layer.kind in _OUTPUT or _IDLE.fullmatch(layer.kind) or _LOSS.fullmatch(layer.kind)
     return None if idle else f'is {layer.kind}'
 

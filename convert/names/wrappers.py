@@ -57,16 +57,16 @@ _BRACKETS = str.maketrans({'[': '(', ']': ')', '{': '(', '}': ')', ':': '=', "'"
 
 
 def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None = None) -> Found:
-    """Finds the state dict in what `convert.formats.pth.read_pth` gives, bare or anywhere in other things.
+    """Finds the net's state dict in what `convert.formats.pth.read_pth` gives, at whatever depth.
 
     Args:
       loaded: anything.
-      ema: where there are both, take the averaged weights rather than those as trained.
-      key: where the state dict is, as 'state.model'; None to find out.
-      prefix: what stands before the net's names, as 'encoder_q.'; None to find out.
+      ema: take the averaged weights where there are both averaged and trained ones.
+      key: the keys that lead to the state dict: 'state.model'; None to find out.
+      prefix: what the net's names start with: 'encoder_q.'; None to find out.
 
     Raises:
-      AmbiguousError: several nets, and no telling which.
+      AmbiguousError: there are several nets, and nothing tells which is meant.
       CheckpointError: there is no state dict; a tensor of the net is something else; no such key or prefix.
     """
     walk = _Walk(loaded)
@@ -109,7 +109,15 @@ def unwrap(loaded: object, ema: bool, key: str | None = None, prefix: str | None
 
 
 class _Walk:
-    """Walks through `loaded`: lists nets, state dicts, lists of averages, and objects that are left alone."""
+    """Searches all of a loaded file.
+
+    Attributes:
+      nets: the nets in it, with their roles.
+      aside: what has the names of a net, and is the state of an optimizer.
+      states: every mapping that holds tensors, with the keys that lead to it.
+      shadows: the keys that lead to averages kept as a list without names.
+      inert: names of the objects that mean nothing here.
+    """
 
     def __init__(self, loaded: object) -> None:
         self.states: list[tuple[tuple[Any, ...], Mapping[Any, Any]]] = []

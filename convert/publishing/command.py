@@ -1,4 +1,4 @@
-"""The command flaxnets push: weights to a repository of the Hugging Face hub, or to a folder of its form."""
+"""The command `flaxnets push`: puts weights on the Hugging Face hub, or into a folder of the same form."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') ->
     )
     add = parser.add_argument
     add('source', metavar='SOURCE', help='what flaxnets.load opens: a directory of weights, a run, ...')
-    add('repository', nargs='?', metavar='ORG/NAME', help='where to')
+    add('repository', nargs='?', metavar='ORG/NAME', help='the repository to upload to')
     add('--folder', metavar='FOLDER', help='write the files there and upload nothing')
     add('--model', metavar='NAME', help='the net, where the tensors leave a choice')
-    add('--licence', '--license', metavar='ID', help='of the weights, as apache-2.0')
+    add('--licence', '--license', metavar='ID', help="the weights' licence, such as apache-2.0")
     add('--report', metavar='FILE', help='result.json of python -m train eval --out, for the card')
-    add('--private', action='store_true', help='let only those see it whom its owner lets in')
-    add('--message', metavar='TEXT', help='of the commit')
+    add('--private', action='store_true', help='make a new repository private')
+    add('--message', metavar='TEXT', help='the message of the commit')
     add('--force', action='store_true', help='commit over the files of a repository, or replace a folder')
     options = parser.parse_args(arguments)
     if not options.repository and not options.folder:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') ->
 
 
 def _as_typed(message: str) -> str:
-    """A message of the library, its arguments as options of the command line."""
+    """A message of the library, with its arguments written as options of the command line."""
     message = message.replace('overwrite=True', '--force').replace('write_folder', '--folder FOLDER')
     return re.sub(r"\b(licence|model)=('[^']*')", r'--\1 \2', message)
 

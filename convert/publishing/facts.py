@@ -1,4 +1,4 @@
-"""Licence and accuracy of weights, as the model card states them."""
+"""Gathers the licence and the accuracy of weights, for the model card."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ NOT_IN_TIMM = frozenset(
 
 @dataclass(frozen=True)
 class Measured:
-    """An accuracy.
+    """A measured accuracy.
 
     Attributes:
-      data: name of the data set.
+      data: the name of the data set.
       top1, top5: in percent; `top5` is None if it is not known.
       images: how many were evaluated, if that is known.
       source: who measured it; None is this package.
@@ -63,10 +63,10 @@ class Facts:
 
 
 def gather(config: Config, licence: str | None = None, report: str | Path | None = None) -> Facts:
-    """Licence and accuracy of weights.
+    """Gathers the licence and the accuracy of weights.
 
     Args:
-      config: of the weights.
+      config: the configuration of the weights.
       licence: the licence that the user states; published weights keep the one of their publisher.
       report: path of the result.json that `python -m train eval --out` wrote for them.
 

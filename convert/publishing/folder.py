@@ -1,6 +1,6 @@
 """Writes weights as a folder in the form that timm has on the hub, so that timm and flaxnets both open it.
 
-FOLDER/config.json             timm's description of the net and of its images
+FOLDER/config.json             the net and how its images are prepared, in timm's form
 FOLDER/model.safetensors       the tensors, under timm's names
 FOLDER/model.safetensors.json  the certificate: what flaxnets knows, with a digest of every array
 FOLDER/README.md               the model card
@@ -43,7 +43,7 @@ def write_folder(
     Args:
       checkpoint: the weights.
       folder: path of the folder; it must not exist yet, unless it is such a folder and `overwrite` is True.
-      facts: for the card.
+      facts: licence and accuracy, for the card.
       repository: 'org/name' that the card names as the place of the weights; None names the folder.
       overwrite: replace an earlier folder of this form.
 
@@ -62,7 +62,7 @@ def write_folder(
 
 
 def check_folder(folder: str | os.PathLike[str], overwrite: bool) -> None:
-    """Raises if `write_folder` would refuse this folder; to be asked before long work."""
+    """Raises `CheckpointError` if `write_folder` would refuse this folder; for use before long work."""
     path = Path(folder)
     if not os.path.lexists(path):
         return
@@ -76,7 +76,7 @@ def check_publishable(checkpoint: Checkpoint) -> None:
     """Raises for weights that other programs could not open, or would use wrongly without noticing.
 
     Raises:
-      FlaxnetsError: folded BatchNorm, a net without a name, colours in another order than timm's.
+      FlaxnetsError: BatchNorm is folded, the net is not in the zoo, or its channels are not in timm's order.
     """
     config, where = checkpoint.config, checkpoint.where
     if config.folded:
@@ -94,7 +94,7 @@ def check_publishable(checkpoint: Checkpoint) -> None:
 
 
 def remarks(config: Config) -> tuple[str, ...]:
-    """How timm will treat these weights otherwise than flaxnets, or than their training did, in words."""
+    """In which ways timm will use these weights unlike flaxnets, or unlike their training, in words."""
     out = [f'images: {problem}' for problem in config.preprocess.unsupported]
     out += [f'images, nearly: {what}' for what in config.preprocess.approximations]
     if config.name in NOT_IN_TIMM:
@@ -148,7 +148,7 @@ def _pretrained(config: Config, facts: Facts) -> dict[str, Any]:
 
 
 def _normalisation(preprocess: Preprocess, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of each channel; as they are if they are for other channels, which `remarks` says."""
+    """Mean and std of each channel; unchanged if they are for another number of channels."""
     try:
         return preprocess.channel_values(channels)
     except FlaxnetsError:

@@ -42,17 +42,17 @@ class Repository:
 
 
 def find_repository(name: str, *, private: bool = False, overwrite: bool = False) -> Repository:
-    """Asks the hub for a repository; nothing is written.
+    """Looks up a repository on the hub; nothing is written.
 
     Args:
       name: 'org/name'.
-      private: whether it is to be visible only to those whom its owner lets in.
+      private: it is to be private.
       overwrite: it may hold files; those of the same names get a new version.
 
     Raises:
-      FlaxnetsError: the name has another form; offline; no package, no token, or one that the hub refuses;
-        the hub cannot be reached; there are files in the repository, and not `overwrite`; it is public and
-        `private` is asked for.
+      FlaxnetsError: the name has another form; the network is forbidden or the hub cannot be reached; the
+        package is not installed; there is no token, or the hub refuses it; the repository holds files, and
+        `overwrite` is False; or it is public, and `private` is True.
     """
     api = _api(name)
     with _plainly(name):
@@ -73,7 +73,7 @@ def find_repository(name: str, *, private: bool = False, overwrite: bool = False
 
 
 def upload(repository: Repository, folder: Path, message: str, *, private: bool = False) -> Sequence[str]:
-    """Puts a folder into a repository in one commit; makes the repository if it is not there.
+    """Uploads a folder to a repository in one commit; makes the repository if there is none.
 
     A model card that is in the repository already stays, since people edit it.
 

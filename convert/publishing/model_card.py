@@ -1,4 +1,4 @@
-"""The model card, README.md: the text of a repository's page, and at its head the YAML that the hub reads."""
+"""Writes the model card, README.md: a repository's page, with YAML at its head that the hub reads."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def card(config: Config, source: Source, facts: Facts, where: str, *, is_local: 
     """The text of `README.md`.
 
     Args:
-      config: of the weights.
+      config: the configuration of the weights.
       source: where they came from.
       facts: licence and accuracy.
       where: the repository ('org/name') or the folder that holds the weights.
