@@ -1,1 +1,1 @@
-"""Images: what weights expect of them, and how a file becomes the input of a net."""
+"""Images: finding, decoding and preparing them as weights expect."""

@@ -1,4 +1,4 @@
-"""Finds the images that paths stand for: files, folders, patterns, tars, and lists of all these."""
+"""Finds images by path: files, folders, patterns, tars, and lists of all these."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class ImageFile:
     """An image that has not been read yet.
 
     Attributes:
-      name: for people and tables; text that can be written anywhere.
-      path: of the file, or of the tar that holds it.
-      offset, size: where it lies in the tar; size None for a file of its own.
+      name: its name for people and tables, always valid UTF-8.
+      path: path of the file, or of the tar that holds it.
+      offset: where it begins in the tar, in bytes.
+      size: its size in the tar, in bytes; None for a file of its own.
     """
 
     name: str
@@ -34,7 +35,13 @@ class ImageFile:
     size: int | None = None
 
     def open(self, in_chans: int = 3) -> str | Image.Image:
-        """What a `flaxnets.images.transforms.Transform` takes.
+        """The image in a form that a `flaxnets.images.transforms.Transform` takes.
+
+        Args:
+          in_chans: 3, or 1 to decode an image of a tar as grey.
+
+        Returns:
+          The path of a file of its own, or a decoded image from a tar.
 
         Raises:
           ImageError: the tar has changed, or the image in it cannot be decoded.
@@ -51,16 +58,16 @@ class ImageFile:
 
 
 def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageFile, ...]:
-    """All images that paths stand for, in the order of the paths.
+    """All images at these paths, in the order of the paths.
 
     Args:
-      paths: each an image; a folder, whose images and those of the folders in it are taken in the order of
-        their names; a pattern (`photos/**/*.jpg`); an uncompressed `.tar`; a `.txt` file with one of these
-        a line, relative to the working folder or else to the file's; or `-`, the same from standard input.
+      paths: each an image; a folder, searched with all folders in it in the order of names; a pattern
+        (`photos/**/*.jpg`); an uncompressed `.tar`; a `.txt` file with one such path on each line, relative
+        to the working folder or else to the file's own folder; or `-` for such a list on standard input.
 
     Raises:
-      FlaxnetsError: nothing is there, or no image is in it. Whether a file that is there can be read as an
-        image shows only when it is read.
+      FlaxnetsError: there is nothing at a path, or no image. Images are not decoded: whether one can be
+        read shows only later.
     """
     found = [image for path in paths for image in _found(os.fspath(path))]
     if not found:
@@ -69,7 +76,7 @@ def find_images(paths: Sequence[str | os.PathLike[str]]) -> tuple[ImageFile, ...
 
 
 def _found(path: str, lists: tuple[str, ...] = ()) -> Iterable[ImageFile]:
-    """What a path means; `lists` are those that it stands in, one in the other."""
+    """The images at a path. `lists` are the lists that led to it, from the outermost on."""
     if path == '-':
         return _listed(sys.stdin.read(), '.', 'standard input', lists)
     if '://' in path:
@@ -97,7 +104,7 @@ def _found(path: str, lists: tuple[str, ...] = ()) -> Iterable[ImageFile]:
 
 
 def _matching(pattern: str) -> list[str]:
-    """The paths that match, each file once, whatever links lead to it; hidden ones only if asked for."""
+    """The paths that match, each file once even if links lead to it; hidden ones only if the pattern is."""
     asked = set(pattern.split(os.sep))
     found: dict[str, str] = {}
     for match in sorted(glob.glob(pattern, recursive=True)):
@@ -118,14 +125,17 @@ def _listed(text: str, folder: str, name: str, lists: tuple[str, ...]) -> list[I
     for line in filter(None, map(str.strip, text.splitlines())):
         beside = os.path.join(folder, line)
         path = beside if not os.path.lexists(line) and os.path.lexists(beside) else line
-        # One line that leads nowhere does not stop a long list: it counts as an image that cannot be read.
+        # A wrong line must not stop a long list: it counts as an image that cannot be read.
         known = os.path.lexists(path) or glob.has_magic(path)
         found += _found(path, lists) if known else [ImageFile(natural(path), path)]
     return _some_of(name, found, 'no images in this list; it is to hold a path on each line')
 
 
 def _of_folder(folder: str, around: frozenset[str] = frozenset()) -> Iterator[ImageFile]:
-    """The images of a folder and of its folders; links are followed, but not back to a folder `around`."""
+    """The images of a folder and of all folders in it.
+
+    Links are followed, but not back to one of the folders `around` this one, which would never end.
+    """
     identity = os.path.realpath(folder)
     if identity in around:
         return
@@ -142,7 +152,7 @@ def _of_folder(folder: str, around: frozenset[str] = frozenset()) -> Iterator[Im
 
 
 def _begins_as_image(path: str) -> bool:
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not os.path.isfile(path):  # to open a pipe would wait for its writer
         return False
     try:
         with open(path, 'rb') as file:

@@ -1,14 +1,14 @@
-"""Which files in a folder or a tar are images by their names, and which are left out."""
+"""Decides by their names which files of a folder or a tar are images, and which are ignored."""
 
 from __future__ import annotations
 
-# A file with one of these suffixes counts as an image, damaged or not; of any other the first bytes decide.
+# A file with one of these suffixes counts as an image, even if damaged; otherwise its first bytes decide.
 IMAGE_SUFFIXES = (
     *('.jpg', '.jpeg', '.jpe', '.jfif', '.png', '.webp', '.bmp', '.gif', '.tif', '.tiff'),
     *('.ppm', '.pgm', '.pbm', '.pnm', '.avif', '.jp2', '.j2k'),
 )
 SNIFFED = 16  # bytes that `flaxnets.images.transforms.is_image` needs
-# What systems and programs put into folders unasked, besides names that begin with a dot; in lower case.
+# Files and folders that systems and programs create by themselves, in lower case.
 CLUTTER = frozenset(
     {
         '__macosx',
@@ -27,7 +27,7 @@ CLUTTER = frozenset(
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out: hidden, or a system's own."""
+    """Whether a file or folder of this name is ignored: it begins with a dot, or belongs to a system."""
     return name.lower() in CLUTTER or (name.startswith('.') and name not in ('.', '..'))
 
 
@@ -36,5 +36,5 @@ def named_as_image(name: str) -> bool:
 
 
 def natural(name: str) -> str:
-    """A name as text that can be written anywhere: bytes that are not UTF-8 are escaped."""
+    """A name as valid UTF-8: bytes that are not are escaped."""
     return name.encode('utf-8', 'backslashreplace').decode()

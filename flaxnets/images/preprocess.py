@@ -1,4 +1,4 @@
-"""How weights expect their images: plain data, checked when made. JAX is not imported."""
+"""The record of how weights expect images to be prepared. Checked when it is made; JAX is not imported."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ CHANNEL_ORDERS = ('rgb', 'bgr')
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes a net's input: what timm's `create_transform` does for evaluation, and more.
+    """How an image becomes a net's input, as timm's `create_transform` describes it, and more.
 
     Attributes:
-      size: of the input in pixels: one side of a square, or (height, width).
-      crop_pct: side of the input over that to which the image is resized; above 0. Above 1 the resized
-        image is smaller than the input and stands in its middle.
-      crop_mode: 'center': the image is resized, its shape kept, until it just covers size / crop_pct,
-        then the centre is cut (timm, torchvision). 'squash': resized to size / crop_pct whatever its
-        shape, then the centre is cut. 'border': resized, its shape kept, until it just fits into
-        size / crop_pct, the rest filled with the mean colour. 'center_first': a centred part of the
-        input's shape, crop_pct times the largest such, is cut, then resized to `size` (ResNeSt's
-        authors, `ECenterCrop`).
+      size: size of the net's input in pixels: one side of a square, or (height, width).
+      crop_pct: the input's side divided by the side to which the image is resized; above 0. If it is above
+        1, the resized image is smaller than the input and is placed in its middle.
+      crop_mode: how an image is brought to `size`.
+        'center': resize it, keeping its aspect ratio, until it just covers size / crop_pct, then cut out
+        the centre (timm, torchvision).
+        'squash': resize it to exactly size / crop_pct, then cut out the centre.
+        'border': resize it, keeping its aspect ratio, until it just fits into size / crop_pct, then cut out
+        the centre, and fill what is missing with the mean colour.
+        'center_first': cut out the centre, crop_pct times the largest part with the input's aspect ratio,
+        then resize it to `size` (the ResNeSt authors' `ECenterCrop`).
       interpolation: Pillow's 'bilinear', 'bicubic', 'lanczos', 'hamming' or 'box', all antialiased, or
         'nearest'.
-      mean, std: subtracted from, and divided into, the values scaled to 0..1; one for each channel of
-        the net's input, in its order, or one for all.
-      channel_order: in which the net takes colours, 'rgb' or 'bgr'.
-      unsupported: what the weights expect of their images besides, in words, and cannot be given: such
-        weights load, but nothing prepares images for them.
-      approximations: what images here get only nearly as the weights expect it, in words.
+      mean, std: the values, scaled to 0..1, become (value - mean) / std. One number for each channel of the
+        net's input, in its order, or one for all.
+      channel_order: the net's order of colours, 'rgb' or 'bgr'.
+      unsupported: steps, in words, that the weights expect and flaxnets does not have. Such weights load, but
+        no images are prepared for them.
+      approximations: steps, in words, that differ slightly from what the weights expect.
     """
 
     size: int | tuple[int, int] = 224
@@ -85,18 +87,18 @@ class Preprocess:
 
     @property
     def height(self) -> int:
-        """Of the net's input, in pixels."""
+        """Height of the net's input in pixels."""
         return self.size if isinstance(self.size, int) else self.size[0]
 
     @property
     def width(self) -> int:
-        """Of the net's input, in pixels."""
+        """Width of the net's input in pixels."""
         return self.size if isinstance(self.size, int) else self.size[1]
 
     def channel_values(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each of so many channels, in the net's order.
+        """The mean and std for each channel of a net with so many, in the net's order.
 
-        Grey images take the averages of the values of colours.
+        For grey images these are the averages over the colours.
 
         Raises:
           FlaxnetsError: there are values for another number of channels.
@@ -116,13 +118,13 @@ class Preprocess:
         return both[0], both[1]
 
     def changed(self, changes: Iterable[str]) -> Preprocess:
-        """The same but for fields given as text: `preprocess.changed(['mean=0.5', 'size=24,48'])`.
+        """A copy with some fields changed, given as text: `preprocess.changed(['mean=0.5', 'size=24,48'])`.
 
-        Whoever says how images are prepared knows it, so that nothing is `unsupported` afterwards. He is to
-        be told what is `overruled`.
+        The caller decides how images are prepared, so that the copy has nothing `unsupported`. Show him what
+        is `overruled` by that.
 
         Args:
-          changes: `field=value` each; several numbers with commas between them.
+          changes: texts `field=value`; several numbers have commas between them.
 
         Raises:
           FlaxnetsError: no such field, or a value that it cannot have.
@@ -153,7 +155,7 @@ class Preprocess:
 
     @property
     def overruled(self) -> tuple[str, ...]:
-        """What whoever changes fields is to be told: that something else is expected besides."""
+        """Notes for a caller of `changed`: the `unsupported` steps that his images do without."""
         return tuple(f'the weights expect: {what}; images are prepared as told' for what in self.unsupported)
 
     def __str__(self) -> str:

@@ -1,8 +1,7 @@
-"""Image -> array, exactly as the weights expect it.
+"""Turns images into the arrays that weights expect.
 
-Pillow decodes and resizes, numpy normalises; JAX is not imported. The resampling is Pillow's own,
-antialiased and in 8 bits, because that is what the published accuracies were measured with: JAX's,
-OpenCV's and TensorFlow's resizing all differ from it.
+Pillow decodes and resizes, NumPy normalises; JAX is not imported. Pillow's antialiased 8-bit resizing is
+what the published accuracies were measured with. The resizing of JAX, OpenCV and TensorFlow differs from it.
 """
 
 from __future__ import annotations
@@ -35,11 +34,11 @@ from .preprocess import INTERPOLATIONS, Preprocess
 
 ImageLike: TypeAlias = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
-MAX_PIXELS = 178_956_970  # where Pillow, too, stops believing that it is a photograph
+MAX_PIXELS = 178_956_970  # Pillow, too, refuses larger pictures as decompression bombs
 
 FILTERS = {name: Image.Resampling[name.upper()] for name in INTERPOLATIONS}
 
-# How the files begin, and which decoder opens them.
+# How a file begins, and the decoder that opens it.
 _DECODERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb'\xff\xd8\xff'), JpegImageFile),
     (re.compile(rb'\x89PNG\r\n\x1a\n'), PngImageFile),
@@ -51,7 +50,7 @@ _DECODERS: tuple[tuple[re.Pattern[bytes], type[ImageFile.ImageFile]], ...] = (
     (re.compile(rb'....ftyp(avif|avis|mif1|msf1)', re.DOTALL), AvifImageFile),
     (re.compile(rb'\xff\x4f\xff\x51|\0\0\0\x0cjP  \r\n\x87\n'), Jpeg2KImageFile),
 )
-# Text and sounds may begin as images do: what else must be so where no name says that it is an image.
+# Files that begin like images but are text or sounds. Only files without the name of an image are tested.
 _LOOKALIKES = re.compile(rb'RIFF(?!....WEBP)|BM(?!....\0\0\0\0)|P[1-6](?!\s)', re.DOTALL)
 
 
@@ -63,18 +62,17 @@ class Transform:
     content, not its name; of an animation, the first frame), a Pillow image, or an array: uint8 or uint16
     `[H, W]`, `[H, W, 1]`, `[H, W, 3]` (RGB) or `[H, W, 4]` (alpha last).
 
-    Transparency is dropped, not blended, as torchvision and timm do. 16-bit greys, which Pillow alone
-    would clip to white, are scaled to 8 bits (65535 becomes 255). Damage that Pillow decodes without
-    an error, such as changed bytes in the middle of a JPEG, passes unnoticed.
+    Transparency is dropped, not blended, as in torchvision and timm. 16-bit grey values, which Pillow alone
+    would clip to white, are scaled to 8 bits (65535 becomes 255). Damage that Pillow decodes without an
+    error, such as changed bytes in the middle of a JPEG, is not noticed.
 
     Attributes:
       preprocess: size, crop, interpolation and normalisation.
       in_chans: 3, or 1 for grey: Pillow's 'L', normalised with the average of the three means and
         of the three standard deviations.
-      exif: turn the picture as its EXIF orientation says. Off by default, because timm and
-        torchvision do not either and the published accuracies were measured that way.
-      max_pixels: a picture of more pixels, as stored or once resized, is refused before it takes
-        memory.
+      exif: turn the picture as its EXIF orientation says. Off by default, because timm and torchvision
+        do not turn it and the published accuracies were measured that way.
+      max_pixels: a picture with more pixels, as stored or after resizing, is refused before it takes memory.
     """
 
     preprocess: Preprocess
@@ -98,7 +96,7 @@ class Transform:
         """The net's input for one image.
 
         Returns:
-          Colours (or grey) in the net's order, scaled to 0..1, less the mean, over std.
+          (value / 255 - mean) / std, with colours in the net's order.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -130,7 +128,7 @@ class Transform:
         return np.stack(rows)
 
     def pixels(self, image: ImageLike) -> UInt8[np.ndarray, 'height width {self.in_chans}']:
-        """The resized and cropped bytes, before normalisation: RGB, or grey, whatever order the net takes.
+        """The resized and cropped image before normalisation: RGB (also for a 'bgr' net) or grey.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -144,10 +142,10 @@ class Transform:
         return self._pixels(_from_array(image), 'the array')
 
     def five_crops(self, image: ImageLike) -> UInt8[np.ndarray, '5 height width {self.in_chans}']:
-        """The four corners and the centre of the resized image: torchvision's `FiveCrop`, in its order.
+        """The four corners and the centre of the resized image, as torchvision's `FiveCrop` cuts them.
 
         Returns:
-          Top left, top right, bottom left, bottom right, centre.
+          The crops, before normalisation: top left, top right, bottom left, bottom right, centre.
 
         Raises:
           ImageError: the image cannot be read, or must not be.
@@ -164,10 +162,10 @@ class Transform:
         return np.stack([np.array(crop).reshape(shape) for crop in crops])
 
     def check_corners(self) -> None:
-        """Whether images are resized to more than is taken of them.
+        """Checks that `five_crops` can be cut.
 
         Raises:
-          FlaxnetsError: they are not, so that `five_crops` cannot be cut.
+          FlaxnetsError: images are not resized to more than the input's size, so that they have no corners.
         """
         p = self.preprocess
         if p.crop_mode not in ('center', 'squash') or p.crop_pct >= 1:
@@ -177,7 +175,7 @@ class Transform:
             )
 
     def _opened(self, image: ImageLike) -> Image.Image:
-        """Decoded, at its own size."""
+        """The decoded image, at its own size."""
         if isinstance(image, str | os.PathLike):
             name = os.fsdecode(image)
             with _open(name) as file:
@@ -191,7 +189,7 @@ class Transform:
         return np.array(self._shape(image, name)).reshape(height, width, self.in_chans)
 
     def _shape(self, image: Image.Image, name: str) -> Image.Image:
-        """Crops and resizes to the shape that the net takes; the rounding is the authors'."""
+        """Crops and resizes an image to the size of the net's input, and rounds as each mode's authors do."""
         p = self.preprocess
         resample = FILTERS[p.interpolation]
         if p.crop_mode == 'center_first':
@@ -205,7 +203,7 @@ class Transform:
         return self._centred(image.resize((width, height), resample))
 
     def _centre(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """left, top, right, bottom of what 'center_first' cuts."""
+        """left, top, right and bottom of the part that 'center_first' cuts out."""
         p = self.preprocess
         if p.height == p.width:
             cut_width = cut_height = p.crop_pct * min(width, height)
@@ -218,7 +216,7 @@ class Transform:
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height to which a picture is resized before its middle is taken."""
         p = self.preprocess
-        # timm rounds down; an input of few pixels and a large percentage would leave none.
+        # timm rounds down. For a small input and a large crop_pct that would be 0.
         goal_width, goal_height = (max(1, math.floor(side / p.crop_pct)) for side in (p.width, p.height))
         if p.crop_mode == 'squash':
             return goal_width, goal_height
@@ -230,7 +228,7 @@ class Transform:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def _centred(self, image: Image.Image) -> Image.Image:
-        """The middle of a picture in the shape of the input, filled up where the picture is smaller."""
+        """The middle of a picture, of the input's size, filled up where the picture is smaller."""
         p = self.preprocess
         (left, right), (top, bottom) = (
             _middle(have, want) for have, want in zip(image.size, (p.width, p.height), strict=True)
@@ -245,7 +243,7 @@ class Transform:
 
 
 def _middle(have: int, want: int) -> tuple[int, int]:
-    """First and last edge of `want` pixels in the middle of `have`, or around them, as torchvision rounds."""
+    """Where `want` pixels begin and end that share their middle with `have` pixels, as torchvision rounds."""
     start = -((want - have) // 2) if want > have else round((have - want) / 2)
     return start, start + want
 
@@ -253,13 +251,13 @@ def _middle(have: int, want: int) -> tuple[int, int]:
 def decode(
     image: bytes | npt.NDArray[Any], in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS
 ) -> Image.Image:
-    """A stored image at its own size, as Pillow's 'RGB' (`in_chans=3`) or 'L' (1).
+    """Decodes an image at its own size, to Pillow's mode 'RGB' (`in_chans=3`) or 'L' (1).
 
     Args:
-      image: the bytes of a file, or an array as `Transform` takes them.
+      image: the bytes of a file, or an array as `Transform` takes it.
       in_chans: 3 or 1.
-      name: for messages.
-      max_pixels: larger pictures are refused before they are decoded.
+      name: its name in messages.
+      max_pixels: pictures with more pixels are refused before they are decoded.
 
     Raises:
       ImageError: it cannot be read, or must not be.
@@ -269,10 +267,15 @@ def decode(
 
 
 def header(image: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An image file of which nothing but the header is read yet; `loaded` goes on with it.
+    """Opens an image file but reads only its header; `loaded` decodes the rest.
+
+    Args:
+      image: the bytes of the file.
+      name: its name in messages.
+      max_pixels: pictures with more pixels are refused.
 
     Raises:
-      ImageError: it is no image, or must not be decoded.
+      ImageError: it is not an image, or must not be decoded.
     """
     opened = _read_header(io.BytesIO(image), name)
     _check_pixels(opened.size, name, max_pixels)
@@ -280,7 +283,7 @@ def header(image: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Im
 
 
 def loaded(opened: Image.Image, in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """What `decode` makes of a file, from its header on.
+    """Decodes an image that `header` opened, as `decode` does.
 
     Raises:
       ImageError: it cannot be read, or must not be.
@@ -289,7 +292,7 @@ def loaded(opened: Image.Image, in_chans: int, name: str, *, max_pixels: int = M
 
 
 def is_image(start: bytes) -> bool:
-    """Whether a file that begins with these 16 bytes is an image that `decode` opens, damage aside."""
+    """Whether a file that begins with these 16 bytes is an image that `decode` opens, unless damaged."""
     known = any(beginning.match(start) for beginning, _ in _DECODERS)
     return known and not _LOOKALIKES.match(start)
 
@@ -331,8 +334,8 @@ def _open(name: str) -> BinaryIO:
 def _read_header(file: BinaryIO, name: str) -> Image.Image:
     """The image in `file`, not decoded yet.
 
-    `Image.open` would warn of, or refuse, large pictures by a limit that is global to the process;
-    silencing it is not safe while other threads run. Its own decoders, called directly, do not.
+    `Image.open` warns of large pictures, or refuses them, by a limit of the whole process, which cannot be
+    changed safely while other threads run. Pillow's decoders have no limit when they are called directly.
     """
     start = file.read(16)
     file.seek(0)
@@ -386,12 +389,12 @@ def _from_array(array: Any) -> Image.Image:
 
 
 def _to_bytes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """0..65535 -> 0..255: the value over 257, rounded (257 is odd: there are no ties)."""
+    """Scales 0..65535 to 0..255: the value divided by 257 and rounded (257 is odd, so there are no ties)."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
-    """`image` as 'RGB' or 'L', never clipped."""
+    """`image` in the mode 'RGB' or 'L'; values are scaled or refused, never clipped."""
     if image.mode == 'F':
         raise ImageError(f'{name}: floating-point pixels have no agreed range; convert it to 8 bits')
     if image.mode.startswith('I'):
@@ -413,7 +416,7 @@ def _to_mode(image: Image.Image, mode: str, name: str) -> Image.Image:
 
 
 def _cut(image: Image.Image, box: tuple[int, int, int, int], fill: Any = 0) -> Image.Image:
-    """`image.crop(box)` without its warning about large pictures; `fill` is what lies outside the image."""
+    """`image.crop(box)` without its warning about large pictures; `fill` is the colour outside the image."""
     left, top, right, bottom = box
     cut = Image.new(image.mode, (right - left, bottom - top), fill)
     cut.paste(image, (-left, -top))

@@ -1,1 +1,1 @@
-"""Nets in use: classes, features, neighbours and explanations of many images, and the diagram of a net."""
+"""Applies nets to many images: classes, features, neighbours, explanations. Also draws a net's diagram."""

@@ -1,4 +1,7 @@
-"""Class activation maps: which places of an image raise the score of a class. `map_pictures.py` draws."""
+"""Class activation maps: which parts of an image raise the score of a class.
+
+`map_pictures.py` draws them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from ..nets.resnet import ResNet
 _Maps = Float[Array, 'n h w c']
 _Map = Float[Array, 'n h w']
 
-EPSILON = 1e-6  # keeps Grad-CAM++'s fraction finite; the value that the package grad-cam has
+EPSILON = 1e-6  # keeps denominators above 0; the value is that of the package grad-cam
 
 
 def _grad_cam(maps: _Maps, grads: _Maps) -> _Map:
@@ -43,8 +46,8 @@ def _eigen_cam(maps: _Maps, grads: _Maps) -> _Map:
     n, h, w, c = maps.shape
     rows = maps.reshape(n, h * w, c)
     rows = rows - rows.mean(1, keepdims=True)
-    # The first principal component, by the products of pixels with pixels, [N, h * w, h * w], or of channels
-    # with channels, [N, c, c], whichever are fewer: at the stem there are more than ten thousand pixels.
+    # The first principal component comes from the products of pixels, [N, h * w, h * w], or of channels,
+    # [N, c, c], whichever is smaller: the stem's map has more than ten thousand pixels.
     if h * w <= c:
         _, vectors = jnp.linalg.eigh(rows @ rows.swapaxes(1, 2))
         found = vectors[..., -1]
@@ -75,7 +78,7 @@ def class_activation_map(
     method: str = 'gradcam',
     stage: int = 4,
 ) -> tuple[Float32[Array, 'n height width'], Int[Array, ' n']]:
-    """Maps of the places in images that speak for a class.
+    """Computes which parts of images raise the score of a class.
 
         maps, classes = class_activation_map(model, variables, transform('cat.jpg')[None])
 
@@ -83,20 +86,22 @@ def class_activation_map(
       model: a net with a classifier.
       variables: its variables.
       images: prepared as the net expects them.
-      classes: for each image the number of an output; None takes the most probable one.
+      classes: the class to explain for each image, by the number of its output; None takes the most
+        probable one.
       method: 'gradcam' (Selvaraju et al., arXiv 1610.02391), 'gradcam++' (Chattopadhyay et al., arXiv
         1710.11063), 'hirescam' (Draelos and Carin, arXiv 2011.08891), 'layercam' (Jiang et al., 2021) or
         'eigencam' (Muhammad and Yeasin, arXiv 2008.00299: the first principal component of the channels,
         whatever the class; its sign is arbitrary, and the value of largest magnitude is made positive).
-      stage: whose output is explained: 0 the stem, 1 to 4 the stages. Deep stages tell classes apart better,
-        shallow ones have finer maps.
+      stage: the part of the net whose output is explained: 0 is the stem, 1 to 4 are the stages. Late stages
+        tell classes apart better, early ones have finer maps.
 
     Returns:
-      Maps, each from 0 to 1 and as large as the image (bilinear); all 0 where nothing
-      speaks for the class. And the classes. The numbers equal those of the package grad-cam.
+      The maps, from 0 to 1, resized to the images (bilinear); a map is all 0 if no part raises the score.
+      And the class that each explains. The numbers equal those of the package grad-cam.
 
     Raises:
-      FlaxnetsError: a net without classifier, an unknown method, stage or class; a map of one pixel.
+      FlaxnetsError: the net has no classifier; an unknown method, stage or class; the stage's map has only
+        one pixel.
     """
     _check(model, classes, len(images), method, stage)
     asked = jnp.full(len(images), -1) if classes is None else jnp.asarray(classes, jnp.int32)
@@ -136,9 +141,9 @@ def _maps_and_grads(
     images: Float[Array, 'n height width channels'],
     asked: Int[Array, ' n'],
 ) -> tuple[Float32[Array, 'n h w c'], Float32[Array, 'n h w c'], Int[Array, ' n']]:
-    """The stage's maps, the gradient of each image's class score by them, and the classes.
+    """The stage's maps, the gradients of each image's class score with respect to them, and the classes.
 
-    `asked` has -1 for the most probable class.
+    `asked` has a class for each image, or -1 for the most probable one.
     """
     found: Any = model.apply(variables, images, upto=stage, method='forward_maps')
 
@@ -154,11 +159,11 @@ def _maps_and_grads(
 def _as_images(found: _Map, size: tuple[int, int]) -> Float[Array, 'n {size[0]} {size[1]}']:
     """The positive part of maps, scaled to 0..1 and resized to the images."""
     positive = _scaled(jnp.maximum(found, 0))
-    # Scaled before and after: resizing a coarse map can lower its maximum.
+    # Scaled before resizing, as in grad-cam, and after it, since resizing can lower the maximum.
     return _scaled(jax.image.resize(positive, (len(found), *size), 'linear', antialias=False))
 
 
 def _scaled(maps: _Map) -> _Map:
-    """Each map from 0 to 1."""
+    """Each map scaled to 0..1."""
     maps = maps - maps.min((1, 2), keepdims=True)
     return maps / (1e-7 + maps.max((1, 2), keepdims=True))

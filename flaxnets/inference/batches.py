@@ -1,4 +1,4 @@
-"""Applies a function to any number of image files, in order: threads decode, all devices compute."""
+"""Applies a function to many image files, in order: threads decode, all devices compute."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..errors import FlaxnetsError, ImageError
 from ..images.listing import ImageFile
 from ..images.transforms import Transform
 
-BATCH = 32  # images of a device at a time
-AHEAD = 2  # batches that are decoded while one is computed
+BATCH = 32  # images per device
+AHEAD = 2  # how many batches are decoded ahead while one is computed
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of an image.
+    """The result of a function for one image.
 
     Attributes:
       file: the image.
-      value: what the function gives for it; None if the image cannot be read.
+      value: the function's row for it; None if the image cannot be read.
       problem: why the image cannot be read; None if it can.
     """
 
@@ -46,14 +46,14 @@ def mapped(
     *,
     batch: int = BATCH,
 ) -> Iterator[Result]:
-    """Applies `function` to every image, in the order of the files; a few batches at a time are in memory.
+    """Applies `function` to every image, in the order of the files. Only a few batches are in memory.
 
     Args:
-      function: takes (variables, images [N, H, W, C]) and gives one row for each image, [N, ...].
-      variables: its first argument.
+      function: takes (variables, images [N, H, W, C]) and returns one row for each image, [N, ...].
+      variables: the function's first argument.
       transform: turns a file into the net's input.
-      files: the images. If one cannot be read, its `Result` says so and the rest go on.
-      batch: images on a device at a time. The last batch is filled up, so that one program is compiled.
+      files: the images. If one cannot be read, its `Result` says so and the others are computed.
+      batch: images per device. The last batch is filled up with zeros, so that only one program is compiled.
 
     Raises:
       FlaxnetsError: `batch` is not a positive number.
@@ -71,7 +71,7 @@ def mapped(
     )
     rows = NamedSharding(mesh, P('batch'))
     everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
-    waiting: tuple[list[_Read], jax.Array] | None = None  # computed while the next one is decoded
+    waiting: tuple[list[_Read], jax.Array] | None = None  # a batch that is computed while the next is decoded
     for part, images in _batches(files, transform, local * len(devices)):
         computed = apply(everywhere, jax.device_put(images, rows))
         if waiting:
@@ -92,7 +92,7 @@ def _results(part: Sequence[_Read], computed: jax.Array) -> Iterator[Result]:
 def _batches(
     files: Sequence[ImageFile], transform: Transform, size: int
 ) -> Iterator[tuple[list[_Read], npt.NDArray[np.float32]]]:
-    """Batches: the files, each with what is wrong with it or None, and their images, zeros for a bad one."""
+    """Batches of images, and for each file why it cannot be read (its image is zeros), or None."""
     p = transform.preprocess
     starts = collections.deque(range(0, len(files), size))
     pending: collections.deque[tuple[int, list[Future[Any]]]] = collections.deque()
@@ -117,7 +117,7 @@ def _batches(
 
 
 def _read(file: ImageFile, transform: Transform) -> npt.NDArray[np.float32] | str:
-    """The net's input, or why there is none."""
+    """The net's input for a file, or why it cannot be read."""
     try:
         return transform(file.open(transform.in_chans))
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""Draws a net: its stages, its block, and what each part costs (`flaxnets info --plot`)."""
+"""Draws a diagram of a net: its stages, its block, and the cost of each part (`flaxnets info --plot`)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ COLOURS = {'stem': '#8da0cb', 'stage': '#66c2a5', 'head': '#fc8d62', 'block': '#
 
 def draw_net(config: Config, path: str) -> None:
     """Draws a net to a PNG, with shapes and costs for images of the size that its weights expect.
+
+    Args:
+      config: describes the net.
+      path: the PNG to write.
 
     Raises:
       FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.
@@ -70,7 +74,7 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def _draw_chain(axes: Any, config: Config, rows: list[Row]) -> None:
-    """Input, stem, stages, classifier: boxes as high as their maps, an arrow between each two."""
+    """Draws input, stem, stages and classifier as boxes with arrows; a box is higher for a larger map."""
     p = config.preprocess
     boxes: list[tuple[str, tuple[int, ...], str]] = [('input', (p.height, p.width, config.in_chans), 'plain')]
     kinds = {'stem': 'stem', 'fc': 'head'}
@@ -97,7 +101,7 @@ def _draw_chain(axes: Any, config: Config, rows: list[Row]) -> None:
 
 
 def _draw_block(axes: Any, arch: Arch) -> None:
-    """The block of the first stage, from left to right, and its shortcut above."""
+    """Draws the block of the first stage from left to right, with its shortcut above."""
     steps = _steps(arch)
     axes.set(xlim=(0, len(steps) + 1.6), ylim=(0, 1.25))
     axes.text(
@@ -124,7 +128,7 @@ def _draw_block(axes: Any, arch: Arch) -> None:
 
 
 def _steps(arch: Arch) -> list[tuple[str, str]]:
-    """What a block does, one after the other: a head and the details."""
+    """The steps of a block, in order: (name, details)."""
     p = arch.planes
     width = int(p * arch.base_width / 64) * arch.cardinality
     out = EXPANSION * p

@@ -1,4 +1,4 @@
-"""Features of images before the classifier, and nearest neighbours by them: what `flaxnets embed` does."""
+"""Features that enter a net's classifier, and nearest neighbours by these (`flaxnets embed`)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from ..images.listing import ImageFile
 from ..store.files import check_place, written_whole
 from .batches import BATCH, Result, mapped
 
-BLOCK = 1024  # queries that are compared with all features at a time
+BLOCK = 1024  # how many queries are compared with all features at a time
 
 
 class Embedder:
-    """A net as a function from image files to the features that enter its classifier.
+    """Computes, for image files, the features that enter a net's classifier.
 
     Args:
       source: anything that `flaxnets.load` opens.
       arch: name of the net, where the tensors of a file leave a choice.
 
     Attributes:
-      size: how many features an image has.
+      transform: turns an image into the net's input.
+      size: number of features of an image.
 
     Raises:
       FlaxnetsError: unusable weights.
@@ -40,7 +41,12 @@ class Embedder:
         self.size = self._net.num_features
 
     def __call__(self, files: Sequence[ImageFile], *, batch: int = BATCH) -> Iterator[Result]:
-        """A `Result` for each image, in the order of the files, its value float32 [size]."""
+        """A `Result` for each image, in the order of the files; its value is float32 [size].
+
+        Args:
+          files: the images.
+          batch: images per device.
+        """
         return mapped(self._features, self._variables, self.transform, files, batch=batch)
 
     def _features(self, variables: Any, images: Float[Array, 'n h w c']) -> Float[Array, 'n {self.size}']:
@@ -49,16 +55,16 @@ class Embedder:
 
 
 def pooled(net: Any, images: Float[Array, 'n h w c']) -> Float[Array, 'n features']:
-    """The pooled features of images: a method for `net.apply`."""
+    """The pooled features of images, as a method for `net.apply`."""
     return net.forward_head(net.forward_features(images), pre_logits=True)
 
 
 def check_features(path: str, names: str) -> None:
-    """Checks that features and names can be written there.
+    """Checks that `save_features` could write to these files.
 
     Raises:
-      FlaxnetsError: another suffix than `.npy`, and `.txt` or `.json`; or no file can stand there
-        (`check_place`).
+      FlaxnetsError: `path` does not end in `.npy`, or `names` not in `.txt` or `.json`; or there is no
+        folder for them.
     """
     for file, suffixes in ((path, ('.npy',)), (names, ('.txt', '.json'))):
         if Path(file).suffix.lower() not in suffixes:
@@ -73,20 +79,21 @@ def save_features(
     size: int,
     on_result: Callable[[Result], object] = lambda result: None,
 ) -> list[ImageFile]:
-    """Writes features one by one, then the names of their images; no file is left half-written.
+    """Writes features as they are computed, then the names of their images. No file is left half-written.
 
     Args:
-      results: of an `Embedder`.
-      path: `.npy`, float32 [N, size]; images that cannot be read have no row.
-      names: a name for each row: `.txt`, one a line, or `.json`, a list.
-      size: how many features an image has.
-      on_result: is called with each result.
+      results: the results of an `Embedder`.
+      path: `.npy` file to write, float32 [N, size]; images that cannot be read have no row.
+      names: file to write with a name for each row: `.txt`, one on each line, or `.json`, a list.
+      size: number of features of an image.
+      on_result: called with each result.
 
     Returns:
       The images that have a row, in the order of the rows.
 
     Raises:
-      FlaxnetsError: as `check_features`; no image can be read; a name that does not fit on a line.
+      FlaxnetsError: as in `check_features`; or no image can be read; or a name has a line break and `names`
+        is a `.txt` file.
     """
     check_features(path, names)
     files = []
@@ -107,8 +114,10 @@ def save_features(
 
 
 def _header(out: IO[bytes], rows: int, size: int) -> None:
-    """Writes the header of a .npy file. Its length is the same for any number of rows, so that it can be
-    written again at the end: NumPy leaves room for the first axis to grow."""
+    """Writes the header of a .npy file.
+
+    NumPy leaves room for a larger number of rows, so that the header can be overwritten at the end.
+    """
     fields = {'descr': '<f4', 'fortran_order': False, 'shape': (rows, size)}
     np.lib.format.write_array_header_1_0(out, fields)
 
@@ -131,19 +140,21 @@ def nearest(
     *,
     leave_out: Int[np.ndarray, ' q'] | None = None,
 ) -> tuple[Int[np.ndarray, 'q found'], Float[np.ndarray, 'q found']]:
-    """The rows of features with the largest cosine similarity to each query.
+    """Finds, for each query, the rows of features with the largest cosine similarity.
 
     Args:
-      queries, features: one in each row.
-      k: how many to give.
-      leave_out: for each query the row that is the query itself and is left out; -1 where there is none.
+      queries: the features of a query in each row.
+      features: the features to search, one in each row.
+      k: how many rows to find for each query.
+      leave_out: for each query, the row of `features` that is the query itself and is not a neighbour; -1
+        if there is none.
 
     Returns:
-      Numbers of rows, the nearest first (among equal ones the first row), and their similarities,
+      The numbers of the rows, the nearest first (of equal ones, the first row), and their similarities, from
       -1 to 1. Fewer than k if there are not so many rows.
 
     Raises:
-      FlaxnetsError: `k` is not a positive number, or there are no others.
+      FlaxnetsError: `k` is not a positive number, or there are no other rows.
     """
     k = min(k, len(features) - (leave_out is not None and bool((leave_out >= 0).any())))
     if k < 1:

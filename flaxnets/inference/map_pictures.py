@@ -1,4 +1,4 @@
-"""Draws class activation maps over images: what `flaxnets explain` does.
+"""Draws class activation maps over images (`flaxnets explain`).
 
 `activation_maps.py` computes the maps.
 """
@@ -24,9 +24,9 @@ from ..zoo.classes import output_names
 from .activation_maps import class_activation_map
 from .pictures import Tile, check_picture, sheet
 
-MOST = 32  # images in one picture
+MOST = 32  # the most images in one picture
 COLOURS = 'turbo'
-ALIKE = 4  # mean difference, of 255, up to which two inputs are drawn as one: filters differ a little
+ALIKE = 4  # inputs with a smaller mean difference (of 255) are drawn once; resizing filters differ slightly
 OVERLAID = 0.5  # opacity of the map over the picture
 
 
@@ -43,12 +43,12 @@ def explain(
     Args:
       files: the images.
       sources: anything that `flaxnets.load` opens.
-      path: of the PNG.
-      methods, stages: as of `class_activation_map`.
+      path: the PNG to write.
+      methods, stages: methods and stages of `class_activation_map`; each pair gives a map.
       wanted: name or output number of the class to explain; None takes each net's most probable class.
 
     Returns:
-      For each image and net {'image', 'model', 'class', 'index', 'probability'}.
+      For each image and net {'image', 'model', 'class', 'index', 'probability'}, with the class explained.
 
     Raises:
       FlaxnetsError: unusable weights, images or values, or too many images for a picture.
@@ -62,7 +62,7 @@ def explain(
     for source in sources:
         columns, facts = _of_net(files, source, methods, stages, wanted)
         for row, tiles in zip(rows, columns, strict=True):
-            # The image is drawn once, and again where another net takes another part of it.
+            # The image is drawn again only where the next net crops it differently.
             again = row and row[0] is not None and _same(row[0].pixels, tiles[0].pixels)
             row += [None, *tiles[1:]] if again else tiles
         heads += ['image', *_heads(source, methods, stages)]
@@ -100,7 +100,7 @@ def _of_net(
     stages: Sequence[int],
     wanted: str | None,
 ) -> tuple[list[list[Tile]], list[dict[str, Any]]]:
-    """For each image: the picture that the net sees and its maps over it; and what `explain` returns."""
+    """One net's tiles for each image (the net's input, then the maps over it), and its rows of `explain`."""
     config, net, variables = load_with_config(source)
     if config.num_classes == 0:
         raise FlaxnetsError(f'{source}: these weights have no classifier, so there are no classes to explain')
@@ -146,14 +146,14 @@ def _class_number(wanted: str, names: Sequence[str], source: str) -> int:
 
 
 def overlaid(pixels: npt.NDArray[np.uint8], cam: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
-    """A map in colours over the picture that it explains.
+    """Lays a map, in colours, over the image that it explains.
 
     Args:
-      pixels: [H, W, 1 or 3].
-      cam: [H, W], 0 to 1.
+      pixels: the image, [H, W, 1 or 3].
+      cam: the map, [H, W], from 0 to 1.
 
     Returns:
-      [H, W, 3], 0 to 1.
+      RGB [H, W, 3], from 0 to 1.
     """
     from matplotlib import colormaps
 

@@ -1,4 +1,4 @@
-"""Draws images and their nearest neighbours by a net's features: what `flaxnets embed --neighbours` does."""
+"""Draws images and their nearest neighbours by a net's features (`flaxnets embed --neighbours`)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..images.transforms import Transform
 from .features import Embedder, nearest
 from .pictures import Tile, sheet
 
-LETTERS = 18  # that fit below a picture
-QUERIES = 8  # how many of the images are queries where none are given
+LETTERS = 18  # the longest name that fits below a picture
+QUERIES = 8  # how many of the images are taken as queries if none are given
 
 
 def draw_neighbours(
@@ -24,12 +24,12 @@ def draw_neighbours(
     """Draws the k nearest images of each query, the nearest first, with their cosine similarities.
 
     Args:
-      embed: what made the features.
+      embed: the embedder that made the features.
       features: path of a `.npy` file, [N, size].
       rows: the N images of these features.
       queries: images whose neighbours are drawn; if empty, 8 of `rows`.
-      k: how many neighbours to draw of each query.
-      path: of the PNG.
+      k: how many neighbours to draw for each query.
+      path: the PNG to write.
 
     Returns:
       For each query {'image': name, 'neighbours': [{'image', 'similarity'}, ...]}.
@@ -73,7 +73,7 @@ def draw_neighbours(
 
 
 def _place(file: ImageFile) -> tuple[str, int]:
-    """Where an image lies: equal for the same image under two names."""
+    """Where an image is stored, so that the same image is recognised under two names."""
     return os.path.realpath(file.path), file.offset
 
 
@@ -82,7 +82,7 @@ def _tile(transform: Transform, file: ImageFile, caption: str) -> Tile:
 
 
 def _names(files: Sequence[ImageFile]) -> list[str]:
-    """Short names for captions: without the folders that all have in common; of long ones the end."""
+    """Short names for captions, without the folders that all have in common; long ones lose their start."""
     plain = [file.name.rpartition(': ')[2] for file in files]
     common = os.path.commonpath([os.path.dirname(name) for name in plain]) if len(plain) > 1 else ''
     ends = [os.path.relpath(name, common) if common else name for name in plain]

@@ -15,7 +15,13 @@ DPI = 110
 
 
 class Tile(NamedTuple):
-    """One small picture on a sheet, uint8 or floats from 0 to 1, [H, W, 1 or 3], and its caption below."""
+    """One small picture on a sheet.
+
+    Attributes:
+      pixels: [H, W, 1 or 3], uint8 or floats from 0 to 1.
+      caption: text below it.
+      colour: matplotlib's name of the caption's colour.
+    """
 
     pixels: npt.NDArray[Any]
     caption: str = ''
@@ -23,7 +29,7 @@ class Tile(NamedTuple):
 
 
 def figure(width: float, height: float) -> Any:
-    """An empty matplotlib figure of this size in inches.
+    """Makes an empty matplotlib figure of this size in inches.
 
     Raises:
       FlaxnetsError: matplotlib is not installed.
@@ -41,7 +47,7 @@ def figure(width: float, height: float) -> Any:
 
 
 def check_picture(path: str) -> None:
-    """Checks that a picture can be written there.
+    """Checks that a picture can be written to `path`.
 
     Raises:
       FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.
@@ -56,12 +62,13 @@ def check_picture(path: str) -> None:
 def sheet(
     rows: Sequence[Sequence[Tile | None]], path: str, *, heads: Sequence[str] = (), side: float = 1.7
 ) -> None:
-    """Draws rows of tiles to a PNG; shorter rows are filled up with empty places.
+    """Draws rows of tiles to a PNG.
 
     Args:
-      rows: None leaves a place empty.
-      heads: a line above each column.
-      side: of a tile in inches.
+      rows: the tiles. None leaves a place empty; shorter rows are filled up with empty places.
+      path: the PNG to write.
+      heads: a heading for each column.
+      side: side of a tile in inches.
     """
     columns = max(map(len, rows))
     below = _lines([tile.caption for row in rows for tile in row if tile])
@@ -84,5 +91,5 @@ def sheet(
 
 
 def _lines(texts: Sequence[str]) -> int:
-    """How many lines the longest text has."""
+    """The largest number of lines of a text."""
     return max((text.count('\n') + 1 for text in texts if text), default=0)

@@ -1,4 +1,4 @@
-"""Classification of images: what `flaxnets predict` does."""
+"""Classifies images (`flaxnets predict`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ from .batches import BATCH, mapped
 
 @dataclass(frozen=True)
 class Guess:
-    """A class of an image: its name, the number of its output, and its probability between 0 and 1."""
+    """One class that an image may have.
+
+    Attributes:
+      name: the class's name.
+      index: the number of its output.
+      probability: between 0 and 1.
+    """
 
     name: str
     index: int
@@ -29,7 +35,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The classes of an image by a net.
+    """The most probable classes of an image.
 
     Attributes:
       image: the name of the image.
@@ -47,7 +53,7 @@ class Prediction:
 
 
 class Classifier:
-    """A net as a classifier of image files.
+    """Classifies image files with a net.
 
         classify = Classifier('weights/resnest50d')
         for prediction in classify(find_images(['photos'])):
@@ -56,12 +62,12 @@ class Classifier:
     Args:
       source: anything that `flaxnets.load` opens.
       arch: name of the net, where the tensors of a file leave a choice.
-      classes: what the outputs are called, in their order, in place of what the weights say
+      classes: names of the outputs, in their order, in place of those that the weights have
         (`flaxnets.zoo.classes.output_names`).
 
     Attributes:
       preprocess: how images are prepared.
-      names: of the outputs, in their order.
+      names: names of the outputs, in their order.
       named_by: where these names come from, in words.
 
     Raises:
@@ -91,8 +97,8 @@ class Classifier:
 
         Args:
           files: the images (`flaxnets.images.listing.find_images`).
-          topk: how many classes to give.
-          batch: images of a device at a time.
+          topk: how many classes to give for each image.
+          batch: images per device.
 
         Raises:
           FlaxnetsError: `topk` or `batch` is not a positive number.
@@ -118,15 +124,18 @@ class Classifier:
 def predict(
     images: Sequence[str | os.PathLike[str]], source: str | os.PathLike[str], **options: Any
 ) -> list[Prediction]:
-    """The most probable classes of each image, all at once; `Classifier` gives them one by one.
+    """Classifies images and returns all predictions at once; `Classifier` gives them one by one.
 
     Args:
-      images: what `flaxnets.images.listing.find_images` takes.
+      images: paths, as `flaxnets.images.listing.find_images` takes them.
       source: anything that `flaxnets.load` opens.
-      **options: `topk` and `batch`, and those of `Classifier`.
+      **options: `topk` and `batch`, and the options of `Classifier`.
+
+    Returns:
+      A prediction for each image. For an image that cannot be read it has a `problem`.
 
     Raises:
-      FlaxnetsError: unusable weights, no images, bad values. Images that cannot be read have a `problem`.
+      FlaxnetsError: unusable weights, no images, bad values.
     """
     call = {name: options.pop(name) for name in ('topk', 'batch') if name in options}
     return list(Classifier(source, **options)(find_images(images), **call))

@@ -1,4 +1,4 @@
-"""Predictions as tables: CSV, JSON lines or parquet files, each written whole or not at all."""
+"""Writes predictions as tables: CSV, JSON lines or Parquet files, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from ..store.files import check_place, written_whole
 from .prediction import Prediction
 
 SUFFIXES = ('.csv', '.jsonl', '.parquet')
-ROWS = 4096  # in a row group of a parquet file
+ROWS = 4096  # rows in a row group of a Parquet file
 
 
 class Table(Protocol):
-    """Where predictions are written, one after the other."""
+    """A table of one of the formats, to which predictions are written one by one."""
 
     def write(self, prediction: Prediction) -> None: ...
 
     def close(self) -> None:
-        """Hands over what is still held back; the file itself stays open."""
+        """Writes rows that are still in memory; the file itself stays open."""
 
 
 def check_table(path: str) -> None:
-    """Checks, before hours of work, that a table can be written under this name.
+    """Checks, before long work, that a table can be written to `path`.
 
     Raises:
-      FlaxnetsError: an unknown suffix, a folder that is not there or has this name, or a package that
-        parquet needs.
+      FlaxnetsError: an unknown suffix; no such folder, or `path` is one; or pyarrow is not installed, which
+        Parquet needs.
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
@@ -44,17 +44,18 @@ def check_table(path: str) -> None:
 
 @contextmanager
 def open_table(path: str, topk: int) -> Iterator[Table]:
-    """A table that appears under its name once it is whole.
+    """A table to write predictions to. The file appears at `path` once the block has ended without an error.
 
-    CSV and parquet have a row for each image: `image`, then `class_1`, `index_1`, `probability_1` and so on,
-    and `error`, which says why an image cannot be read. JSON lines have what `Prediction.as_json` gives.
+    CSV and Parquet have a row for each image, with the columns `image`, `class_1`, `index_1`,
+    `probability_1` and so on, and `error`, which says why an image cannot be read. Each of the JSON lines is
+    `Prediction.as_json`.
 
     Args:
-      path: its suffix decides the format.
-      topk: how many classes a row has.
+      path: file to write; its suffix decides the format.
+      topk: number of classes in a row.
 
     Raises:
-      FlaxnetsError: as `check_table` does; or the file cannot be written.
+      FlaxnetsError: as in `check_table`; or the file cannot be written.
     """
     check_table(path)
     kinds: dict[str, Any] = {'.csv': _Csv, '.jsonl': _JsonLines, '.parquet': _Parquet}
