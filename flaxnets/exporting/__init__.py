@@ -1,1 +1,1 @@
-"""Nets as files that other programs run: StableHLO for JAX, ONNX for the rest."""
+"""Writes nets as files for other programs: StableHLO for JAX, ONNX for other runtimes."""

@@ -1,4 +1,4 @@
-"""What an exported file says of itself, so that it can be used without flaxnets. JAX is not imported."""
+"""The description inside an exported file, for use without flaxnets. JAX is not imported."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from ..version import VERSION
 from ..zoo.classes import output_names
 from ..zoo.records import Config, to_json
 
-FREE = 'free'  # size of the images: any
+FREE = 'free'  # the program takes images of any size
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 Size = int | tuple[int, int] | str | None
-Dimension = int | str  # a name where it is free
+Dimension = int | str  # a number, or a name if any number is taken
 
 
 @dataclass(frozen=True)
 class Description:
-    """A net as a program: what goes in and comes out.
+    """Describes the input and output of an exported net.
 
     Attributes:
-      config: of the weights; its preprocessing has the size of the program's images.
-      height, width: of the images in pixels, or their names where any is taken.
-      names: of the outputs, in their order; none without a classifier.
+      config: describes the weights; its preprocessing has the size of the program's images.
+      height, width: size of the images in pixels, or 'height' and 'width' if any size is taken.
+      names: names of the outputs, in their order; empty without a classifier.
       named_by: where these names come from, in words.
       notes: messages for the user.
     """
@@ -39,16 +39,16 @@ class Description:
 
     @property
     def output(self) -> str:
-        """What comes out: 'logits', or 'features' where there is no classifier."""
+        """Name of the output: 'logits', or 'features' without a classifier."""
         return 'logits' if self.config.num_classes else 'features'
 
     def as_json(self, shape: Sequence[Dimension], layout: str, outputs: int, **more: Any) -> dict[str, Any]:
         """The description as the file holds it. The class names come last, since they are long.
 
         Args:
-          shape: of the images.
-          layout: of that shape, as 'NHWC'.
-          outputs: how many numbers come out for an image.
+          shape: shape of the images.
+          layout: what each dimension of it is, such as 'NHWC'.
+          outputs: number of outputs for an image.
           **more: further entries.
         """
         config = self.config
@@ -67,13 +67,13 @@ class Description:
 
 
 def describe(config: Config, size: Size, classes: Sequence[str] | None) -> Description:
-    """Describes the program of a net.
+    """Makes the description of a net to be exported.
 
     Args:
-      config: of the weights.
-      size: of the images in pixels: one side of a square, (height, width), 'free' for any, or None for the
-        size that the weights expect.
-      classes: what the outputs are called, in place of what the weights say.
+      config: describes the weights.
+      size: size of the images in pixels: one side of a square, (height, width), 'free' for any, or None for
+        the size that the weights expect.
+      classes: names of the outputs, in place of those that the weights have.
 
     Raises:
       FlaxnetsError: no such size; more or fewer names than outputs.

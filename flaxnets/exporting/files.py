@@ -31,14 +31,14 @@ _ELSEWHERE = {
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written.
+    """The result of `export`: the files written, and what is in them.
 
     Attributes:
       files: paths of all files; the first is the one to open.
-      size: bytes of all files together.
-      description: of the net.
-      input_shape: of the images; sizes that are free have a name in place of a number.
-      outputs: how many numbers come out for each image.
+      size: size of all files together, in bytes.
+      description: describes the net.
+      input_shape: shape of the images; a dimension that may be any number has a name in its place.
+      outputs: number of outputs for each image.
     """
 
     files: tuple[str, ...]
@@ -77,7 +77,7 @@ def export(
     classes: Sequence[str] | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Writes a net with its weights as one file for programs that do not know flaxnets.
+    """Writes a net with its weights as a file that other programs run without flaxnets.
 
     `net.stablehlo` is for JAX on CPUs, CUDA and TPUs (`flaxnets.exporting.stablehlo` says how to open it);
     its images are [N, H, W, C]. `net.onnx` is for ONNX Runtime, OpenVINO, TensorRT and browsers; its images
@@ -86,19 +86,20 @@ def export(
 
     Args:
       source: anything that `load` opens.
-      out: file to write, ending in `.stablehlo` or `.onnx`; `gs://` too.
-      size: of the images in pixels: one side of a square, (height, width), 'free' for any, or None for the
-        size that the weights expect.
-      model: as `load` takes it.
-      dtype: in which a StableHLO program keeps its weights and computes: 'float32' or 'bfloat16'.
-      classes: what the outputs are called, in place of what the weights say.
-      overwrite: replace what is there.
+      out: file to write, ending in `.stablehlo` or `.onnx`; may be in a bucket (`gs://`).
+      size: size of the images in pixels: one side of a square, (height, width), 'free' for any, or None for
+        the size that the weights expect.
+      model: as in `load`.
+      dtype: type of a StableHLO program's weights and computation: 'float32' or 'bfloat16'.
+      classes: names of the outputs, in place of those that the weights have.
+      overwrite: replace a file that exists.
 
     Returns:
-      What was written.
+      The paths and a description of what was written. Weights beyond 1.9 GB are in a second file beside an
+      ONNX file.
 
     Raises:
-      FlaxnetsError: another ending, bad values, no such weights, or `out` cannot or must not be written.
+      FlaxnetsError: another suffix, bad values, no such weights, `out` exists or cannot be written.
 
     Examples:
       >>> made = flaxnets.export('weights/resnest50d', 'resnest50d.onnx', size='free')
@@ -137,7 +138,7 @@ def export(
 
 
 def _kind(out: str | os.PathLike[str], dtype: str) -> str:
-    """The suffix of `out`; refused if it is neither of the two, or cannot be written with this dtype."""
+    """The suffix of `out`, after checking that it is known and can be written with this dtype."""
     suffix = Path(out).suffix.lower()
     if suffix not in (STABLEHLO, ONNX):
         other = f' ({_ELSEWHERE[suffix]} writes {suffix} files)' if suffix in _ELSEWHERE else ''

@@ -18,12 +18,12 @@ from ..store.weights import Variables
 from .description import BATCH, Description, versions
 from .onnx_graph import IR_VERSION, OPSET, Graph, net_graph
 
-MAX_BYTES = 1_900_000_000  # of weights in the file itself: protobuf holds up to 2 GiB
-ALIGNMENT = 4096  # in bytes, of tensors in the second file, so that they can be memory-mapped
+MAX_BYTES = 1_900_000_000  # the most bytes of weights in the file itself: protobuf holds up to 2 GiB
+ALIGNMENT = 4096  # tensors in the second file start at multiples of this, so that they can be memory-mapped
 
 
 def check_onnx() -> None:
-    """Raises if the package `onnx` is missing; to be asked before long work."""
+    """Raises an error if the package `onnx` is missing. Call it before long work."""
     try:
         import onnx  # noqa: F401
     except ImportError as error:
@@ -87,7 +87,7 @@ def _model(
 
 
 def _tensor(name: str, array: np.ndarray, data: IO[bytes] | None, where: str) -> Any:
-    """A constant with its numbers inside, or at the end of `data`, the file called `where`."""
+    """A constant tensor with its numbers inside, or appended to `data`, the file called `where`."""
     from onnx import TensorProto, external_data_helper, helper
 
     kind = helper.np_dtype_to_tensor_dtype(array.dtype)

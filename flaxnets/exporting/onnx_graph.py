@@ -1,9 +1,9 @@
-"""A net as an ONNX graph, built layer by layer from its architecture and variables.
+"""Builds a net as an ONNX graph, layer by layer, from its architecture and variables.
 
-The equations are those of `flaxnets.nets` in inference, in ONNX's operators, which have channels first. The
-graph has one node for each layer, so that people can read it in a viewer and runtimes can fuse convolution,
-BatchNorm and ReLU. A trace of the Flax net would be thousands of transpositions, broadcasts and constants.
-Operators are of opset 17, which runtimes have known since 2022.
+The graph computes what `flaxnets.nets` computes in inference, with channels first as ONNX's operators want
+them. It has one node for each layer, so that people can read it in a viewer and runtimes can fuse
+convolution, BatchNorm and ReLU. A trace of the Flax net would instead have thousands of transpositions,
+broadcasts and constants. The operators are those of opset 17 (2022).
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ OPSET, IR_VERSION = 17, 8
 
 @dataclass(frozen=True)
 class Node:
-    """One operator: its kind, what goes in and comes out by name, its attributes."""
+    """One operator of a graph.
+
+    Attributes:
+      kind: ONNX's name of the operator.
+      inputs, outputs: names of the values that it takes and gives.
+      attributes: ONNX's attributes of the operator.
+    """
 
     kind: str
     inputs: tuple[str, ...]
@@ -32,7 +38,7 @@ class Node:
 
 
 class Graph:
-    """The nodes and constant tensors of a net, added one by one; a value is known by its name.
+    """The nodes and constant tensors of a net, added one by one. Each value has a name.
 
     Attributes:
       nodes: in the order of computation.
@@ -48,7 +54,7 @@ class Graph:
         self.tensors: dict[str, np.ndarray] = {}
 
     def add(self, kind: str, inputs: Sequence[str], name: str, outputs: int = 1, **attributes: Any) -> Any:
-        """Adds a node. Gives the name of its output, or a list of names where it has several."""
+        """Adds a node and returns the name of its output, or a list of names if it has several."""
         names = [name] if outputs == 1 else [f'{name}/{i}' for i in range(outputs)]
         self.nodes.append(Node(kind, tuple(inputs), tuple(names), attributes))
         return names[0] if outputs == 1 else names
@@ -94,7 +100,7 @@ class Graph:
         return self.add('Relu', [x], f'{x}/relu')
 
     def average(self, x: str, stride: int, name: str) -> str:
-        """`nets.layers.avg_pool_3x3`."""
+        """`nets.pooling.avg_pool_3x3`."""
         return self.add(
             'AveragePool',
             [x],
@@ -106,7 +112,7 @@ class Graph:
         )
 
     def split(self, x: str, parts: int, channels: int) -> list[str]:
-        """Equal parts of the channels."""
+        """Splits the channels into equal parts."""
         if parts == 1:
             return [x]
         lengths = self.constant(f'{x}/lengths', np.full(parts, channels // parts, np.int64))
@@ -125,7 +131,8 @@ def net_graph(arch: Arch, variables: Mapping[str, Any], images: str, output: str
 
     Args:
       arch: the architecture.
-      variables: of its net. Without a classifier in them the graph gives features; BatchNorm may be folded.
+      variables: the variables of its net. Without a classifier in them the graph gives features; BatchNorm
+        may be folded.
       images: name of the input [N, C, H, W].
       output: name of the result, [N, num_classes] or [N, features].
     """
@@ -229,10 +236,10 @@ def _squeeze_excite(g: Graph, x: str, path: str) -> str:
 
 
 def _shortcut(g: Graph, arch: Arch, x: str, path: str, stride: int) -> str:
-    """`nets.blocks.Downsample`; its pool is `nets.layers.avg_pool_shortcut` of stride 2."""
+    """`nets.blocks.Downsample`; its pool is `nets.pooling.avg_pool_shortcut` of stride 2."""
     first = 1 if arch.avg_down else 0
     if arch.avg_down and stride > 1:
-        # One row and column of padding at the end, not counted: of an odd map the last windows are smaller.
+        # The padding at the end is not counted, so that the last windows of an odd map are smaller.
         x = g.add(
             'AveragePool',
             [x],

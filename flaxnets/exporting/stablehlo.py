@@ -1,4 +1,4 @@
-"""A net as a StableHLO program with its weights inside, which `jax.export` opens without flaxnets.
+"""Writes a net as a StableHLO program with its weights inside, which `jax.export` opens without flaxnets.
 
 The file is a header of JSON, an empty line, and what `jax.export` serialised:
 
@@ -31,17 +31,17 @@ OPEN = (
     "header, _, program = open(FILE, 'rb').read().partition(b'\\n\\n')",
     'net = export.deserialize(bytearray(program))  # then net.call(images)',
 )
-MAX_BYTES = 2_000_000_000  # the serialised program counts bytes in 31 bits
+MAX_BYTES = 2_000_000_000  # the serialised program holds sizes as 31-bit numbers
 
 
 def stablehlo(model: ResNet, variables: Variables, description: Description) -> bytes:
     """The content of a StableHLO file.
 
     The program runs on CPUs, CUDA and TPUs. It takes float32 images [N, height, width, C], prepared as the
-    header says, and gives float32 [N, num_classes], in whichever dtype `model` computes.
+    header says, and gives float32 [N, num_classes], whatever dtype `model` computes in.
 
     Raises:
-      FlaxnetsError: the weights are more than the format holds.
+      FlaxnetsError: the weights are larger than the format allows.
     """
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     if size > MAX_BYTES:

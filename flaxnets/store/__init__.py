@@ -1,1 +1,1 @@
-"""Files: written whole, read with their digests checked; directories of weights, checkpoints of runs."""
+"""Stores weights and checkpoints. Files are written whole or not at all; reading checks their digests."""

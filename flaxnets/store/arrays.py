@@ -1,18 +1,18 @@
-"""A folder of named arrays that proves itself: an Orbax checkpoint with the digests of what is in it.
+"""A folder of named arrays with digests that show damage: an Orbax checkpoint and a manifest.
 
     DIR/arrays/            the arrays, nested by the parts of their names: 'params/conv1/kernel'
     DIR/manifest/metadata  JSON {'sha256': of the manifest, 'manifest': {'format', 'format_version',
                            'facts': the caller's, 'arrays': name -> {'shape', 'dtype', 'sha256'}}}
 
-Orbax commits a folder as a whole, by a rename. In a store such as `gs://`, which has none, the folder is
-written on this machine, copied, and a marker written last: a folder without it is no folder of arrays.
-Orbax does not notice a flipped bit; the digests, taken from memory before anything is written, do.
+Orbax finishes a folder by a rename. A store such as `gs://` has no rename: the folder is written on this
+machine and copied, and a marker file is written last. Without the marker the folder counts as unfinished.
+Orbax does not notice a flipped bit. The digests do, since they are taken from memory before writing.
 
-This is the second form of arrays on disk beside that of `flaxnets.store.weights`, and stays for two reasons.
-Runs that were begun with it must go on, so that its reader could not go away if checkpoints were written as
-one safetensors file. And the two are for different readers: weights are handed on, as one file that other
-programs read and that is mapped without a copy; a checkpoint is read by its own run alone, holds arrays of
-any tree (the optimizer's too) and is written in parallel by a thread while the run goes on.
+Arrays are stored in two forms, this one and that of `flaxnets.store.weights`, for two reasons. Runs that
+began with this form must be able to go on, so that its reader is needed in any case. And the uses differ:
+weights are handed on, as one file that other programs read and that is mapped without a copy. A checkpoint
+is read only by its own run, holds any tree of arrays (the optimizer's too), and a thread writes it in
+parallel while the run goes on.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ if TYPE_CHECKING:  # Orbax takes half a second to import: functions do, once the
 
 FORMAT = 'flaxnets-arrays'
 FORMAT_VERSION = 1
-UNFINISHED = '.orbax-checkpoint-tmp'  # in the name of what Orbax has not committed
-MARKER = 'commit_success.txt'  # in a store; Orbax's own name, from when it wrote there itself
+UNFINISHED = '.orbax-checkpoint-tmp'  # in the names of folders that Orbax has not finished
+MARKER = 'commit_success.txt'  # Orbax's own name, since earlier versions let Orbax write to stores
 
 
 class DamagedError(CheckpointError):
-    """A folder is incomplete, or holds other bytes than were written."""
+    """A folder is incomplete, or its bytes are not those that were written."""
 
 
 class Manifest(NamedTuple):
-    """What a folder says of itself.
+    """A folder's description of its content.
 
     Attributes:
-      facts: the caller's JSON object.
+      facts: the JSON object that `write` was given.
       arrays: shape, dtype and SHA-256 of every array, by name.
     """
 
@@ -81,18 +81,18 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Names with slashes back to dicts in dicts."""
+    """Arrays by name, such as 'params/conv1/kernel', as dicts in dicts."""
     tree: dict[str, Any] = traverse_util.unflatten_dict(dict(leaves), sep='/')
     return tree
 
 
 def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Writes a folder that does not exist yet, whole or not at all. Works in any thread.
+    """Writes a new folder, whole or not at all. Works in any thread.
 
-    In a job of several processes only the one that calls this writes; the others are not waited for.
+    In a job of several processes only the one that calls this writes, without waiting for the others.
 
     Args:
-      directory: the folder; `gs://` too.
+      directory: the folder, which does not exist yet; may be in a bucket (`gs://`).
       arrays: at least one NumPy array, by name.
       facts: a JSON object to keep with them.
 
@@ -108,7 +108,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
         'facts': dict(facts),
         'arrays': describe_all(arrays),
     }
-    # Orbax has no empty arrays; the manifest alone brings them back.
+    # Orbax cannot store empty arrays; reading makes them from the manifest.
     stored = nested({name: np.asarray(array) for name, array in arrays.items() if array.size})
     document = {'sha256': _sha256(manifest), 'manifest': manifest}
     parts = ocp.args.Composite(arrays=ocp.args.PyTreeSave(stored), manifest=ocp.args.JsonSave(document))
@@ -119,7 +119,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
                 here = Path(temporary) / 'arrays'
                 _write_here(here, parts, size)
                 names = {file.relative_to(here).as_posix() for file in here.rglob('*') if file.is_file()}
-                # Orbax puts a marker of its own there: among the others it would be in the store before them.
+                # Orbax wrote a marker too. Uploaded with the others, it might be in the store before them.
                 path.upload(here, sorted(names - {MARKER}))
             (path / MARKER).write_text('all of it is here\n')
         else:
@@ -130,7 +130,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
 
 
 def _write_here(path: Path, parts: ocp.args.Composite, size: int) -> None:
-    """Writes a folder of this machine. Raises: OSError: in one line; nothing is left."""
+    """Writes a folder on this machine. If it raises an OSError (of one line), nothing of it is left."""
     try:
         _check_space(path.parent, size)
         _by_orbax(lambda checkpointer: checkpointer.save(path, args=parts))
@@ -140,7 +140,7 @@ def _write_here(path: Path, parts: ocp.args.Composite, size: int) -> None:
 
 
 def is_committed(directory: str | os.PathLike[str]) -> bool:
-    """Whether a folder was written to its end, as far as its outside shows."""
+    """Whether a folder was finished. Its content is not read."""
     path = place(directory)
     if isinstance(path, StorePath):
         return (path / MARKER).is_file()
@@ -152,7 +152,7 @@ def is_committed(directory: str | os.PathLike[str]) -> bool:
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
-    """What a folder says that it holds, the manifest's own digest checked; no array is read.
+    """Reads the manifest of a folder and checks its digest. No array is read.
 
     Raises:
       DamagedError: the folder is incomplete, or the manifest is not the one that was written.
@@ -184,12 +184,14 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
 def read(
     directory: str | os.PathLike[str], names: Collection[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The facts of a folder and its arrays, nested, every digest checked.
+    """Reads a folder and checks every digest.
 
     Args:
-      directory: what `write` wrote.
-      names: first parts of the names of those to read, as 'params', 'batch_stats'; None reads all. Lists
-        and tuples come back as dicts with keys '0', '1', ...
+      directory: a folder that `write` wrote.
+      names: which arrays to read, by the first part of their names ('params', 'batch_stats'); None reads all.
+
+    Returns:
+      The facts, and the arrays as dicts in dicts. Lists and tuples have become dicts with keys '0', '1', ...
 
     Raises:
       DamagedError: an array is missing, or is not the one that was written.
@@ -211,12 +213,12 @@ def read(
 def read_arrays(
     directory: str | os.PathLike[str], entries: Mapping[str, Mapping[str, Any]], inner: str = 'arrays'
 ) -> dict[str, np.ndarray]:
-    """Some or all of the arrays of a manifest, by name, digests checked.
+    """Reads arrays of a folder, by name, and checks their digests.
 
     Args:
-      directory: what `write` wrote, or another folder of Orbax's.
-      entries: shape, dtype and SHA-256 of each array that is wanted, by name.
-      inner: name of the folder in it that holds the arrays.
+      directory: a folder that `write` wrote, or another Orbax checkpoint.
+      entries: shape, dtype and SHA-256 of each array to read, by name.
+      inner: name of the folder inside that holds the arrays.
 
     Raises:
       DamagedError: an array is missing, or is not the one that was written.
@@ -246,7 +248,7 @@ def read_arrays(
 
 @contextlib.contextmanager
 def _here(path: Path | StorePath) -> Iterator[Path]:
-    """The folder, or for as long as the block takes a copy of it on this machine."""
+    """The folder, or a copy of it on this machine that exists until the block ends."""
     if isinstance(path, Path):
         yield path
         return
@@ -258,7 +260,7 @@ def _here(path: Path | StorePath) -> Iterator[Path]:
 
 
 def remove(path: Path | StorePath) -> None:
-    """Removes a folder if it is there; what cannot be removed stays, and is then no folder of arrays."""
+    """Removes a folder if it exists. In a store its marker goes first: what remains counts as unfinished."""
     if isinstance(path, Path):
         shutil.rmtree(path, ignore_errors=True)
         return
@@ -268,10 +270,10 @@ def remove(path: Path | StorePath) -> None:
 
 
 def move(path: Path | StorePath, target: Path | StorePath) -> None:
-    """Renames a folder. In a store it is copied first: one of the two is always there, whole.
+    """Renames a folder. In a store it is copied first, so that one of the two is always there and whole.
 
     Raises:
-      OSError: it cannot be.
+      OSError: it cannot be renamed.
     """
     if isinstance(path, Path):
         path.rename(target)
@@ -280,15 +282,15 @@ def move(path: Path | StorePath, target: Path | StorePath) -> None:
     names = path.files()
     path.copy_files([name for name in names if name != MARKER], target)
     path.copy_files([name for name in names if name == MARKER], target)
-    (path / MARKER).unlink(missing_ok=True)  # an error here is told: with it the old one would still count
+    (path / MARKER).unlink(missing_ok=True)  # raises errors: with its marker the old one would still count
     remove(path)
 
 
 class quiet:
-    """Silences what Orbax says of failures beside raising them: pages of tracebacks, in logs and threads."""
+    """Silences the pages of tracebacks that Orbax logs and prints from threads, besides raising errors."""
 
     def __enter__(self) -> quiet:
-        # One filter each: two threads that set a level and put the old one back would undo each other.
+        # A filter of its own for each use: threads that set and restore a level would undo each other's.
         self.silence = lambda record: False
         for name in ('absl', 'asyncio'):
             logging.getLogger(name).addFilter(self.silence)
@@ -297,7 +299,7 @@ class quiet:
         return self
 
     def _unraisable(self, event: Any) -> None:
-        if str(event.exc_value) != 'Event loop is closed':  # TensorStore's threads after a failure
+        if str(event.exc_value) != 'Event loop is closed':  # raised in TensorStore's threads after a failure
             self.hook(event)
 
     def __exit__(self, *_: object) -> None:
@@ -308,7 +310,7 @@ class quiet:
 
 
 def this_process() -> ocp.options.MultiprocessingOptions:
-    """This process by itself, whatever the others of the job do."""
+    """Options with which Orbax works in this process alone, without the others of the job."""
     import orbax.checkpoint as ocp
 
     me = jax.process_index()
@@ -318,7 +320,7 @@ def this_process() -> ocp.options.MultiprocessingOptions:
 
 
 def _by_orbax(action: Callable[[ocp.Checkpointer], Any], inner: str = 'arrays') -> Any:
-    """What `action` returns. Raises: OSError: in one line, whatever Orbax and TensorStore raised."""
+    """Runs `action` with a checkpointer. Raises errors of Orbax or TensorStore as an OSError of one line."""
     import orbax.checkpoint as ocp
 
     with quiet():
@@ -326,7 +328,7 @@ def _by_orbax(action: Callable[[ocp.Checkpointer], Any], inner: str = 'arrays') 
             with ocp.Checkpointer(_handler(inner), multiprocessing_options=this_process()) as checkpointer:
                 return action(checkpointer)
         except Exception as error:  # of many kinds; ValueError for a full disk
-            # TensorStore's other tasks fail too, unasked, and asyncio logs that whenever they are collected.
+            # TensorStore's other tasks fail too, and asyncio logs that when they are garbage-collected.
             logging.getLogger('asyncio').addFilter(_is_not_tensorstores)
             reason = _reason(error)
         gc.collect()  # now that `error` is gone
@@ -345,7 +347,7 @@ def _handler(inner: str) -> ocp.CompositeCheckpointHandler:
     import orbax.checkpoint as ocp
 
     alone = this_process()
-    # Uncompressed: weights are noise to a compressor, which takes a third of the time for 8 percent.
+    # Uncompressed: compression takes a third of the time and saves only 8 percent.
     of_arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     return ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
@@ -355,7 +357,7 @@ def _handler(inner: str) -> ocp.CompositeCheckpointHandler:
 
 
 def _check_space(path: Path, needed: int) -> None:
-    """Asked beforehand: a disk that fills up later fails later, with a part of the folder written."""
+    """Fails before anything is written, rather than with a part of the folder written."""
     free = shutil.disk_usage(path).free
     if free < needed:
         raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
@@ -366,6 +368,6 @@ def _sha256(manifest: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The last and most telling part of TensorStore's chains: '...: Failed writing: "/path": No space'."""
+    """The useful part of TensorStore's messages, such as 'No space' of '...: Failed: "/path": No space'."""
     text = str(error).partition('\n')[0].partition(' [')[0].rpartition('": ')[2]
     return text or type(error).__name__

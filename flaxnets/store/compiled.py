@@ -1,4 +1,4 @@
-"""Where JAX keeps compiled programs, so that the next start has them: the commands' compilation cache."""
+"""The commands' compilation cache, in which JAX keeps compiled programs for the next start."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from .home import home
 
 
 def keep_compiled(*, on_cpus: bool) -> None:
-    """Lets JAX keep what it compiles below `home()`, unless the user has said where, or that it shall not.
+    """Lets JAX keep compiled programs below `home()`, unless the user has set or disabled JAX's cache.
 
     Args:
-      on_cpus: also programs for CPUs. Those of inference are small and take long to compile. Those of
-        training are not kept: to write large ones has crashed XLA (jaxlib 0.10.2), and a run compiles once.
+      on_cpus: keep programs for CPUs too. Inference does: its programs are small and take long to compile.
+        Training does not: writing large ones has crashed XLA (jaxlib 0.10.2), and a run compiles only once.
     """
     settings: Any = jax.config
     chosen = 'JAX_COMPILATION_CACHE_DIR' in os.environ or settings.jax_compilation_cache_dir
@@ -28,13 +28,14 @@ def keep_compiled(*, on_cpus: bool) -> None:
     if jax.default_backend() == 'cpu':
         if not on_cpus:
             return
-        # A program for another processor ends with an illegal instruction, and homes are shared by hosts.
+        # A program compiled for another processor can crash on an illegal instruction, and hosts may share
+        # a home.
         folder /= f'cpu-{_processor()}'
     jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
 def _processor() -> str:
-    """The same for processors with the same instructions."""
+    """A short name that is the same for processors with the same instruction set."""
     try:
         lines = Path('/proc/cpuinfo').read_text().splitlines()
         said = next(line for line in lines if line.startswith(('flags', 'Features')))

@@ -1,4 +1,4 @@
-"""What an array is, to the bit: its shape, dtype and the SHA-256 of its bytes."""
+"""Describes an array exactly: by its shape, its dtype and the SHA-256 of its bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Description = dict[str, Any]  # {'shape': [2048, 1000], 'dtype': 'float32', 'sha
 
 
 def describe(array: Any) -> Description:
-    """An array's description; the digest is of its bytes in C order."""
+    """An array's description. The digest is of its bytes in C order, little-endian."""
     return _prepare(array)[1]
 
 
@@ -27,8 +27,8 @@ def describe_all(arrays: Mapping[str, Any]) -> dict[str, Description]:
 def prepared(arrays: Iterable[Any]) -> Iterator[tuple[np.ndarray, Description]]:
     """Each array in C order and little-endian, and its description.
 
-    Copying and hashing go on in threads, a few arrays ahead of whoever writes them: both leave the
-    interpreter to others, and no more than a few copies are ever in memory.
+    Threads copy and hash a few arrays ahead of the caller. Both release Python's global lock, and never more
+    than a few copies are in memory.
     """
     threads = min(8, os.cpu_count() or 1)
     waiting: deque[Future[tuple[np.ndarray, Description]]] = deque()

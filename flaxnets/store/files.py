@@ -1,4 +1,4 @@
-"""Files as this package reads and writes them: mapped, not copied; written whole or not at all."""
+"""Reads and writes files: they are mapped rather than copied, and written whole or not at all."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LOOKALIKES = (
 
 
 def lookalike(data: mmap.mmap) -> str:
-    """What a file that is not what it was taken for seems to be, in words."""
+    """Says, for an error message, what a file that is not of the expected kind seems to be."""
     head = data[:512].lstrip(b'\xef\xbb\xbf \t\r\n')
     seems = (meaning for start, meaning in _LOOKALIKES if head.startswith(start))
     return next(seems, f'it starts with {shown(data[:16])}')
 
 
 def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
-    """The whole file, mapped read-only.
+    """Maps a whole file into memory, read-only.
 
     Raises:
       CheckpointError: no such file, not a regular one, empty, or not readable.
@@ -61,10 +61,10 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
-    """Checks, before long work, that a file could stand at `path`.
+    """Checks, before long work, that a file could be written to `path`.
 
     Raises:
-      FlaxnetsError: there is a folder of that name, or no folder for it.
+      FlaxnetsError: `path` is a folder, or its parent folder does not exist.
     """
     if Path(path).is_dir():
         raise FlaxnetsError(f'{path}: is a folder; give the name of a file')
@@ -74,9 +74,9 @@ def check_place(path: str | os.PathLike[str]) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file to write in place of `path`, which it becomes once the block has ended and all is on disk.
+    """A temporary file to write to, which replaces `path` once the block has ended and all is on disk.
 
-    Whatever ends the block early, `path` stays as it was and nothing is left beside it.
+    If an error ends the block, `path` stays as it was and the temporary file is removed.
 
     Raises:
       FlaxnetsError: the file cannot be written (no such directory, no space left).
@@ -98,10 +98,10 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder to fill in place of `path`, which it becomes once the block has ended.
+    """A temporary folder to fill, which replaces `path` once the block has ended.
 
-    Whatever ends the block early, `path` stays as it was and nothing is left beside it. A folder cannot take
-    the name of another: for a moment between two renamings there is none.
+    If an error ends the block, `path` stays as it was and the temporary folder is removed. A folder cannot be
+    renamed onto another one: for a moment, between two renames, there is none at `path`.
 
     Raises:
       CheckpointError: the folder cannot be written (no space left, no permission).
@@ -125,7 +125,7 @@ def folder_written_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _replace(directory: Path, work: Path) -> None:
-    old = work.with_suffix('.old')  # all that there is until the new one has its name
+    old = work.with_suffix('.old')  # the only complete folder until the new one is renamed
     if directory.exists():
         directory.rename(old)
     try:
@@ -139,7 +139,7 @@ def _replace(directory: Path, work: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Makes a renaming survive a power cut, where the system can."""
+    """Makes a rename survive a power cut, on systems that can do so."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY)
         try:
@@ -149,17 +149,17 @@ def sync_directory(directory: Path) -> None:
 
 
 def work_path(target: Path) -> Path:
-    """A hidden name beside `target`, in the same file system, that nothing has.
+    """A new hidden path beside `target`, in the same file system.
 
-    What killed runs of this machine left for the same target is removed first; a run that lives, here or
-    on another host of a shared file system, keeps its own.
+    First removes what killed processes of this machine left there for the same target. Files of processes
+    that still run, or that are of another host of a shared file system, stay.
     """
     remove_left(target, '.part')
     return target.with_name(f'{_prefix(target)}{os.getpid()}.{secrets.token_hex(4)}.part')
 
 
 def remove_left(target: Path, suffix: str) -> None:
-    """Removes what killed runs of this machine left beside `target` in work paths of this suffix."""
+    """Removes files of this suffix that killed processes of this machine left beside `target`."""
     prefix = _prefix(target)
     for left in target.parent.glob(f'{glob.escape(prefix)}*{suffix}'):
         pid = left.name.removeprefix(prefix).partition('.')[0]
@@ -172,7 +172,7 @@ def _prefix(target: Path) -> str:
 
 
 def remove(path: Path) -> None:
-    """Removes a file or a folder, if it is there and can be."""
+    """Removes a file or a folder, if it exists and can be removed."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -181,11 +181,11 @@ def remove(path: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is a process of this number on this machine."""
+    """Whether a process of this number runs on this machine."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # another user's
+    except OSError:  # not permitted: the process is another user's
         return True
     return True

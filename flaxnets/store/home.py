@@ -1,4 +1,4 @@
-"""Where flaxnets keeps what it fetched or made and can make again: one folder for all of it."""
+"""The one folder in which flaxnets keeps what it can download or make again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from pathlib import Path
 
 
 def home() -> Path:
-    """The folder below which flaxnets keeps downloads, converted weights and compiled programs.
+    """The folder in which flaxnets keeps downloads, converted weights and compiled programs.
 
-    `FLAXNETS_HOME`, in which `~` stands for the user's own folder; without it `flaxnets` in `XDG_CACHE_HOME`,
-    if that is an absolute path (the XDG specification wants others ignored), or in `~/.cache`.
+    It is `FLAXNETS_HOME` if that is set; `~` in it means the user's home. Otherwise it is `flaxnets` in
+    `XDG_CACHE_HOME`, or in `~/.cache` if that is not set or, as the XDG specification wants it, if it is not
+    an absolute path.
     """
     if named := os.environ.get('FLAXNETS_HOME'):
         return Path(named).expanduser().absolute()

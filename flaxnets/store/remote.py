@@ -1,7 +1,7 @@
-"""Object stores such as `gs://`, for the few things that this project asks of them, by way of fsspec.
+"""Paths in object stores such as `gs://`, with the few operations that this project needs, through fsspec.
 
-A store keeps whole objects under names. An object is there when all of it is, and a new one takes the place
-of an old one at once; but there are no folders, and nothing can be renamed, appended to or locked.
+A store keeps objects under names. An object appears, or replaces an older one, only as a whole. There are no
+folders, and nothing can be renamed, appended to or locked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import fsspec
 
 from ..errors import FlaxnetsError
 
-# What each kind of store needs; fsspec has 'memory' itself, for tests.
+# The package that each kind of store needs; 'memory' is fsspec's own, for tests.
 PACKAGES = {
     'gs': 'gcsfs',
     'gcs': 'gcsfs',
@@ -39,12 +39,12 @@ LOGIN = {
     's3fs': '`aws configure`, or the rights of the account',
     'adlfs': 'AZURE_STORAGE_ACCOUNT_NAME and `az login`, or the rights of the account',
 }
-REQUEST_SECONDS = 120.0  # without an answer: then a request is made again
-TRANSFERS = 8  # files of a folder that are copied at a time
+REQUEST_SECONDS = 120.0  # after so long without an answer a request is repeated
+TRANSFERS = 8  # how many files of a folder are copied at a time
 
 
 class StoreError(FlaxnetsError, OSError):
-    """A store cannot be reached, or does not do what it is asked; `strerror` is the reason alone."""
+    """A store cannot be reached, or refuses a request. `strerror` is the reason without the path."""
 
     def __init__(self, where: str, reason: str) -> None:
         super().__init__(f'{where}: {reason}')
@@ -52,10 +52,10 @@ class StoreError(FlaxnetsError, OSError):
 
 
 def names_store(path: str | os.PathLike[str]) -> bool:
-    """Whether a path begins as one of an object store does.
+    """Whether a path is in an object store, by how it begins.
 
     Raises:
-      FlaxnetsError: it does, but has not two slashes and a bucket behind that.
+      FlaxnetsError: it begins with a store's scheme, but without two slashes and a bucket after that.
     """
     text = os.fspath(path)
     scheme, colon, rest = text.partition(':')
@@ -68,10 +68,10 @@ def names_store(path: str | os.PathLike[str]) -> bool:
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is in an object store, and not one of this machine.
+    """Whether a path is in an object store rather than on this machine.
 
     Raises:
-      FlaxnetsError: it is a URL of another kind, or none that is whole.
+      FlaxnetsError: it is a URL of another kind, or one without a bucket.
     """
     if names_store(path):
         return True
@@ -82,9 +82,9 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 class StorePath:
-    """A name in a store, with what of `pathlib.Path` there is use for. Any thread may use it.
+    """A path in a store, with those methods of `pathlib.Path` that are needed. Any thread may use it.
 
-    All raise `FileNotFoundError` where there is nothing, and `StoreError` for whatever else goes wrong.
+    Methods raise `FileNotFoundError` if there is no object, and `StoreError` for all other failures.
     """
 
     def __init__(self, url: str | os.PathLike[str]) -> None:
@@ -129,7 +129,7 @@ class StorePath:
 
     def is_file(self) -> bool:
         """Whether there is an object of this name."""
-        try:  # fsspec's own `isfile` takes whatever goes wrong for "there is none"
+        try:  # fsspec's own `isfile` returns False for any error
             with _plainly(self._url):
                 return bool(filesystem(self._url).info(self._url)['type'] == 'file')
         except FileNotFoundError:
@@ -144,14 +144,14 @@ class StorePath:
         return self.is_file() or self.is_dir()
 
     def iterdir(self) -> list[StorePath]:
-        """What lies directly below, by name; nothing if there is nothing."""
+        """The paths directly below this one, in the order of their names."""
         return [self / name for name, _ in self.entries()]
 
     def entries(self) -> list[tuple[str, dict[str, Any]]]:
-        """The names directly below, and what fsspec says of each ('type', 'size'), in the order of names.
+        """The names directly below, in order, each with fsspec's entry for it ('type', 'size').
 
         Raises:
-          StoreError: also if there is no such bucket.
+          StoreError: the store fails, or there is no such bucket.
         """
         try:
             with _plainly(self._url):
@@ -161,27 +161,27 @@ class StorePath:
             return []
         own = self._inner()
         named = {entry['name'].strip('/'): entry for entry in found}
-        # An object itself is listed as its own content, a folder made in a web console too.
+        # fsspec lists an object as its own content, and so it does a folder made in a web console.
         return sorted((posixpath.basename(name), entry) for name, entry in named.items() if name != own)
 
     def glob(self, pattern: str) -> list[StorePath]:
-        """What lies directly below and fits a pattern."""
+        """The paths directly below whose names match a pattern."""
         return [path for path in self.iterdir() if fnmatchcase(path.name, pattern)]
 
     def matching(self) -> list[str]:
-        """The objects whose names fit this one as a pattern, with * (within a folder), **, ? and [...]."""
+        """The objects that match this path as a pattern, with * (within a folder), **, ? and [...]."""
         with _plainly(self._url):
             found = filesystem(self._url).glob(self._url, detail=True)
         names = [name.lstrip('/') for name, entry in found.items() if entry['type'] == 'file']
         return sorted(f'{self._url.partition("://")[0]}://{name}' for name in names)
 
     def size(self) -> int:
-        """Bytes of an object."""
+        """Size of an object in bytes."""
         with _plainly(self._url):
             return int(filesystem(self._url).info(self._url)['size'])
 
     def files(self) -> dict[str, int]:
-        """All objects below, by what their names have beyond this one's, and their sizes in bytes."""
+        """The sizes in bytes of all objects below this path, by their names relative to it."""
         try:
             with _plainly(self._url):
                 found = filesystem(self._url).find(self._url, detail=True)
@@ -202,7 +202,7 @@ class StorePath:
             return bytes(filesystem(self._url).cat_file(self._url, start, end))
 
     def read_parts(self, start: int, end: int, size: int) -> bytes:
-        """The bytes of an object from `start` to `end`, in requests for `size` of them, made side by side."""
+        """The bytes of an object from `start` up to `end`, in parallel requests for `size` bytes each."""
         starts = list(range(start, end, size))
         ends = [min(at + size, end) for at in starts]
         with _plainly(self._url):
@@ -214,7 +214,7 @@ class StorePath:
         return self.read_bytes().decode()
 
     def write_bytes(self, data: bytes) -> None:
-        """Puts an object in place of what has its name, whole or not at all."""
+        """Writes an object, or replaces the one of this name, whole or not at all."""
         with self._writing():
             filesystem(self._url).pipe_file(self._url, data)
 
@@ -222,10 +222,10 @@ class StorePath:
         self.write_bytes(text.encode())
 
     def create(self, data: bytes) -> None:
-        """Puts an object where there is none.
+        """Writes an object that does not exist yet.
 
         Raises:
-          FileExistsError: there is one.
+          FileExistsError: there is an object of this name.
         """
         with self._writing():
             filesystem(self._url).pipe_file(self._url, data, mode='create')
@@ -239,28 +239,28 @@ class StorePath:
                 raise
 
     def remove_files(self, names: Collection[str]) -> None:
-        """Removes objects below, by what their names have beyond this one's."""
+        """Removes objects below this path, by their names relative to it."""
         if names:
             with _plainly(self._url):
                 remove = filesystem(self._url).rm_file
                 _side_by_side([partial(remove, f'{self._url}/{name}') for name in names])
 
     def copy_files(self, names: Collection[str], target: StorePath) -> None:
-        """Copies objects below this name to below another one, within the store."""
+        """Copies objects below this path to the same names below `target`, within the store."""
         if names:
             with _plainly(self._url):
                 copy = filesystem(self._url).cp_file
                 _side_by_side([partial(copy, f'{self._url}/{n}', f'{target._url}/{n}') for n in names])
 
     def upload(self, source: Path, names: Collection[str]) -> None:
-        """Copies files below a folder of this machine to objects below this name."""
+        """Copies files below a folder of this machine to the same names below this path."""
         if names:
             with self._writing():
                 put = filesystem(self._url).put_file
                 _side_by_side([partial(put, f'{source}/{name}', f'{self._url}/{name}') for name in names])
 
     def download(self, target: Path, names: Collection[str]) -> None:
-        """Copies objects below this name to files below a folder of this machine."""
+        """Copies objects below this path to the same names below a folder of this machine."""
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
         if names:
@@ -270,7 +270,7 @@ class StorePath:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Only a bucket can be missing where something is written."""
+        """Turns "not found" into an error about the bucket: nothing else can be missing when one writes."""
         try:
             with _plainly(self._url):
                 yield
@@ -296,10 +296,10 @@ class StorePath:
 
 
 def filesystem(url: str) -> Any:
-    """fsspec's file system of a URL; lists are asked for each time, since others write there too.
+    """fsspec's file system for a URL. It caches no listings, since others write to the store too.
 
     Raises:
-      StoreError: a package is missing, and which; or its settings are not enough.
+      StoreError: a package is missing, or its settings are incomplete.
     """
     return _filesystem(url.partition('://')[0])
 
@@ -307,17 +307,17 @@ def filesystem(url: str) -> Any:
 @functools.cache
 def _filesystem(scheme: str) -> Any:
     package = PACKAGES[scheme]
-    # They log what they raise too, with pages of tracebacks.
+    # These packages also log the errors that they raise, with pages of tracebacks.
     logging.getLogger(package).setLevel(logging.CRITICAL)
     options: dict[str, Any] = {'use_listings_cache': False}
     try:
         if package == 'gcsfs':
-            # Not the class that fsspec takes, which asks of every bucket for its kind, by another protocol.
+            # fsspec's default class asks for every bucket's type, by another protocol.
             from gcsfs.core import GCSFileSystem, UnclosableBytesIO
 
             class Streaming(GCSFileSystem):  # type: ignore[misc]
                 async def _call(self, *args: Any, data: Any = None, **kwargs: Any) -> Any:
-                    # aiohttp warns of large bytes: sending them at once holds all other requests up.
+                    # A stream, since large bytes sent at once would hold up all other requests.
                     stream = UnclosableBytesIO(data) if isinstance(data, (bytes, memoryview)) else data
                     return await super()._call(*args, data=stream, **kwargs)
 
@@ -331,10 +331,10 @@ def _filesystem(scheme: str) -> Any:
 
 
 def _side_by_side(calls: Sequence[Callable[[], object]]) -> None:
-    """Makes all calls, several at a time; once all have ended, raises the first error.
+    """Makes all calls, several at a time, and raises the first error only once all have ended.
 
-    fsspec's own transfers of many files raise it while others are under way: those would still write when
-    what was written has been removed, and an older state put back in its place.
+    fsspec's own transfers of many files raise an error while other files are still being written. These
+    would be written even after the caller has cleaned up.
     """
     with ThreadPoolExecutor(TRANSFERS, thread_name_prefix='transfers') as pool:
         running = [pool.submit(call) for call in calls]
@@ -344,7 +344,7 @@ def _side_by_side(calls: Sequence[Callable[[], object]]) -> None:
 
 @contextlib.contextmanager
 def _plainly(url: str) -> Iterator[None]:
-    """Whatever a package raises as a `StoreError` of one line, but for what is missing or there already."""
+    """Turns a package's errors into a `StoreError` of one line, but not "not found" and "exists"."""
     try:
         yield
     except (FlaxnetsError, FileExistsError):
@@ -366,16 +366,18 @@ def _reason(error: Exception, package: str) -> str:
 
 
 def place(path: str | os.PathLike[str]) -> Path | StorePath:
-    """A path of this machine, made absolute, or of a store."""
+    """A path in a store, or an absolute path of this machine."""
     return StorePath(path) if is_remote(path) else Path(os.path.abspath(path))
 
 
 @contextlib.contextmanager
 def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder of this machine to write into: `directory` itself, or one that is copied there at the end.
+    """A folder of this machine to write to: `directory` itself, or one that is copied to it at the end.
+
+    If the block raises an error, nothing is copied.
 
     Raises:
-      StoreError: it cannot be copied. Nothing is, if the block raises.
+      StoreError: the folder cannot be copied.
     """
     if not is_remote(directory):
         yield Path(directory)

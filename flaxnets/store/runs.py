@@ -1,4 +1,4 @@
-"""The weights in a training run's checkpoints, for whoever has no use for the rest of them.
+"""Reads the weights, and nothing else, from the checkpoints of a training run.
 
 WORKDIR/checkpoints/STEP/   what `train.run.checkpoints` writes, in the form of `flaxnets.store.arrays`
 """
@@ -24,8 +24,8 @@ class Checkpoint:
     """The weights of one step of a run.
 
     Attributes:
-      step: updates done.
-      config: what they are.
+      step: how many updates the run had done.
+      config: describes the weights.
       variables: {'params': ..., 'batch_stats': ...}, NumPy arrays.
       averaged: whether these are the run's moving averages.
     """
@@ -37,7 +37,7 @@ class Checkpoint:
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a run's workdir, its folder of checkpoints, or one of these."""
+    """Whether a path is a run's workdir, its folder of checkpoints, or a checkpoint."""
     try:
         find(path)
     except CheckpointError:
@@ -53,7 +53,7 @@ def find(path: str | os.PathLike[str], which: str = 'last') -> str:
       which: 'last', 'best' (by the accuracy of its evaluation) or a step.
 
     Raises:
-      CheckpointError: there is no such checkpoint; those that there are are named.
+      CheckpointError: there is no such checkpoint; the message names those that exist.
     """
     folder = place(path)
     if arrays.is_committed(folder) and (folder / 'manifest').exists():
@@ -76,7 +76,7 @@ def find(path: str | os.PathLike[str], which: str = 'last') -> str:
 
 
 def read_config(path: str | os.PathLike[str], which: str = 'last') -> Config:
-    """What the weights of a checkpoint are, without reading them.
+    """Describes the weights of a checkpoint without reading them.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
@@ -86,7 +86,7 @@ def read_config(path: str | os.PathLike[str], which: str = 'last') -> Config:
 
 
 def _facts(folder: str) -> tuple[Config, int]:
-    """What a checkpoint holds the weights of, and the step that it is of."""
+    """The description of a checkpoint's weights, and its step."""
     facts = arrays.read_manifest(folder).facts
     try:
         return config_from_json(facts['meta']['config']), int(facts['step'])
@@ -95,11 +95,11 @@ def _facts(folder: str) -> tuple[Config, int]:
 
 
 def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True) -> Checkpoint:
-    """The weights of a checkpoint, every digest checked.
+    """Reads the weights of a checkpoint and checks every digest.
 
     Args:
-      path, which: as of `find`.
-      ema: the moving averages, if the run kept them; False takes what was trained.
+      path, which: as in `find`.
+      ema: take the moving averages, if the run kept them; False takes the trained weights.
 
     Raises:
       CheckpointError: there is no such checkpoint, or it is damaged.
@@ -116,16 +116,19 @@ def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True)
 
 @contextlib.contextmanager
 def fetched(source: str | os.PathLike[str]) -> Iterator[Path]:
-    """Weights that lie in a store such as `gs://`, on this machine for as long as the block takes.
+    """Copies weights from a store such as `gs://` to this machine, until the block ends.
+
+    Errors of the block name the source in place of the copy.
 
     Args:
-      source: a file, a folder whose files lie directly in it, or what `find` takes.
+      source: a file, a folder with files directly in it, or a path that `find` takes.
 
     Returns:
-      A path of the same name, with what is of use there. What is mapped from it stays.
+      The copy, a path of the same name. Of a run it has only the last checkpoint. Arrays that are mapped from
+      it stay valid after the block.
 
     Raises:
-      CheckpointError: there is nothing of that kind. Errors of the block name the source.
+      CheckpointError: there is no such file, folder or checkpoint.
     """
     path = StorePath(source)
     with tempfile.TemporaryDirectory() as temporary:

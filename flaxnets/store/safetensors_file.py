@@ -1,8 +1,8 @@
 """Reads and writes safetensors files without the `safetensors` package.
 
-A file is the length of its header (8 bytes, little-endian), the header (JSON: name -> dtype, shape and
-span of bytes, and texts under `__metadata__`), and the tensors, one after the other without a gap. The
-format has no checksum: compare the file with its published SHA-256.
+A file has three parts: the length of its header (8 bytes, little-endian); the header, JSON that gives the
+dtype, shape and byte range of each tensor by name, and texts under `__metadata__`; and the tensors, one after
+the other without a gap. The format has no checksum: compare the file with its published SHA-256.
 https://huggingface.co/docs/safetensors
 """
 
@@ -25,7 +25,7 @@ from ..words import some
 from .digest import Description, prepared
 from .files import lookalike, map_file, written_whole
 
-# In the order in which the safetensors package lays tensors out, so that all of them are aligned.
+# In the order in which the safetensors package writes tensors, so that all of them are aligned.
 DTYPES: dict[str, np.dtype[Any]] = {
     'I64': np.dtype('<i8'),
     'F64': np.dtype('<f8'),
@@ -49,7 +49,7 @@ _MAX_COMMAS = 1_000_000
 
 @dataclass(frozen=True)
 class _Entry:
-    """One tensor as the header has it; `begin` and `end` count bytes after the header."""
+    """One tensor as the header describes it; `begin` and `end` count bytes after the header."""
 
     name: str
     dtype: np.dtype[Any]
@@ -59,7 +59,7 @@ class _Entry:
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors and the metadata of a safetensors file.
+    """Reads the tensors and the metadata of a safetensors file.
 
     Args:
       path: the file.
@@ -69,9 +69,9 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
       views of the file, which must not be changed in place while they are in use.
 
     Raises:
-      CheckpointError: there is no such file; it is not a safetensors file, damaged or truncated; its
-        tensors overlap or leave bytes unused; a dtype that is not in `DTYPES`. The message names the
-        file, and the tensor if one is at fault.
+      CheckpointError: there is no such file; it is not a safetensors file, or is damaged or truncated; its
+        tensors overlap or leave bytes unused; a dtype is not in `DTYPES`. The message names the file, and
+        the tensor if one is at fault.
     """
     where = os.fsdecode(path)
     data = map_file(path)
@@ -89,15 +89,15 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray
 def write_safetensors(
     path: str | os.PathLike[str], tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> dict[str, Description]:
-    """Writes a safetensors file, whole or not at all, byte by byte as the safetensors package does.
+    """Writes a safetensors file, whole or not at all, with the same bytes as the safetensors package.
 
     Args:
-      path: the file to write, usually `.safetensors`. One that was there stays as it is until the new
-        one is complete and on the disk.
-      tensors: name -> array, of NumPy or JAX. Arrays of any layout and byte order; a few are copied at a
+      path: the file to write, usually `.safetensors`. An existing file stays as it is until the new one is
+        complete and on the disk.
+      tensors: name -> array of NumPy or JAX, in any memory layout and byte order. Only a few are copied at a
         time.
-      metadata: texts for `__metadata__`. transformers insists on a 'format', the library whose layouts
-        and names the tensors have: 'pt' or 'flax'.
+      metadata: texts for `__metadata__`. transformers needs a 'format', which says whose names and layouts
+        the tensors have: 'pt' or 'flax'.
 
     Returns:
       The description of each tensor (`flaxnets.store.digest.describe`), in the order of `tensors`.
@@ -115,7 +115,7 @@ def write_safetensors(
 def write_into(
     file: IO[bytes], tensors: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> dict[str, Description]:
-    """`write_safetensors` into an open file, for who sees to its being whole.
+    """`write_safetensors` into an open file. The caller makes sure that the file is written whole.
 
     Raises:
       OSError: it cannot be written.
@@ -142,7 +142,7 @@ def write_into(
 
 
 def _read_header(data: mmap.mmap, where: str) -> tuple[int, dict[str, Any]]:
-    """Where the tensors start, and the header, of which nothing but its being an object is checked."""
+    """Where the tensors start, and the header. It is checked only to be a JSON object of plausible size."""
     length = int.from_bytes(data[:8], 'little')
     start = 8 + length
     if len(data) < 8 or length > _MAX_HEADER or data[8:9] not in (b'{', b''):
@@ -150,7 +150,7 @@ def _read_header(data: mmap.mmap, where: str) -> tuple[int, dict[str, Any]]:
     if start > len(data):
         raise CheckpointError(f'{where}: truncated: its header alone has {length:,} bytes')
     raw = data[8:start]
-    # Counted before it is parsed: a header of nothing but commas would take gigabytes as objects.
+    # Counted before parsing, since a hostile header could take gigabytes as Python objects.
     if raw.count(b',') > _MAX_COMMAS:
         raise CheckpointError(f'{where}: its header describes far more than any net has')
     try:
@@ -212,7 +212,7 @@ def _entry(where: str, name: str, described: Any) -> _Entry:
 
 
 def _check_spans(where: str, entries: Iterable[_Entry], size: int) -> None:
-    """Every byte after the header belongs to exactly one tensor."""
+    """Checks that every byte after the header belongs to exactly one tensor."""
     position = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != position:
@@ -238,10 +238,10 @@ def _view(where: str, data: mmap.mmap, start: int, entry: _Entry) -> np.ndarray:
 
 
 def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
-    """Refuses what the format cannot hold.
+    """Checks that the format can hold tensors and metadata.
 
     Raises:
-      CheckpointError: every such name, dtype and text.
+      CheckpointError: it cannot; the message has every such name, dtype and text.
     """
     wrong = [
         f'{shown(name)} ({type(tensor).__name__}, {getattr(tensor, "dtype", "no dtype")})'
@@ -262,5 +262,5 @@ def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str,
 
 
 def _is_text(value: object) -> bool:
-    """A string that UTF-8 can hold."""
+    """Whether a value is a string that UTF-8 can hold."""
     return isinstance(value, str) and not any('\ud800' <= character <= '\udfff' for character in value)

@@ -1,13 +1,13 @@
-"""A directory of weights: written whole or not at all, self-describing, checked when opened.
+"""Reads and writes directories of weights, which describe themselves and are checked when read.
 
-    DIR/config.json            what the net is and how its images are prepared (`flaxnets.Config`)
+    DIR/config.json            the net and how its images are prepared (`flaxnets.Config`)
     DIR/certificate.json       where the weights came from, the versions that wrote them, what a
                                verification measured, shape, dtype and SHA-256 of every array
     DIR/variables.safetensors  the arrays, by names such as 'params/layer1/0/conv1/kernel'
 
-A safetensors file has no checksums. The certificate has one of every array, and each is checked when the
-directory is opened. The first versions wrote a folder `variables/` of Orbax's in place of the file; it is
-read too.
+A safetensors file has no checksums. The certificate has one for every array, and each is checked when the
+arrays are read. The first versions wrote an Orbax folder `variables/` in place of the file; it can still be
+read.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ class Source:
 
     Attributes:
       file: name of the file they were converted from, without its folder; None if they were made here.
-      sha256: of that file.
-      layout: whose tensor names the file had (`convert.names.layouts`).
-      notes: what was chosen, stripped, renamed or computed on the way, in words.
+      sha256: SHA-256 of that file.
+      layout: the publisher whose tensor names the file had (`convert.names.layouts`).
+      notes: what the conversion chose, stripped, renamed or computed, in words.
       num_batches_tracked: the step counters that torch keeps in every BatchNorm, by layer, so that they
         can be written back; None if the file had none.
     """
@@ -79,16 +79,19 @@ def save(
     """Writes a directory of weights.
 
     Args:
-      directory: does not exist yet, or is an earlier directory of weights and `overwrite` is True; `gs://`
-        too, where its files are replaced one by one.
+      directory: a path that does not exist yet, or an earlier directory of weights if `overwrite` is True.
+        May be in a bucket (`gs://`), where files are replaced one by one.
       variables: {'params': ..., 'batch_stats': ...} with NumPy or JAX arrays.
       config: describes them.
       source: where they came from.
       verification: what a comparison with PyTorch's net measured, for the certificate.
       overwrite: replace an earlier directory of weights once the new one is complete.
 
+    Returns:
+      The directory, as an absolute path.
+
     Raises:
-      CheckpointError: the directory exists (and what to do about it).
+      CheckpointError: the directory exists, or cannot be written.
     """
     check_target(directory, overwrite)
     if is_remote(directory):
@@ -111,17 +114,17 @@ def save(
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    """Asked beforehand: who converts many nets should not wait for the last one to fail."""
+    """Fails before anything is written: a disk that fills up should not end a long conversion late."""
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
 
 
 def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
-    """Refuses what `save` would not write to; for asking before long work.
+    """Checks, before long work, that `save` would write to this directory.
 
     Raises:
-      CheckpointError: the directory exists and is not to be, or must not be, overwritten.
+      CheckpointError: it exists, and `overwrite` is False or it is not a directory of weights.
     """
     directory = place(directory)
     if not directory.exists():
@@ -135,7 +138,7 @@ def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:
 
 
 def is_directory(path: str | os.PathLike[str]) -> bool:
-    """Whether `path` is a directory of weights that flaxnets wrote; whether it is sound is not asked."""
+    """Whether `path` is a directory of weights that flaxnets wrote. Damage is not looked for."""
     try:
         return _read_json(place(path) / 'config.json').get('format') == FORMAT
     except (CheckpointError, AttributeError):
@@ -145,7 +148,7 @@ def is_directory(path: str | os.PathLike[str]) -> bool:
 def certificate(
     source: Source, arrays: Mapping[str, Description], verification: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a certificate says; `arrays` are described by `flaxnets.store.digest`, by name."""
+    """The content of a certificate. `arrays` has the description (`flaxnets.store.digest`) of each array."""
     return {
         'source': dataclasses.asdict(source),
         'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
@@ -155,7 +158,7 @@ def certificate(
 
 
 def read_config(directory: str | os.PathLike[str]) -> Config:
-    """What the net of a directory of weights is, without reading the weights.
+    """Describes the net of a directory of weights without reading the arrays.
 
     Raises:
       CheckpointError: not a directory of weights, or written by a later flaxnets.
@@ -193,10 +196,13 @@ def read_source(directory: str | os.PathLike[str]) -> Source:
 
 
 def read_variables(directory: str | os.PathLike[str]) -> Variables:
-    """The arrays of a directory of weights: read-only views of its file, every digest checked.
+    """Reads the arrays of a directory of weights and checks every digest.
+
+    Returns:
+      {'params': ..., 'batch_stats': ...}, with read-only views of the file.
 
     Raises:
-      CheckpointError: missing files, or arrays that are not the ones that were written, all named.
+      CheckpointError: a file is missing, or arrays are not those that were written (the message names them).
     """
     directory = Path(directory)
     path, file = directory / 'certificate.json', directory / ARRAYS
@@ -227,24 +233,24 @@ def read_variables(directory: str | os.PathLike[str]) -> Variables:
 
 
 def merge(variables: Variables, model: ResNet, *, seed: int = 0) -> Variables:
-    """Weights fitted to a net of the same architecture, which may want another head or other inputs.
+    """Fits weights to a net of the same architecture, which may have another head or other inputs.
 
-    - Another number of classes (or of pooled features): the classifier starts anew, from `seed`.
-    - Other input channels than the 3 of the weights: the first kernel is adapted by timm's rule. One
-      channel takes the sum over RGB; n channels take RGB in turn, scaled by 3/n.
-    - No classifier, or features only: what the net does not use is left out.
-    - Parameters become `model.param_dtype`, running statistics float32.
+    - If the net has another number of classes (or of pooled features), it gets a new random classifier.
+    - If the weights take 3 input channels and the net another number, the first kernel is adapted by timm's
+      rule: one channel takes the sum over RGB; n channels take R, G, B in turn, scaled by 3/n.
+    - Arrays that the net does not use, such as those of a classifier, are left out.
+    - Parameters are converted to `model.param_dtype`, running statistics to float32.
 
     Args:
       variables: arrays of a net of `model.arch`.
       model: the net to fit.
-      seed: of a new classifier.
+      seed: seed of the random numbers of a new classifier.
 
     Returns:
       The variables of `model`, as JAX arrays.
 
     Raises:
-      CheckpointError: arrays that are missing or that have another shape, all named.
+      CheckpointError: arrays are missing or have another shape (the message names them).
     """
     have, wanted = _named(variables), _named(abstract_variables(model))
     head = [name for name in wanted if name.startswith('params/fc/')]
@@ -273,7 +279,14 @@ def _first_kernel(model: ResNet) -> str:
 
 
 def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
-    """A first kernel [H, W, 3, O] for images of `in_chans` channels, by timm's rule (`adapt_input_conv`).
+    """Adapts a net's first kernel to another number of input channels, as timm's `adapt_input_conv`.
+
+    Args:
+      kernel: [H, W, 3, O].
+      in_chans: the new number of input channels.
+
+    Returns:
+      [H, W, in_chans, O], of the same dtype.
 
     Raises:
       CheckpointError: the kernel is not one for RGB images.
@@ -292,17 +305,17 @@ def adapt_input_kernel(kernel: np.ndarray, in_chans: int) -> np.ndarray:
 
 
 def _named(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The arrays by names such as 'params/conv1/kernel', in the order of a directory's file."""
+    """The arrays by names such as 'params/conv1/kernel', sorted by name."""
     return dict(sorted(traverse_util.flatten_dict(dict(tree), sep='/').items()))
 
 
 def as_json(data: Any) -> bytes:
-    """JSON for people to read too."""
+    """JSON with line breaks, which people can read too."""
     return (json.dumps(data, indent=1) + '\n').encode()
 
 
 def write_json(path: Path, data: Any) -> None:
-    """Writes `as_json` to the disk."""
+    """Writes data as JSON, and waits until it is on the disk."""
     with path.open('wb') as file:
         file.write(as_json(data))
         file.flush()
