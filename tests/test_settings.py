@@ -64,6 +64,7 @@ def test_the_docs_are_made_of_the_declarations(capsys: pytest.CaptureFixture[str
         ('layer_decay', 0.0, 'layer_decay=0.0 must be above 0 and at most 1'),
         ('hue', 0.6, 'hue=0.6 must be from 0 to 0.5'),
         ('flip', 1.5, 'flip=1.5 must be from 0 to 1'),
+        ('policy_magnitude', 31, 'policy_magnitude=31 must be from 0 to 30'),
         ('frozen_stages', 6, 'frozen_stages=6 must be from 0 to 5'),
         ('seed', 2**31, 'seed=2147483648 must be from 0 to 2147483647'),
         ('in_chans', 0, 'in_chans=0 must be at least 1'),

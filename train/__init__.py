@@ -1,10 +1,10 @@
-"""Training of the nets.
+"""Trains the nets, and resumes runs that were stopped.
 
     from train import Settings, train
 
     outcome = train(Settings('resnest50d', weights='resnest50d', data='folder:flowers'), 'runs/flowers')
 
-Nothing of JAX is imported before one of these names is asked for.
+JAX is imported only when one of these names is used.
 """
 
 from __future__ import annotations

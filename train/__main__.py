@@ -1,4 +1,4 @@
-"""python -m train: trains or resumes; and the commands eval, probe, export, recipes and fields."""
+"""The command `python -m train`: trains or resumes; with subcommands from evaluation to export."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def _leave(code: int, error: BaseException) -> None:
 
 
 def _is_one_of_many() -> bool:
+    """Whether this process belongs to a job of several."""
     jax = sys.modules.get('jax')
     return jax is not None and jax.distributed.is_initialized()
 
@@ -145,13 +146,13 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group('several hosts (one command on each)')
     add = group.add_argument
     add('--distributed', action='store_true', help='find the others: TPU pods, Slurm, Open MPI')
-    add('--coordinator', metavar='HOST:PORT', help='of the first process, where there is none to find')
+    add('--coordinator', metavar='HOST:PORT', help='address of the first process, where it cannot be found')
     add('--processes', type=int, metavar='N', help='how many there are')
     add('--process', type=int, metavar='I', help='which one this is, from 0')
 
 
 def _connect(options: argparse.Namespace, *, training: bool) -> None:
-    """Makes this process one of many, if it is to be, and lets compiled programs be kept."""
+    """Joins the other processes if the options ask for it, and keeps compiled programs."""
     import jax
 
     from flaxnets.store.compiled import keep_compiled
@@ -214,7 +215,7 @@ def _fields(arguments: Sequence[str], prog: str) -> int:
     from .tools.description import fields_as_markdown, fields_as_text
 
     parser = argparse.ArgumentParser(prog=prog, description='What every field of the settings means.')
-    parser.add_argument('--markdown', action='store_true', help='as docs/settings.md')
+    parser.add_argument('--markdown', action='store_true', help='in the form of docs/settings.md')
     options = parser.parse_args(arguments)
     print(fields_as_markdown() if options.markdown else fields_as_text())
     return 0
@@ -232,7 +233,7 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     what = 'anything that flaxnets.load opens; of several nets the probabilities are averaged'
     add('--model', required=True, nargs='+', help=what)
     sets = ', '.join(BENCHMARKS)
-    add('--data', required=True, help=f'as of python -m train; or {sets}, each with :FOLDER')
+    add('--data', required=True, help=f'as for python -m train; or {sets}, each with :FOLDER')
     add('--split', default='', help='part of the data (its evaluation part)')
     add('--classes', metavar='FILE', help='names of the outputs: one a line, or JSON')
     add('--class-order', choices=ORDERS, help='how training sorted the classes of weights without names')
@@ -270,7 +271,7 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     )
     add = parser.add_argument
     add('--model', required=True, help='anything that flaxnets.load opens')
-    add('--data', required=True, help='as of python -m train')
+    add('--data', required=True, help='as for python -m train')
     add('--train-split', default='', help='part to learn from (the training part)')
     add('--split', default='', help='part to be judged on (the evaluation part)')
     add('--neighbours', type=int, default=20, metavar='K', help='how many vote (20)')
@@ -315,7 +316,7 @@ def _export(arguments: Sequence[str], prog: str) -> int:
         description='The weights of a run as a directory, for flaxnets.load and python -m convert.',
     )
     add = parser.add_argument
-    add('workdir', help='of the run')
+    add('workdir', help='folder of the run')
     add('--out', required=True, help='directory to write')
     add('--checkpoint', default='last', help='last, best or a step (last)')
     add('--no-ema', action='store_true', help='the weights that were not averaged')

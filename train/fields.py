@@ -1,4 +1,4 @@
-"""How a setting is declared: once, with its meaning, its default, its range and whether it may change.
+"""Declares settings: each once, with its meaning, default, range, and whether it may change at a resume.
 
     lr: float = setting('highest learning rate, for this batch size', 0.1, ABOVE_0)
 
@@ -48,6 +48,7 @@ SIZES = Range('at least 1, or 0 for the size of the weights', lambda s: s == 0 o
 
 
 def between(low: int, high: int) -> Range:
+    """The range from `low` to `high`, both included."""
     return Range(f'from {low} to {high}', lambda x: low <= x <= high)
 
 
@@ -56,7 +57,7 @@ class Field:
     """A declared setting.
 
     Attributes:
-      name: of the field.
+      name: its name.
       kind: its type.
       default: `dataclasses.MISSING` if it has to be given.
       what: its meaning, for the help and the docs.

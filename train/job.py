@@ -1,4 +1,4 @@
-"""From settings to what a run works with: data, net, optimizer, numbers of steps."""
+"""Makes what a run works with, from its settings: data, net, optimizer, numbers of steps."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Job:
     """What a run works with.
 
     Attributes:
-      settings: with nothing left open: `num_classes` is the data's.
+      settings: complete, nothing left open; `num_classes` is the data's.
       training, evaluation: the images.
       epoch_steps, total_steps: updates of an epoch and of the whole run.
       model: as it is trained; `inference` as it is evaluated.
       optimizer: its updates are added to the parameters.
-      remarks: what is to be said of the settings before the run begins.
+      remarks: notes on the settings, logged before the run begins.
     """
 
     settings: Settings
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def config(self) -> Config:
-        """What the trained weights are, for whoever opens them."""
+        """The configuration that is stored with the trained weights."""
         return net_config(self.settings, self.preprocess, self.training.classes)
 
     @property
@@ -79,7 +79,7 @@ class Job:
         return preprocess(self.settings)
 
     def train_step(self) -> Step:
-        """The step of one of the devices that the run is mapped over."""
+        """The training step of one device, to be mapped over all of them."""
         return make_train_step(
             self.model,
             self.optimizer,
@@ -100,7 +100,7 @@ def make_job(settings: Settings, earlier: Settings | None = None) -> Job:
 
     Args:
       settings: of the run; what they leave open is filled in.
-      earlier: those that the run began with, if it goes on.
+      earlier: the settings that the run began with, at a resume.
 
     Raises:
       FlaxnetsError: bad settings, no such data, weights or net, numbers that do not fit the data or the
@@ -143,7 +143,11 @@ def expected_images(settings: Settings) -> Preprocess | None:
 
 
 def make_model(settings: Settings, devices: int) -> ResNet:
-    """The net of a recipe, its BatchNorm's span fitted to so many devices.
+    """The net that settings describe, with the span of its BatchNorm fitted to the devices.
+
+    Args:
+      settings: of the run.
+      devices: how many devices all hosts have together.
 
     Raises:
       FlaxnetsError: no such net, or `batch_size`, `accumulation` or `bn_images` do not fit the devices.
@@ -199,7 +203,8 @@ def initial_state(job: Job, say: Callable[[str], None] = lambda note: None) -> T
     """The state before the first step, as NumPy arrays: random, or from `settings.weights`.
 
     Args:
-      say: is told what became of the weights' classifier.
+      job: the run.
+      say: called with a note on what became of the weights' classifier.
 
     Raises:
       FlaxnetsError: the weights cannot be opened, or are those of another net.
@@ -230,7 +235,7 @@ def initial_state(job: Job, say: Callable[[str], None] = lambda note: None) -> T
 
 
 def _head_order(config: Config, classes: tuple[str, ...]) -> tuple[np.ndarray | None, str]:
-    """For each class of the data its output in weights of the same classes; None for others. And a note."""
+    """For each class of the data its output in the weights, None if these have other classes; and a note."""
     if config.num_classes == 0:
         return None, 'the weights have no classifier: a new one'
     if config.num_classes != len(classes):

@@ -34,7 +34,7 @@ from .settings import Settings, complete, difference, from_json, validate
 from .settings import to_json as settings_json
 from .step.state import TrainState
 
-EVAL_IMAGES = 64  # of a device at a time
+EVAL_IMAGES = 64  # of an evaluation, on a device at a time
 IN_FLIGHT = 2  # steps that devices may have queued: enough to hide the host's work, few enough for memory
 
 
@@ -69,7 +69,7 @@ def train(
     processes each calls this, after `jax.distributed.initialize`, with a workdir that all of them see.
 
     Args:
-      settings: of the run; at a resume they must be those it began with, but for
+      settings: of the run; at a resume they must be those it began with, except the fields in
         `train.settings.MAY_CHANGE`.
       workdir: folder of checkpoints, logs and results; `gs://` too.
       quiet: no progress bar.
@@ -137,7 +137,7 @@ def _open(
 
 
 def _check_profile(profile: tuple[int, int] | None, first: int, total: int, log: Log) -> None:
-    """Says so where none of the steps to be profiled will be done."""
+    """Logs a note if none of the steps to be profiled will be done."""
     if profile and first < total and not (first < profile[1] and profile[0] <= total):
         done = f'it is steps {first + 1} to {total} that are done'
         log.event('note', f'no profile of steps {profile[0]} to {profile[1]}: {done}')
@@ -158,7 +158,7 @@ class Start:
       damaged: newer checkpoints that were set aside, by step, and why.
       evaluated: whether this state has been evaluated.
       bad_images: how many images could not be read so far.
-      warnings: those of the settings, from the beginning of the run.
+      warnings: warnings about the settings, from the beginning of the run.
     """
 
     state: TrainState
@@ -177,7 +177,9 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
     """The newest sound state of a workdir, or the initial one.
 
     Args:
-      say: is called with a note on whether a new run keeps the classifier of its initial weights.
+      job: the run.
+      checkpoints: of its workdir.
+      say: called with a note on whether a new run keeps the classifier of its initial weights.
 
     Raises:
       FlaxnetsError: the workdir's run had other settings or data.
@@ -201,7 +203,7 @@ def check_same_run(job: Job, meta: dict[str, Any]) -> None:
     """Refuses to go on with other settings or data than the run began with.
 
     Raises:
-      FlaxnetsError: with every difference.
+      FlaxnetsError: something differs; the message lists every difference.
     """
     differences = difference(complete(from_json(meta['settings'])), job.settings)
     for part, fingerprint in job.fingerprints.items():
@@ -259,7 +261,7 @@ class _Due:
 
 
 class _Run:
-    """One call of `train`."""
+    """One call of `train`, after everything was opened."""
 
     def __init__(self, job: Job, start: Start, workdir: Workdir) -> None:
         self.job, self.start, self.at = job, start, workdir
@@ -278,6 +280,7 @@ class _Run:
         }
 
     def go(self) -> Outcome:
+        """Does the steps that are left, and evaluates, saves and publishes; or stops early."""
         job, start, first = self.job, self.start, self.start.step
         if first == job.total_steps and start.evaluated:  # it was complete, and all is in the log
             return self._finish(parallel.replicate(start.state), first, known=True)
@@ -374,7 +377,7 @@ class _Run:
         )
 
     def _tell(self, done: int, due: _Due, batches: Any, meter: Meter) -> None:
-        """Logs images that cannot be read at once, and a line of the log where one is due."""
+        """Logs images that could not be read and, where a line of the log is due, the means of the steps."""
         self.bad_images.count(batches, ask=due.for_all)
         for problem in batches.new_bad():
             self.at.log.event('bad_image', problem, step=done)

@@ -1,4 +1,4 @@
-"""What is to be said of a run before it begins: what it took from its weights, and what will do nothing.
+"""Notes on a run before it begins: what it takes from its weights, and which settings will do nothing.
 
 A field that cannot do what it says is refused (`train.settings.validate`). One that does nothing in this
 run, or less than its name says, is named here.
@@ -16,7 +16,7 @@ from .data.planes import PILLOWS
 from .settings import OPEN, Settings, complete
 from .step.schedule import ema_decay
 
-# Fields that mean something in some runs only: which, when, and what they would need.
+# Fields that have an effect in some runs only: their names, whether a run is such a one, what they need.
 _NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (
     ('crop_area crop_ratio', lambda s: s.crop in ('random_resized', 'resnest'), 'a crop that is random'),
     ('crop_padding', lambda s: s.crop == 'pad', "crop='pad'"),
@@ -34,17 +34,17 @@ _NEEDS: tuple[tuple[str, Callable[[Settings], Any], str], ...] = (
     ('ema_warmup', lambda s: s.ema_decay, 'an ema_decay'),
     ('conv_init zero_init_last', lambda s: not s.weights, 'a net that starts from random numbers'),
 )
-INITIAL_SHARE = 0.01  # of the net of the start in the averages at the end
+INITIAL_SHARE = 0.01  # of the initial net in the averages at the end; more is worth a warning
 _DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
 @dataclass(frozen=True)
 class Note:
-    """One thing to be said.
+    """A note on a run.
 
     Attributes:
       kind: 'note', or 'warning' of what is likely to spoil the run.
-      message: for people.
+      message: its text.
     """
 
     kind: str
@@ -52,12 +52,12 @@ class Note:
 
 
 def about_images(given: Settings, settings: Settings, expected: Preprocess | None) -> Iterator[Note]:
-    """What was taken from the weights, and where the run departs from what they expect.
+    """Notes on what was taken from the weights, and where the run departs from what they expect.
 
     Args:
       given: the settings before they were completed.
-      settings: after.
-      expected: by the weights; None without weights.
+      settings: the same, completed.
+      expected: what the weights expect; None without weights.
     """
     open_fields = [field for field in OPEN if not getattr(given, field)]
     if expected is None:
@@ -88,7 +88,7 @@ def about_images(given: Settings, settings: Settings, expected: Preprocess | Non
 
 
 def without_effect(s: Settings, epoch_steps: int, total_steps: int, devices: int = 1) -> Iterator[Note]:
-    """Fields that do nothing in a run of so many steps on so many devices, or less than they say."""
+    """Notes on fields that do nothing in this run, or less than their names say."""
     for names, used, need in _NEEDS:
         idle = [name for name in names.split() if getattr(s, name) != _DEFAULTS[name]]
         if idle and not used(s):
@@ -110,7 +110,7 @@ def without_effect(s: Settings, epoch_steps: int, total_steps: int, devices: int
 
 
 def _averages(s: Settings, total_steps: int) -> Iterator[Note]:
-    """Whether averages reach further back than the run."""
+    """Warnings about averages that reach further back than the run."""
     if not s.ema_decay:
         return
     span = 1 / (1 - s.ema_decay)

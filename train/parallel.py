@@ -1,4 +1,4 @@
-"""All devices of all hosts: the one module that says pmap.
+"""Runs steps on all devices of all hosts; the only module that uses `pmap`.
 
 The state has no device axis: a mapped step takes it whole, and what it returns is one array that every
 device holds. `pmap` does not check that the devices agree; the step makes it so, and `shards_agree` tests it.
@@ -27,16 +27,16 @@ class JobError(FlaxnetsError):
 
 
 def together(work: Callable[[], T], alike: Callable[[T], Any] = lambda result: None) -> T:
-    """What `work` returns, once it has succeeded in every process of the job; all must call it.
+    """Returns what `work` returns, once it has succeeded in every process of the job; all must call it.
 
     An error in one process alone would leave the others waiting for it.
 
     Args:
-      work: asks nothing of the other processes.
-      alike: of a result, what must be the same in all processes; JSON can hold it.
+      work: does something without the other processes.
+      alike: gives the part of a result that must be the same in all processes, in a form for JSON.
 
     Raises:
-      JobError: `work` has failed in one of the processes, or they are not alike.
+      JobError: `work` has failed in one of the processes, or their results are not alike.
     """
     if jax.process_count() == 1:
         return work()
@@ -69,7 +69,7 @@ def gather(values: list[float]) -> np.ndarray[Any, Any]:
 
 
 def map_train_step(step: Callable[..., Any], devices: Any = None) -> Any:
-    """`step(state, batch) -> (state, metrics)` over all devices; the state that goes in is given up."""
+    """`step(state, batch) -> (state, metrics)` over all devices; the buffers of the old state are donated."""
     return jax.pmap(step, AXIS, in_axes=(None, 0), out_axes=(None, None), donate_argnums=0, devices=devices)
 
 
@@ -81,7 +81,7 @@ def map_eval_step(evaluate: Callable[..., Any]) -> Any:
 def replicate(tree: Any) -> Any:
     """Host arrays as arrays that every device holds, placed as a mapped step returns them.
 
-    Given host arrays, a mapped step would be compiled for them, and once more for what it returned.
+    A mapped step that is given host arrays is compiled for these, and again for the arrays that it returned.
     """
     whole = jax.pmap(lambda _, tree: tree, AXIS, in_axes=(0, None), out_axes=None)
     return whole(np.zeros(jax.local_device_count()), tree)
@@ -97,7 +97,7 @@ def bn_span(bn_images: int, batch_size: int, accumulation: int, devices: int) ->
       devices: of all hosts.
 
     Raises:
-      FlaxnetsError: the numbers do not divide; what would is named.
+      FlaxnetsError: the numbers do not divide each other; the message lists those that would.
     """
     check_batch(batch_size, accumulation, devices)
     local = batch_size // devices // accumulation
@@ -125,7 +125,7 @@ def check_batch(batch_size: int, accumulation: int, devices: int) -> None:
     """Refuses a global batch that the devices cannot share equally.
 
     Raises:
-      FlaxnetsError: with the nearest sizes that they can.
+      FlaxnetsError: they cannot; the message names the nearest sizes that they can share.
     """
     unit = devices * accumulation
     if batch_size % unit:
@@ -138,7 +138,7 @@ def check_batch(batch_size: int, accumulation: int, devices: int) -> None:
 
 
 def shard(batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
-    """A host's part of a batch, [N, ...], as its devices take it, [devices, N / devices, ...]."""
+    """Reshapes a host's part of a batch, [N, ...], for its devices: [devices, N / devices, ...]."""
     devices = jax.local_device_count()
     return {key: array.reshape(devices, -1, *array.shape[1:]) for key, array in batch.items()}
 

@@ -26,7 +26,7 @@ TAGS = ('in1k', 'gluon_in1k')
 
 
 def _images(weights: str) -> dict[str, Any]:
-    """Fields of `Settings`: training at 224 pixels, evaluation as of these published weights."""
+    """Fields of `Settings`: training at 224 pixels, evaluation as these published weights expect it."""
     p = config(weights).preprocess
     return dict(
         image_size=224,

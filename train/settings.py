@@ -55,15 +55,15 @@ class Settings:
         'input channels: 3 are RGB, 1 is grey; images of any other number come from `arrays:`', 3, FROM_1
     )
     dtype: str = setting(
-        'in which the net computes; parameters and statistics stay float32',
+        'dtype in which the net computes; parameters and statistics stay float32',
         'float32',
         ('float32', 'bfloat16'),
     )
     remat: bool = setting('recompute each block in the backward pass: less memory, a third more work', False)
     zero_init_last: bool = setting('the last BatchNorm scale of each branch starts at 0', True)
     conv_init: str = setting(
-        'normal distribution that kernels [k, k, in / groups, out] start from, by its variance: fan_out '
-        '2/(k*k*out) (He et al., as PyTorch takes it: whatever the groups), fan_in 2/(k*k*in/groups), prelu '
+        'variance of the normal distribution from which kernels [k, k, in / groups, out] start: fan_out is '
+        '2/(k*k*out) (He et al., as in PyTorch, whatever the groups), fan_in is 2/(k*k*in/groups), prelu is '
         "MXNet's MSRAPrelu",
         'fan_out',
         CONV_INITS,
@@ -118,7 +118,7 @@ class Settings:
         SIZES,
     )
     crop: str = setting(
-        "of training images: random_resized (torchvision's, MXNet's), resnest (the ResNeSt authors' own, "
+        "crop of training images: random_resized (torchvision's, MXNet's), resnest (the ResNeSt authors', "
         '`ERandomCrop`), pad (the whole image resized and padded with zeros, then a random window), resize '
         '(the whole image)',
         'random_resized',
@@ -145,13 +145,13 @@ class Settings:
         POLICIES,
     )
     policy_ops: int = setting('operations of a RandAugment', 2, FROM_1)
-    policy_magnitude: int = setting('strength of a RandAugment', 12, FROM_0)
+    policy_magnitude: int = setting('strength of the operations of a RandAugment', 12, between(0, 30))
     jitter: float = setting(
         'strength of changes of brightness, contrast and saturation; 0.4 draws factors from 0.6 to 1.4',
         0.0,
         FROM_0,
     )
-    hue: float = setting('strength of changes of the hue', 0.0, HALF)
+    hue: float = setting('largest change of the hue, as a share of the full circle', 0.0, HALF)
     lighting: float = setting(
         'standard deviation of the PCA noise (Krizhevsky et al. have 0.1); 0 is off', 0.0, FROM_0
     )
@@ -177,7 +177,7 @@ class Settings:
         f"training and evaluation. Where none is given: {_OPEN}, ImageNet's without weights",
         (),
     )
-    std: Numbers = setting('standard deviation, as `mean`', (), ALL_ABOVE_0)
+    std: Numbers = setting('standard deviation of each channel, given as `mean` is', (), ALL_ABOVE_0)
     channel_order: str = setting(
         f"order of the colours in the net's input; '' takes {_OPEN}", '', ('', *CHANNEL_ORDERS)
     )
@@ -207,12 +207,12 @@ class Settings:
         chapter='The optimizer, SGD with momentum',
     )
     accumulation: int = setting(
-        'a device computes its images of an update in so many parts, one after the other', 1, FROM_1
+        'parts in which a device computes its images of an update, one after the other', 1, FROM_1
     )
-    epochs: int = setting('length of the whole run', 100, FROM_1)
+    epochs: int = setting('length of the whole run, in epochs', 100, FROM_1)
     schedule: str = setting(
-        'of the learning rate: cosine (falls to 0 step by step), step (falls every `step_epochs`) or '
-        'constant',
+        'how the learning rate changes: cosine (falls to 0 step by step), step (falls every `step_epochs`) '
+        'or constant',
         'cosine',
         SCHEDULES,
     )
@@ -221,9 +221,9 @@ class Settings:
     step_epochs: int = setting("for schedule 'step': epochs of one learning rate", 30, FROM_1)
     step_rate: float = setting("for schedule 'step': factor from one learning rate to the next", 0.1, UP_TO_1)
     momentum: float = setting('momentum of SGD', 0.9, BELOW_1)
-    nesterov: bool = setting("whether it is Nesterov's momentum", False)
+    nesterov: bool = setting("whether the momentum is Nesterov's", False)
     weight_decay: float = setting(
-        'times the parameter, added to its gradient before the momentum', 1e-4, FROM_0
+        'this times the parameter is added to its gradient, before the momentum', 1e-4, FROM_0
     )
     decay: str = setting(
         'which parameters decay: all, kernels (no bias, no BatchNorm), encoding (those that PyTorch-Encoding '
@@ -235,8 +235,8 @@ class Settings:
         'largest norm of the gradient, to which a longer one is scaled down; 0 is off', 0.0, FROM_0
     )
     ema_decay: float = setting(
-        'decay of the averages of parameters and statistics, which are then evaluated and published; 0 is '
-        'off',
+        'decay of the averages of parameters and statistics, which are then evaluated and written as the '
+        "run's weights; 0 is off",
         0.0,
         BELOW_1,
     )
@@ -499,7 +499,7 @@ def apply(settings: Settings, changes: Iterable[str]) -> Settings:
     changed, the model becomes theirs.
 
     Args:
-      settings: to begin with.
+      settings: the settings to change.
       changes: `field=value` each; of two for one field the last counts.
 
     Raises:

@@ -1,6 +1,7 @@
-"""What training does to single images on the host, with Pillow, in bytes: policy, crop, colour jitter.
+"""Augments single training images on the host, with Pillow, in bytes: policy, crop, colour jitter.
 
-Mirroring, lighting, erasing and mixing come later, on the device (`train.step.pixels`, `train.step.mixing`).
+Mirroring, colour noise ("lighting"), erasing and mixing come later, on the device (`train.step.pixels`,
+`train.step.mixing`).
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ Crop = Callable[[Image.Image, np.random.Generator], Image.Image]
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A picture and random numbers to uint8 [H, W, C]; `train_transform` makes one."""
+    """A function from a picture and random numbers to uint8 [H, W, C]; `train_transform` makes one.
+
+    Attributes:
+      policy: applied before the crop; None for none.
+      crop: gives a picture of the training size.
+      jitter, hue: as in `Settings`.
+    """
 
     policy: Policy | None
     crop: Crop
@@ -53,8 +60,8 @@ def train_transform(settings: Settings) -> TrainTransform:
     """The augmentation of a recipe, as far as the host does it.
 
     Returns:
-      A callable of a picture ('RGB', 'L' where `in_chans` is 1, `Planes` where it is neither 3 nor 1) and a
-      generator, which gives uint8 [*image_size, in_chans].
+      A function from a picture ('RGB', 'L' where `in_chans` is 1, `Planes` where it is neither 3 nor 1) and a
+      NumPy generator to uint8 [*image_size, in_chans].
     """
     s = complete(settings)
     resample = FILTERS[s.interpolation]
@@ -71,12 +78,12 @@ def train_transform(settings: Settings) -> TrainTransform:
 def eval_transform(
     preprocess: Preprocess, in_chans: int, *, crops: int = 1
 ) -> Callable[[Any], npt.NDArray[np.uint8]]:
-    """A picture to uint8 [size, size, in_chans]: what `flaxnets.transform` does before it normalises.
+    """A function from a picture to uint8 [H, W, in_chans]: `flaxnets.transform`, but for the normalising.
 
     Args:
       preprocess: what the weights expect.
-      in_chans: of the net.
-      crops: 5 gives the corners and the centre, [5, size, size, in_chans].
+      in_chans: input channels of the net.
+      crops: 1 gives the centre; 5 gives the corners and the centre, [5, H, W, in_chans].
 
     Raises:
       FlaxnetsError: there are no such crops.
@@ -96,10 +103,16 @@ def eval_transform(
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """torchvision's (Szegedy et al., arXiv 1409.4842): a share of the area, a ratio of the sides, resized.
+    """torchvision's `RandomResizedCrop` (Szegedy et al., arXiv 1409.4842): cuts a random box and resizes it.
 
-    The share is uniform, the logarithm of width / height too; if the box does not fit in ten tries, the
-    largest one in the centre is taken whose ratio is within the limits.
+    The box's share of the area is uniform, and so is the logarithm of its width / height. If no box fits in
+    ten tries, the largest one in the centre is taken whose ratio is within the limits.
+
+    Attributes:
+      size: pixels of the result: its side, or (height, width).
+      area: smallest and largest share of the picture's area.
+      ratio: smallest and largest width / height.
+      resample: Pillow's filter.
     """
 
     size: Size
@@ -108,7 +121,7 @@ class RandomResizedCrop:
     resample: Image.Resampling
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """left, top, width, height of what is cut."""
+        """(left, top, width, height) of a random box, in pixels."""
         low, high = (math.log(r) for r in self.ratio)
         for _ in range(TRIES):
             area = width * height * rng.uniform(*self.area)
@@ -131,9 +144,11 @@ class RandomResizedCrop:
 class ResNeStCrop:
     """`ERandomCrop` of zhanghang1989/ResNeSt (`resnest/gluon/transforms.py`; `resnest/torch` has it too).
 
-    TensorFlow's sampling of a distorted box that must cover the whole picture's tenth at least: the ratio is
-    uniform, the height uniform between those that the limits of area allow. If none fits in ten tries, or
-    the box is the whole picture, the part of the centre that the authors' evaluation at this size takes.
+    It samples as TensorFlow does for a distorted box that must cover at least a tenth of the picture: the
+    ratio is uniform, and then the height, between those that the limits of area allow. If no box fits in ten
+    tries, or the box is the whole picture, it takes the centre crop of the authors' evaluation at this size.
+
+    Attributes: those of `RandomResizedCrop`.
     """
 
     size: Size
@@ -142,7 +157,7 @@ class ResNeStCrop:
     resample: Image.Resampling
 
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """left, top, width, height of what is cut."""
+        """(left, top, width, height) of a random box, in pixels."""
         smallest, largest = (share * width * height for share in self.area)
         for _ in range(TRIES):
             ratio = rng.uniform(*self.ratio)
@@ -173,7 +188,13 @@ class ResNeStCrop:
 
 @dataclass(frozen=True)
 class PadCrop:
-    """The whole picture resized, zeros around it, and a window of the same size somewhere."""
+    """Resizes the whole picture, pads it with zeros, and cuts a window of the same size at random.
+
+    Attributes:
+      size: pixels of the result: its side, or (height, width).
+      padding: pixels of zeros on each side.
+      resample: Pillow's filter.
+    """
 
     size: Size
     padding: int
@@ -208,7 +229,7 @@ def jitter(image: Image.Image, rng: np.random.Generator, strength: float, hue: f
 
 
 def shift_hue(image: Image.Image, shift: float) -> Image.Image:
-    """Hue turned by `shift` of the full circle, as torchvision does with Pillow."""
+    """Turns the hue by `shift`, a share of the full circle, as torchvision does with Pillow."""
     h, s, v = image.convert('HSV').split()
     turned = h.point([(level + int(shift * 255)) % 256 for level in range(256)])
     return Image.merge('HSV', (turned, s, v)).convert('RGB')

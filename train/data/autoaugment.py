@@ -1,6 +1,6 @@
 """Automatic augmentation policies, as sequences of Pillow's operations on the whole picture.
 
-Values are those that the operations take, not levels on somebody's scale.
+`apply_op` takes the values that Pillow takes; `level` makes them of the levels of torchvision's scale.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENHANCE = {
 def apply_op(
     image: Image.Image, name: str, value: float, resample: Image.Resampling = NEAREST
 ) -> Image.Image:
-    """One operation.
+    """Applies one operation.
 
     Args:
       image: 'RGB' or 'L'.
@@ -35,7 +35,7 @@ def apply_op(
         (slope), TranslateX, TranslateY (pixels), Brightness, Color, Contrast, Sharpness (factor),
         SolarizeAdd (added before a threshold of 128), AutoContrast, Equalize, Invert, Identity (no value).
       value: its value.
-      resample: of the geometric ones; black comes in at the border.
+      resample: filter of Rotate, ShearX, ShearY, TranslateX, TranslateY; pixels from outside are black.
     """
     if name in ENHANCE:
         return ENHANCE[name](image).enhance(value)
@@ -44,7 +44,7 @@ def apply_op(
         case 'Identity':
             return image
         case 'Posterize':
-            if value < 1:  # the ResNeSt authors' RandAugment below magnitude 8; Pillow refused nothing then
+            if value < 1:  # the ResNeSt authors' RandAugment below magnitude 8; Pillow then allowed it
                 return Image.new(image.mode, size)
             return ImageOps.posterize(image, int(value))
         case 'Solarize':
@@ -75,10 +75,10 @@ def apply_op(
 
 @dataclass(frozen=True)
 class SubPolicies:
-    """One of several sequences, each with the same probability.
+    """Applies one of several sequences of operations, each with the same probability.
 
     Attributes:
-      sequences: of operations; the value's sign is drawn where an operation has two directions.
+      sequences: the operations of each; the value's sign is drawn where an operation has two directions.
       shear: how shears resample; rotations take the nearest pixel.
     """
 
@@ -134,7 +134,8 @@ _RESNEST: tuple[tuple[Op, ...], ...] = (
 def linspace(start: float, end: float, number: int, bins: int) -> float:
     """`torch.linspace(start, end, bins)[number]` in its float32: a step up from `start`, or down from `end`.
 
-    The last bit matters: it decides whether 5 pixels or 4, and which way a factor's products are rounded.
+    The last bit matters: it decides whether a picture moves by 5 pixels or 4, and how a factor's products are
+    rounded.
     """
     first, last = np.float32(start), np.float32(end)
     step = float((last - first) / np.float32(bins - 1))
@@ -147,7 +148,7 @@ def level(name: str, number: int, bins: int, size: tuple[int, int]) -> float:
     """An operation's value at a level of torchvision's scale.
 
     Args:
-      name: of the operation.
+      name: the operation.
       number: the level, in 0..bins - 1.
       bins: 10 for AutoAugment, 31 for RandAugment.
       size: width and height of the picture.
@@ -169,7 +170,7 @@ def level(name: str, number: int, bins: int, size: tuple[int, int]) -> float:
 
 
 def opposite(name: str, value: float) -> float:
-    """The value as far to the other side: of a movement, or of a factor around 1."""
+    """The value of the same strength in the other direction, of a movement or of a factor around 1."""
     return 2 - value if name in ENHANCE else -value if name in SIGNED else value
 
 
@@ -227,8 +228,8 @@ class RandAugment:
     """torchvision's `RandAugment` (Cubuk et al., arXiv 1909.13719).
 
     Attributes:
-      ops: operations a picture gets, drawn with repetition.
-      magnitude: of 0..30, for all of them.
+      ops: how many operations a picture gets, drawn with repetition.
+      magnitude: their strength, in 0..30.
     """
 
     ops: int
@@ -272,8 +273,8 @@ class ResNeStRandAugment:
     the time; shears and translations are bicubic, rotations take the nearest pixel.
 
     Attributes:
-      ops: operations drawn for a picture.
-      magnitude: of 0..30.
+      ops: how many operations are drawn for a picture.
+      magnitude: their strength, in 0..30.
     """
 
     ops: int
@@ -295,7 +296,9 @@ class ResNeStRandAugment:
 
 
 def cutout(image: Image.Image, side: float, x: float, y: float) -> Image.Image:
-    """A grey square around a point, moved into the picture at the left and the top, cut at the other borders.
+    """Paints a grey square around a point.
+
+    At the left and the top border it is moved into the picture, at the others it is cut off.
 
     Args:
       image: the picture.

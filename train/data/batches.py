@@ -1,4 +1,4 @@
-"""Batches for the devices: which image comes when is a pure function of seed and position.
+"""Makes batches for the devices; which image comes when depends on the seed and the position alone.
 
 Position p of a run, counted over all hosts, is image p mod N of epoch p div N, whose order and whose
 augmentation depend on the seed and p alone. So a batch is the same whatever hosts, threads and processes make
@@ -35,7 +35,7 @@ from .worker import Batch
 __all__ = ['Batch', 'TooManyBadImagesError', 'TrainBatches', 'eval_batches', 'train_batches', 'workers_for']
 
 BATCHES_AHEAD = 2
-# The share of bad images is taken of so many at least, so that one early one does not end a run.
+# The share of bad images is taken of at least so many, so that an early one does not end a run.
 IMAGES_BEFORE_JUDGING = 10_000
 ENDLESS = 1 << 62
 # Threads share one interpreter, which is a limit where there are many; processes take half a second to start.
@@ -50,7 +50,10 @@ def workers_for(feed: str, workers: int, images: int) -> dict[str, int]:
       feed: 'threads', 'processes', or 'auto', which takes processes where more than four would work, and
         not for a few images alone.
       workers: how many; 0 takes one for each core.
-      images: that there are.
+      images: how many images there are.
+
+    Returns:
+      {'threads': number} or {'processes': number}.
     """
     workers = workers or os.cpu_count() or 1
     if feed == 'auto':
@@ -74,8 +77,8 @@ class TrainBatches(Iterator[Batch]):
     def __next__(self) -> Batch:
         batch: Batch = next(self._batches)
         self._step += 1
-        # Workers are ahead: what they found in later batches is of a later moment, and is found again if
-        # the run ends here and goes on.
+        # Workers are ahead: bad images of later batches do not count yet. A run that ends here and is
+        # resumed finds them again.
         found = self._tally.take_bad(self._step)
         self.bad += len(found)
         self._news += found
@@ -117,14 +120,17 @@ def train_batches(
 
     Args:
       source: the images.
-      transform: decodes nothing; from a picture and random numbers to uint8 [S, S, C].
-      batch_size: of all hosts together.
-      seed: of order and augmentation.
+      transform: a function from a decoded picture and a NumPy generator to uint8 [S, S, C].
+      batch_size: images of a batch, on all hosts together.
+      seed: of the order and the augmentation.
       start_step: the batch to begin with.
-      in_chans: of the images that `transform` takes: Pillow's for 3 and 1, else `train.data.planes.Planes`.
-      host, hosts: this one of so many; it takes the host-th contiguous part of a batch.
-      threads: that decode and augment; 0 takes one for each core.
-      processes: that do so in place of threads, if any. Source and transform are pickled for them.
+      in_chans: channels of the pictures for `transform`: Pillow's for 3 and 1, else
+        `train.data.planes.Planes`.
+      host, hosts: this host's number, and how many there are; it takes the host-th contiguous part of each
+        batch.
+      threads: how many threads decode and augment; 0 takes one for each core.
+      processes: how many processes do so in place of threads; 0 for none. Source and
+        transform are pickled for them.
       scaled: JPEG files are decoded at the scale that a crop needs (`train.data.jpeg`); `transform` then may
         ask for a part of a picture and its resizing alone.
       max_bad: share of bad images at which it ends with `TooManyBadImagesError`.
@@ -169,7 +175,7 @@ def _check(threads: int, processes: int) -> None:
 def _by_threads(
     images: Images, rows: int, steps: range, threads: int, ahead: int, tally: _Tally | None = None
 ) -> Any:
-    """The batches of these numbers, made by Grain's threads, which are so many images ahead."""
+    """The batches whose numbers are `steps`, made by Grain's threads, which are `ahead` images ahead."""
 
     def load(place: int) -> dict[str, Any]:
         batch, row = divmod(place, rows)
@@ -185,7 +191,7 @@ def _by_threads(
 
 
 def _nothing(*told: Any) -> None:
-    """Evaluations count neither time nor bad images: there are none that they would leave out."""
+    """Ignores what workers report: an evaluation counts neither time nor bad images, which end it."""
 
 
 class _Tally:
@@ -194,7 +200,7 @@ class _Tally:
     Args:
       workers: how many there are.
       max_bad: share of bad images that is too large.
-      seen, bad: images of this host before, and bad ones beside them.
+      seen, bad: good and bad images of this host before these batches.
     """
 
     def __init__(self, workers: int, max_bad: float, seen: int, bad: int) -> None:
@@ -226,7 +232,7 @@ class _Tally:
                 )
 
     def take_bad(self, batch: int) -> list[str]:
-        """What is wrong with images of the batches before this one, once."""
+        """What is wrong with images of the batches before this one; each problem is given once."""
         with self._lock:
             if not self._found:
                 return []
@@ -255,11 +261,12 @@ def eval_batches(
     Args:
       source: the images.
       transform: from a picture to uint8 [S, S, C].
-      batch_size: of all hosts together; the last batch is filled up with images that do not count.
-      in_chans, host, hosts, threads, processes: as of `train_batches`.
+      batch_size: images of a batch, on all hosts together; the last batch is filled up with images that do
+        not count (mask False).
+      in_chans, host, hosts, threads, processes: as in `train_batches`.
 
     Returns:
-      An iterator of {'image', 'label', 'mask': bool [N]}, as long on every host.
+      An iterator of {'image', 'label', 'mask': bool [N]}, of the same length on every host.
 
     Raises:
       ImageError: (while iterating) an image cannot be read: none is ever left out.

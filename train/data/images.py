@@ -1,4 +1,4 @@
-"""The images of batches, each a function of its batch and row alone, whoever makes it.
+"""Makes the images of batches; each depends on its batch and row alone, whichever worker makes it.
 
 These objects travel to worker processes: nothing here needs JAX.
 """
@@ -40,7 +40,7 @@ class Images(Protocol):
         Args:
           batch: its number, from the beginning of the run.
           row: its place in this host's part.
-          bad: is told of each image that cannot be read, and that another takes the place of.
+          bad: called with what is wrong with each image that cannot be read; another takes its place.
         """
         ...
 
@@ -49,7 +49,7 @@ class Images(Protocol):
         ...
 
     def prepare(self) -> None:
-        """Does what all processes that are forked from this one can share."""
+        """Does work whose result all processes forked from this one share."""
         ...
 
 
@@ -58,8 +58,8 @@ class Share:
     """This host's part of each batch: the host-th contiguous one.
 
     Attributes:
-      batch_size: of all hosts together.
-      host, hosts: this one of so many.
+      batch_size: images of a batch, on all hosts together.
+      host, hosts: this host's number, and how many there are.
     """
 
     batch_size: int
@@ -84,11 +84,11 @@ class Share:
 
 @dataclass(frozen=True)
 class TrainImages:
-    """Position p of a run is image p mod N of epoch p div N, in an order that the seed decides.
+    """Images of training: position p of a run is image p mod N of epoch p div N, in the seed's order.
 
     Attributes:
-      source, transform, seed, in_chans, scaled: as of `train.data.batches.train_batches`.
-      share: of each batch.
+      source, transform, seed, in_chans, scaled: as in `train.data.batches.train_batches`.
+      share: this host's part of each batch.
     """
 
     source: Source
@@ -132,11 +132,11 @@ class TrainImages:
 
 @dataclass(frozen=True)
 class EvalImages:
-    """Every image once, in the source's order; images that do not count fill up the last batch.
+    """Images of an evaluation: each once, in the source's order; the last batch is filled with some again.
 
     Attributes:
-      source, transform, in_chans: as of `train.data.batches.eval_batches`.
-      share: of each batch.
+      source, transform, in_chans: as in `train.data.batches.eval_batches`.
+      share: this host's part of each batch.
     """
 
     source: Source
@@ -146,6 +146,7 @@ class EvalImages:
 
     @property
     def batches(self) -> int:
+        """How many batches there are."""
         return -(-len(self.source) // self.share.batch_size)
 
     def __call__(self, batch: int, row: int, bad: Callable[[str], None]) -> Fields:
@@ -164,7 +165,7 @@ class EvalImages:
 
 
 def _first(source: Source, in_chans: int, make: Callable[[Record], Fields]) -> Fields:
-    """What is made of the first image that can be read, or of a black one."""
+    """What `make` makes of the first image that can be read, or of a black one."""
     for index in range(min(TRIES, len(source))):
         with contextlib.suppress(ImageError):
             return make(source[index])

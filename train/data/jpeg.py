@@ -1,7 +1,8 @@
-"""Decoding of JPEG files at the scale that a crop needs, for those who ask for it.
+"""Decodes JPEG files at the scale that a crop needs (the setting decoding='scaled').
 
-Where the crop is at least twice as large as what it is resized to, the decoder makes a half, a quarter or an
-eighth of the size: it leaves frequencies out where Pillow filters pixels. All else is as in the exact form.
+Where the crop is at least twice as large as what it is resized to, the decoder makes an image of a half, a
+quarter or an eighth of the size: it leaves frequencies out where Pillow filters pixels. All else is as in the
+exact form.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ class JpegPart:
 
 
 def decoded_late(image: Any, in_chans: int, name: str) -> Any:
-    """`decoded`, but a JPEG file only when it is known how large it has to be.
+    """As `decoded`, but a JPEG file is decoded only when a crop of it is resized.
 
     Raises:
-      ImageError: as of `decoded`; damage is found when it is decoded.
+      ImageError: as `decoded` raises it; damage inside a JPEG file is found only then.
     """
     if isinstance(image, bytes) and in_chans in PILLOWS:
         file = header(image, name)

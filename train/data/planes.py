@@ -78,13 +78,15 @@ def plane_pixels(preprocess: Preprocess, in_chans: int) -> Callable[[Planes], Pi
 
 
 def check_channels(source: Source, in_chans: int) -> str | None:
-    """Whether a net of so many channels can take the images; asked of the first, and only of arrays' own.
+    """Checks that a net of so many input channels can take a source's images.
+
+    Arrays are checked by their shape; of other sources only the kind of the first record is looked at.
 
     Returns:
-      What is lost of the images' channels; None if nothing is.
+      Which of the images' channels are not used, in words; None if all are.
 
     Raises:
-      FlaxnetsError: they have others.
+      FlaxnetsError: the images have another number of channels.
     """
     images = getattr(source, 'images', None)  # of a source in memory
     if images is None:

@@ -1,7 +1,7 @@
-"""The main process's side of worker processes that make batches: `train.data.worker` is theirs.
+"""Has worker processes make batches. This is the main process's side; `train.data.worker` is theirs.
 
-A batch is one slot of a file in memory that all of them have mapped. It is given out as it lies there, and
-its slot is used again once nobody refers to its arrays: JAX may go on reading them, or keep them. The file
+A batch is one slot of a file in memory that all of them have mapped. It is given out without a copy, and
+its slot is used again once nothing refers to its arrays: JAX may go on reading them, or keep them. The file
 has no name, so that nothing is left of it, however the processes end; and the limit of /dev/shm, which is low
 in containers, is not its limit. Order and content do not depend on which worker makes what.
 """
@@ -39,7 +39,8 @@ IMAGES_AHEAD = 16  # for each worker, at least
 LARGEST_PIECE = 16  # images that a worker takes at a time
 PIPE_BYTES = 1 << 20
 
-# Imports our packages from where they lie, whatever else is called like them, and serves.
+# The program of the workers' process. It imports our packages from their own folders, whatever else has
+# their names.
 _BOOT = """
 import importlib.util, json, sys
 told = json.loads(sys.argv[1])
@@ -63,7 +64,7 @@ class _Coming:
     """A batch that is being made."""
 
     slot: int
-    left: int  # rows
+    left: int  # rows that are not made yet
 
 
 class Pool(Iterator[Batch]):
@@ -74,9 +75,9 @@ class Pool(Iterator[Batch]):
       rows: images of a batch.
       first, last: the batches to make, from `first` to before `last`; None goes on without end.
       processes: how many workers.
-      bad: is told of each image that cannot be read: number of its batch, and what is wrong. What it raises
-        is raised when that batch is due.
-      made: is told of images made, and the seconds that they took.
+      bad: called for each image that cannot be read, with the number of its batch and what is wrong. What it
+        raises is raised when that batch is due.
+      made: called with how many images were made, and the seconds that they took.
 
     Raises:
       WorkerError: the images cannot be pickled, or this system has no `fork`; (while iterating) a worker
@@ -133,7 +134,7 @@ class Pool(Iterator[Batch]):
         return self._given(coming.slot)
 
     def _given(self, slot: int) -> Batch:
-        """The batch in a slot. The slot is free once nobody has any of its arrays."""
+        """The batch in a slot. The slot is free again once nothing refers to any of its arrays."""
         memory = self._slots[slot][:]
         # Its views, and views of those, have as their base an array of this slot alone.
         memory = np.frombuffer(memory.data, np.uint8)
@@ -239,7 +240,7 @@ class _Workers:
             self._selector.register(inbox.pipe, selectors.EVENT_READ, inbox)
 
     def answers(self) -> Iterator[tuple[Any, ...]]:
-        """At least one message of a worker, once there is one.
+        """Waits for messages of workers, and gives those that have come.
 
         Raises:
           WorkerError: one of them has ended.
@@ -255,7 +256,7 @@ class _Workers:
             yield from messages
 
     def _lost(self, message: tuple[Any, ...] | None = None) -> WorkerError:
-        """The error of workers that are no more."""
+        """The error to raise when the workers, or one of them, have ended."""
         if message is None and select.select([self._status.pipe], [], [], GRACE)[0]:
             with contextlib.suppress(EOFError, OSError, IndexError):
                 message = self._status.take()[0]

@@ -1,9 +1,8 @@
-"""The side of the worker processes: they make images and put them into memory shared with the main one.
+"""Makes images in worker processes, and puts them into memory that they share with the main process.
 
-The main process starts one process that knows no JAX (`serve`). It opens the images once and forks the
-workers, which so share what it has read. Each takes pieces of batches from one pipe, and says on a pipe of
-its own what became of them. All of them end when the main process closes its pipes or is no more, however it
-ended.
+The main process starts one process that does not import JAX (`serve`). It opens the images once and forks the
+workers, which therefore share what it has read. Each takes pieces of batches from a common pipe, and reports
+on a pipe of its own. All of them end when the main process closes its pipes or has ended, however it ended.
 """
 
 from __future__ import annotations
@@ -38,12 +37,18 @@ Batch = dict[str, npt.NDArray[Any]]
 # splits it.
 PIECE = struct.Struct('<qiii12x')
 GRACE = 5.0  # seconds that a worker has to finish its image when the work ends
-ALIGNED = 64  # bytes, as XLA wants arrays that it takes as they are
+ALIGNED = 64  # bytes; XLA takes arrays that are aligned so without a copy
 
 
 @dataclass(frozen=True)
 class Array:
-    """Where an array of a batch lies in its slot."""
+    """Where an array of a batch lies in its slot.
+
+    Attributes:
+      shape: [rows, ...].
+      dtype: NumPy's text for it, such as '<i4'.
+      offset: bytes from the beginning of the slot.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -59,8 +64,8 @@ class Layout:
     """How a batch lies in a slot of the shared memory.
 
     Attributes:
-      arrays: of a batch, by name.
-      nbytes: of a slot.
+      arrays: the arrays of a batch, by name.
+      nbytes: the size of a slot.
     """
 
     arrays: Mapping[str, Array]
@@ -68,7 +73,7 @@ class Layout:
 
     @staticmethod
     def of(example: Fields, rows: int) -> Layout:
-        """That of batches of so many images like this one."""
+        """The layout of batches of `rows` images that have fields as `example` has."""
         arrays, end = {}, 0
         for name, value in example.items():
             value = np.asarray(value)
@@ -90,7 +95,7 @@ class Layout:
 
 
 def serve(payload: int, memory: int, pieces: int, answers: Sequence[int]) -> None:
-    """Opens the images and forks a worker for each of `answers`; returns when all is over.
+    """Opens the images and forks a worker for each of `answers`; returns when the workers have ended.
 
     Args:
       payload: file with the pickled `Images` and `Layout`.
@@ -98,14 +103,14 @@ def serve(payload: int, memory: int, pieces: int, answers: Sequence[int]) -> Non
       pieces: pipe to read pieces from.
       answers: pipes to write to, one for each worker.
 
-    Standard input is a pipe that the main process keeps open as long as it wants the workers, and standard
-    output one to it.
+    Standard input is a pipe that the main process keeps open as long as it wants the workers. Standard output
+    is a pipe to it, for what becomes of the workers.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # ctrl-C and Slurm mean the main process, which ends us
         signal.signal(number, signal.SIG_IGN)
     status = os.dup(1)
     os.dup2(2, 1)  # what anything prints belongs on the terminal
-    sys.modules['jax'] = None  # type: ignore[assignment]  # takes a second and 150 MB, and needs no telling
+    sys.modules['jax'] = None  # type: ignore[assignment]  # an import, of a second and 150 MB, fails
     try:
         logging.disable()
         with open(payload, 'rb') as file:
@@ -158,7 +163,7 @@ def _be_worker(
 
 
 def work(images: Images, layout: Layout, memory: int, pieces: int, answers: int) -> None:
-    """Makes images until nobody can ask for more."""
+    """Makes images until the pipe of pieces is closed."""
     slots: dict[int, Batch] = {}
     while piece := os.read(pieces, PIECE.size):
         batch, slot, first, rows = PIECE.unpack(piece)
@@ -236,7 +241,7 @@ def _portable(error: Exception) -> Exception:
 
 
 def _watch(workers: dict[int, int], status: int, woken: int) -> None:
-    """Tells of workers that end, until the main process wants no more; then all of them end."""
+    """Reports workers that end, until the main process closes its pipe; then ends all of them."""
     wanted = True
     while workers and wanted:
         ready = select.select([0, woken], [], [])[0]
@@ -254,7 +259,7 @@ def _watch(workers: dict[int, int], status: int, woken: int) -> None:
 
 
 def _bury(workers: dict[int, int], tell: Callable[[int, int], None]) -> None:
-    """Takes notice of all workers that have ended."""
+    """Removes the workers that have ended; `tell` is called with the place and exit code of each."""
     while workers:
         pid, code = os.waitpid(-1, os.WNOHANG)
         if not pid:

@@ -21,7 +21,7 @@ class Benchmark:
 
     Attributes:
       name: what the user calls it, and its name in `flaxnets.zoo.benchmarks`, which has published accuracies.
-      title: its name for people, and the paper.
+      title: its name and paper, for messages.
       images: how many images it has.
       subset: which of ImageNet's 1000 classes it has, as `flaxnets.zoo.imagenet.subset` names them; None for
         all. A net is judged among these alone, as in timm and in the papers.
@@ -106,7 +106,7 @@ def check_classes(
       places: for each output of the net, the number of ImageNet's class; None if they are other classes.
 
     Raises:
-      FlaxnetsError: they have not, so that accuracies could not be compared with published ones.
+      FlaxnetsError: they have other classes, so that accuracies could not be compared with published ones.
     """
     if places is None or sorted(places) != list(range(imagenet.CLASSES)):
         raise FlaxnetsError(f"{benchmark.title} judges nets with ImageNet's 1000 classes; these are others")
@@ -147,7 +147,7 @@ def published(benchmark: Benchmark, config: Config, source: Source) -> Accuracy 
 
 
 def preprocess_notes(benchmark: Benchmark, config: Config) -> tuple[str, ...]:
-    """With which images accuracies are published for weights, where it is not with these."""
+    """A note on how the images of the published accuracy were prepared, if it is not as these are."""
     accuracy = _published(benchmark, config)
     if accuracy is None or config.preprocess == (measured := _measured(config, accuracy)):
         return ()
@@ -162,7 +162,7 @@ def _published(benchmark: Benchmark, config: Config) -> Accuracy | None:
 
 
 def _measured(config: Config, accuracy: Accuracy) -> Preprocess | None:
-    """How the images were prepared of which the accuracy is."""
+    """How the images were prepared on which the accuracy was measured; None if that is unknown."""
     assert config.weights is not None, 'its accuracy was found'
     both = (config.weights.preprocess, config.weights.test_preprocess)
     return next((prepared for prepared in both if prepared and prepared.size == accuracy.size), None)

@@ -1,4 +1,4 @@
-"""Evaluation of every image exactly once, on any number of devices and hosts, and its measures."""
+"""Evaluates every image exactly once, on any number of devices and hosts, and measures the results."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
+        """How many images were evaluated."""
         return len(self.labels)
 
     @property
@@ -67,6 +68,7 @@ class Evaluation:
 
     @property
     def loss(self) -> float:
+        """Mean of `losses`, in nats."""
         return float(self.losses.astype(np.float64).mean())
 
     @cached_property
@@ -120,7 +122,7 @@ class Evaluation:
         return int((self.predictions < 0).sum())
 
     def values(self) -> dict[str, float]:
-        """For a log."""
+        """The values that a log records: accuracies in percent, the loss in nats."""
         return {'images': self.images, 'top1': self.top1, 'top5': self.top5, 'loss': self.loss}
 
 
@@ -131,7 +133,7 @@ class Evaluator:
       model: the net.
       preprocess: how its images are normalised.
       among: outputs among which it is judged, every label one of them; None for all.
-      flip, scores: as of `make_eval_step`.
+      flip, scores: as in `make_eval_step`.
     """
 
     def __init__(
@@ -207,7 +209,7 @@ def real_labels(path: str, names: Sequence[str], evaluation: Evaluation) -> dict
       the five predictions must be one of the labels, as timm counts.
 
     Raises:
-      FlaxnetsError: the file is another one, or a name has no number.
+      FlaxnetsError: the file does not hold these labels, or a name has no number.
     """
     try:
         labels = json.loads(Path(path).read_text(encoding='utf-8'))

@@ -29,8 +29,8 @@ def write_mistakes(
 
     Args:
       source: the data, in the order of the result.
-      config: of the weights: how images are prepared.
-      names: of the outputs.
+      config: the configuration of the weights, for how images are prepared.
+      names: the names of the outputs.
       result: the evaluation.
       out: folder to write to.
     """

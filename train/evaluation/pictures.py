@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation: curves, confusion matrix, reliability, mistakes."""
+"""Draws pictures of a run and of an evaluation: curves, confusion matrix, reliability, mistakes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WORST = 15  # pairs of classes that are listed beside it
 
 
 def curves(records: Sequence[dict[str, Any]], path: str) -> None:
-    """Loss, accuracy and learning rate over the epochs, as `train.run.log.read` gives them, to a PNG."""
+    """Draws loss, accuracy and learning rate over the epochs to a PNG, from `train.run.log.read`."""
     train = [record for record in records if record['kind'] == 'train']
     evaluations = [record for record in records if record['kind'] == 'eval']
     # An evaluation knows its step; the training records tell how many of them make an epoch.
@@ -52,7 +52,7 @@ def _plot(axes: Any, records: Sequence[dict[str, Any]], field: str, label: str, 
 
 
 def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path: str) -> None:
-    """A confusion matrix, [true, predicted] counts of images, and the worst confusions in words, to a PNG."""
+    """Draws a confusion matrix, [true, predicted] counts of images, and lists the worst pairs, to a PNG."""
     count = len(matrix)
     size = min(10.0, max(4.5, 0.45 * count))
     figure = Figure(figsize=(size + 4.2, size), layout='constrained')
@@ -131,11 +131,11 @@ def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path:
 
 
 def by_confidence(confidences: Any, right: Any, path: str) -> None:
-    """Draws the accuracy on the images of which the net is surest, over the share that these are, to a PNG.
+    """Draws to a PNG the accuracy on the images that the net is surest of, over the share that they are.
 
     Args:
       confidences: [N], 0 to 1.
-      right: bool [N].
+      right: bool [N], whether the net was right.
     """
     order = np.argsort(-confidences, kind='stable')
     kept = np.arange(1, len(order) + 1)
@@ -166,7 +166,7 @@ def image_grid(
     right: Sequence[bool] | None = None,
     columns: int = 8,
 ) -> None:
-    """Small images, [H, W] or [H, W, 3], with a caption each, green where `right` says so, to a PNG."""
+    """Draws small images, [H, W] or [H, W, 3], to a PNG, with captions in green or red as `right` says."""
     rows = -(-len(images) // columns)
     figure = Figure(figsize=(1.25 * columns, 1.55 * rows), layout='constrained')
     grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()

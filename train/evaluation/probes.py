@@ -1,4 +1,4 @@
-"""python -m train probe: how good a net's features are, by nearest neighbours and a linear probe.
+"""The command `python -m train probe`: judges features by nearest neighbours and a linear probe.
 
 The net's own classifier is not used. Both methods learn from the features of the data's training part and are
 judged on its evaluation part.
@@ -60,7 +60,7 @@ class Probe:
     strength: float
 
     def text(self) -> str:
-        """For people."""
+        """The outcome as text for a terminal."""
         lines = [
             f'{self.model} on {self.data}: {self.features} features, {self.trained} images to learn from, '
             f'{self.judged} to be judged by',

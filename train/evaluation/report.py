@@ -1,4 +1,4 @@
-"""python -m train eval: accuracy of weights, beside what was published for them."""
+"""The command `python -m train eval`: accuracy of weights, beside what was published for them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,12 @@ class Judged:
 
 
 class Views(NamedTuple):
-    """The views of an image whose probabilities are averaged: 1 or 5 crops, with mirror images or not."""
+    """The views of an image whose probabilities are averaged.
+
+    Attributes:
+      crops: 1 (the centre) or 5 (the corners and the centre).
+      flip: whether their mirror images count too.
+    """
 
     crops: int = 1
     flip: bool = False
@@ -77,7 +82,7 @@ class Report:
 
     Attributes:
       model: the weights, as the user named them.
-      config: of the weights.
+      config: the configuration of the weights.
       source: the data.
       matching: how the classes of the data were matched with the outputs.
       judged: the outputs that the net is judged among.
@@ -121,6 +126,7 @@ class Report:
         return {**accuracies, 'size': found.size, 'source': found.source, 'data': data}
 
     def as_json(self) -> dict[str, Any]:
+        """What result.json holds."""
         return {
             'model': self.model,
             'architecture': self.config.name,
@@ -141,7 +147,7 @@ class Report:
         }
 
     def text(self) -> str:
-        """For people."""
+        """The report as text for a terminal."""
         result, beside = self.result, self.published
         lines = [
             f'{self.model} ({self.config.name}) on {self.source.name}, {result.images} images',
@@ -175,7 +181,7 @@ def _beside(published: float | None) -> str:
 
 
 def run(options: argparse.Namespace) -> Report:
-    """Evaluates, by the options of the command line.
+    """Evaluates weights on data, by the options of the command line.
 
     Raises:
       FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
@@ -211,7 +217,7 @@ def _evaluate(
     real: bool,
     scores: bool,
 ) -> Report:
-    """One net over all images."""
+    """Evaluates one net on all images."""
     config, model, variables = load_with_config(weights, dtype=options.dtype)
     if options.images:
         _tell(*config.preprocess.overruled)
@@ -246,7 +252,7 @@ def _evaluate(
 
 
 def _tell(*notes: str) -> None:
-    """Says notes once, whatever the number of processes."""
+    """Prints notes on stderr, in the first process alone."""
     if jax.process_index() == 0:
         for note in notes:
             print(f'note: {note}', file=sys.stderr, flush=True)
@@ -331,6 +337,7 @@ def _check_real_labels(judged: Judged, places: tuple[int, ...] | None) -> None:
 
 
 def _mapped(batches: Any, outputs: tuple[int, ...]) -> Any:
+    """The batches, with the numbers of the net's outputs as labels."""
     places = np.array(outputs, np.int32)
     for batch in batches:
         labels = batch['label']

@@ -1,9 +1,9 @@
-"""Checkpoints of a run: written beside the training, checked when read, none trusted for its name alone.
+"""Writes checkpoints of a run while it trains on, and checks them when it reads them.
 
     DIR/1200/           a step: `flaxnets.store.arrays` says what is in it
-    DIR/1100.damaged/   set aside at a restore; nobody deletes it but you
+    DIR/1100.damaged/   set aside at a restore, because it was damaged; it is never deleted
 
-Orbax's own manager would hide the error of a failed save until it is asked in the right way.
+Orbax's own manager is not used: it hides the error of a failed save until it is asked in a certain way.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from ..parallel import together
 DAMAGED = '.damaged'
 REPLACED = '.replaced'  # a step while another of its number is written
 DELETED = '.deleted'
-# An array of the first versions: optax's count of updates. It had the value of `step`, which now serves.
+# An array in checkpoints of the first versions: optax's count of updates, which always equalled `step`.
 FORMER = re.compile(r'opt_state/(.+/)?\d+/count')
 Check = Callable[[dict[str, Any]], None]
-NONE = -1  # what the first process found, where the others expect a step
+NONE = -1  # in place of a step, from the first process to the others: there is no checkpoint
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Outcome:
     """How a save ended.
 
     Attributes:
-      step: that was saved.
+      step: the step that was to be saved.
       seconds: from the call of `save` until it was committed, or had failed.
       error: why there is no such checkpoint; None if there is.
     """
@@ -66,7 +66,7 @@ class Restored:
       step: its number.
       state: NumPy arrays in the structure of the target.
       meta: as it was given to `save`, after a trip through JSON.
-      score: likewise.
+      score: as it was given to `save`.
       skipped: newer steps that were damaged and are set aside, and why.
     """
 
@@ -78,13 +78,13 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. To be closed, or used as a context manager: then the last save ends.
+    """The checkpoints of a workdir; a context manager, at whose end the last save is finished.
 
     Args:
-      directory: of the steps, a folder of their own; `gs://` too. In a job of several processes all must
-        see the same one.
-      keep_last: newest steps that stay.
-      keep_best: steps of the highest scores that stay besides.
+      directory: the folder of the steps and of nothing else; `gs://` too. In a job of several processes all
+        must see the same one.
+      keep_last: how many of the newest steps stay.
+      keep_best: how many steps with the highest scores stay besides.
       primary: whether this process writes. The others read, and `save` does nothing there.
     """
 
@@ -96,7 +96,7 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._outcomes: list[Outcome] = []
         self._thread: threading.Thread | None = None
-        self._quiet = arrays.quiet()  # for as long as this is open: some of it comes late
+        self._quiet = arrays.quiet()  # silences Orbax while this is open: some messages come late
         self._quiet.__enter__()
 
     def save(
@@ -117,7 +117,7 @@ class Checkpoints:
           state: a tree of NumPy arrays, the same in every process.
           meta: a JSON object: settings, data position.
           score: of an evaluation of this state, higher is better; None without one.
-          before: called by the thread that writes, before it does: what must be kept by then.
+          before: called first by the thread that writes; it keeps what must be kept before the checkpoint is.
 
         Raises:
           CheckpointError: an array or the score is not finite: such a state is never saved.
@@ -140,7 +140,7 @@ class Checkpoints:
         return finished
 
     def wait(self) -> None:
-        """Until no save is under way. How it ended is for `poll` to say."""
+        """Waits until no save is under way; `poll` says how they ended."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -159,7 +159,7 @@ class Checkpoints:
         self.close()
 
     def steps(self) -> list[int]:
-        """The committed steps, newest first; whether they are sound is not asked."""
+        """The committed steps, newest first; they may be damaged."""
         if not self._directory.exists():
             return []
         names = [path.name for path in self._directory.iterdir()]
@@ -189,8 +189,8 @@ class Checkpoints:
         Args:
           target: a tree of arrays or `jax.ShapeDtypeStruct`s, as the state that was saved.
           step: this one and no other.
-          check: refuses, by an error of its own, to go on from a sound checkpoint whose `meta` it is given;
-            asked before any array is compared.
+          check: called with the `meta` of a checkpoint before any array is compared; raises an error of its
+            own to refuse it.
 
         Returns:
           None if there is no checkpoint.
@@ -350,7 +350,7 @@ def _check_finite(step: int, state: dict[str, np.ndarray], score: float | None) 
 def _is_finite(array: np.ndarray) -> bool:
     if not jax.numpy.issubdtype(array.dtype, np.inexact):
         return True
-    if array.dtype.itemsize < 4:  # NumPy has no fast sum of bfloat16, nor room in a float16
+    if array.dtype.itemsize < 4:  # NumPy sums bfloat16 slowly, and a float16 soon overflows
         return bool(np.isfinite(array).all())
     with np.errstate(all='ignore'):
         # One pass and no temporary; only a sum that overflows needs the second look.
@@ -358,7 +358,11 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def _compare(path: Path | StorePath, have: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:
-    """Raises: CheckpointError: a checkpoint's arrays are not the wanted ones, with the differences."""
+    """Checks that a checkpoint has the arrays that are wanted.
+
+    Raises:
+      CheckpointError: it has others; the message lists the differences.
+    """
     problems = [f'has no {name}' for name in wanted if name not in have]
     strange = (name for name in have if name not in wanted and not FORMER.fullmatch(name))
     problems += [f'has {name}, which is not wanted' for name in strange]
@@ -373,7 +377,7 @@ def _compare(path: Path | StorePath, have: dict[str, dict[str, Any]], wanted: di
 
 
 def _flush(path: Path | StorePath) -> None:
-    """Has the system write a step through to the disk before older ones go; for a loss of power."""
+    """Has the system write a step to the disk, so that it survives a loss of power: older ones go next."""
     if isinstance(path, StorePath):
         return
     for folder, _, files in os.walk(path):

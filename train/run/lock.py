@@ -1,9 +1,9 @@
-"""One run per workdir.
+"""Locks a workdir, so that only one run writes to it.
 
-Why not the package `filelock`: it has no lock for stores such as `gs://`, which is most of this file. What
-it would replace is one call of `flock`; who holds the workdir would still be written and read here, its
-versions before 4 empty that file whenever they try, and what it falls back to on file systems without locks
-is a file that outlives a killed run, so that the run could not go on.
+Why not the package `filelock`: it has no lock for stores such as `gs://`, which is most of this file, and it
+would replace one call of `flock`. Its versions before 4 empty the file at every attempt, in which the holder
+of the lock is written. On file systems without locks it uses a file that outlives a killed run, which then
+could not be resumed.
 """
 
 from __future__ import annotations
@@ -26,37 +26,42 @@ from flaxnets.store.remote import StoreError, StorePath, is_remote
 
 FILE = '.lock'
 UNSUPPORTED = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-BEAT_SECONDS = 10.0  # a run in a store says that it lives
-SETTLING_SECONDS = 2.0  # in which whoever took it over at the same time has done so
-SILENT_SECONDS = 35.0  # without a sign of life, it is taken for dead
+BEAT_SECONDS = 10.0  # between two signs of life of a run in a store
+SETTLING_SECONDS = 2.0  # in which another run that takes the workdir over at the same time has done so
+SILENT_SECONDS = 35.0  # without a sign of life, after which a run is taken for dead
 
 
 class Lock:
     """Holds a workdir while it is open.
 
-    On this machine the system lets go when the process dies, however it dies; nothing is locked on a file
-    system without locks. The file stays: removing it would let two runs lock two files of one name.
+    In a folder of this machine the system releases the lock when the process dies, however it dies; on a file
+    system without locks nothing is locked. The file stays: if it were removed, two runs could lock two files
+    of one name.
 
-    In a store such as `gs://` the holder writes an object anew every `BEAT_SECONDS`. What a killed run left
-    is taken over at once on the machine where it ran, elsewhere after `SILENT_SECONDS` without a change.
+    In a store such as `gs://` the holder writes an object again every `BEAT_SECONDS`. A killed run's lock is
+    taken over at once on the machine where it ran, elsewhere after `SILENT_SECONDS` without a change.
 
     Args:
       workdir: created if it does not exist.
 
     Raises:
-      FlaxnetsError: another run holds it, and which; or it cannot be written.
+      FlaxnetsError: another run holds it (the message says which), or it cannot be written.
     """
 
     def __init__(self, workdir: str) -> None:
         self._held: _Held | None = _Lease(workdir) if is_remote(workdir) else _FileLock(workdir)
 
     def check(self) -> None:
-        """Raises: FlaxnetsError: another run has taken the workdir over, from one taken for dead."""
+        """Checks that this run still holds the workdir.
+
+        Raises:
+          FlaxnetsError: another run took this one for dead, and took the workdir over.
+        """
         if self._held is not None:
             self._held.check()
 
     def close(self) -> None:
-        """Lets go. Again does nothing."""
+        """Releases the workdir; another call does nothing."""
         held, self._held = self._held, None
         if held is not None:
             held.close()
@@ -112,7 +117,7 @@ class _FileLock:
 
 
 class _Lease:
-    """An object that a living run writes anew all the time."""
+    """A lock in a store: an object that the run writes again every `BEAT_SECONDS`."""
 
     def __init__(self, workdir: str) -> None:
         self._workdir, self._path = workdir, StorePath(workdir) / FILE
@@ -167,7 +172,7 @@ class _Lease:
         """Returns once the holder has given no sign of life for long enough.
 
         Raises:
-          FlaxnetsError: it has.
+          FlaxnetsError: the holder has given one.
         """
         print(
             f'{self._path}: waiting up to {SILENT_SECONDS:.0f} s for a sign of life of '

@@ -1,4 +1,4 @@
-"""What a run says: a line on the terminal, a record in WORKDIR/log.jsonl, a point in TensorBoard's files.
+"""Logs a run: a line on the terminal, a record in WORKDIR/log.jsonl, a point in TensorBoard's files.
 
 A record is a JSON object on a line of its own, {'kind': 'train', 'eval' or an event, 'step': ...}.
 A killed run leaves at most one broken line, the last one. A run that goes on after step N drops what was
@@ -41,11 +41,11 @@ class Log:
     Args:
       workdir: of the run; `gs://` too.
       primary: whether this process writes.
-      total_steps: of the run.
-      first_step: that it goes on after; 0 at the start.
+      total_steps: how many steps the run has.
+      first_step: the step that it goes on after; 0 at the start.
       evaluated: whether that step has been evaluated already; an evaluation that was not kept is made again.
-      images_per_step: of the global batch.
-      quiet: nothing on the terminal but what went wrong.
+      images_per_step: images of the global batch.
+      quiet: show nothing on the terminal but what went wrong.
       may_write: raises once another run has taken the workdir over; nothing is written to a store then.
     """
 
@@ -83,12 +83,12 @@ class Log:
             self._bar = tqdm(total=total_steps, initial=first_step, dynamic_ncols=True, bar_format=BAR)
 
     def advance(self, step: int) -> None:
-        """A step is done."""
+        """Moves the progress bar to a step that is done."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def train(self, step: int, values: dict[str, float]) -> None:
-        """Means over the steps since the last line: 'epoch', 'loss', 'top1' (percent), 'wait_share', ..."""
+        """Logs means over the steps since the last line: 'epoch', 'loss', 'top1' (percent), ..."""
         self._write('train', step, values)
         if self._bar is not None:
             self._bar.set_postfix_str(_train_text(values))
@@ -97,7 +97,7 @@ class Log:
             self._say(f'step {step}/{self._total}  {_train_text(values)}  {left} left')
 
     def eval(self, step: int, values: dict[str, float]) -> None:
-        """What an evaluation after this step found."""
+        """Logs the results of an evaluation after this step (`Evaluation.values`)."""
         self._write('eval', step, values)
         if self._speaks():
             self._say(
@@ -106,7 +106,7 @@ class Log:
             )
 
     def event(self, kind: str, message: str, **fields: Any) -> None:
-        """Something that is not a measurement; the terminal shows it too."""
+        """Logs something that is not a measurement; the terminal shows it too."""
         self._write(kind, fields.pop('step', None), {'message': message, **fields})
         if not self._primary and kind == 'bad_image':  # what no other process knows
             self._say(f'process {jax.process_index()}: {message}')
@@ -115,7 +115,7 @@ class Log:
 
     @contextlib.contextmanager
     def evaluating(self, images: int) -> Iterator[Callable[[int], Any]]:
-        """A progress bar of an evaluation: a function to be told how many images more are done."""
+        """Shows an evaluation's progress; gives a function to call with how many more images are done."""
         if self._bar is None:
             yield lambda more: None
             return
@@ -123,13 +123,13 @@ class Log:
             yield bar.update
 
     def flush(self) -> None:
-        """Writes what is left. Any thread may ask for it, as it must before a checkpoint is committed."""
+        """Writes what is left, as must be done before a checkpoint is committed; any thread may call this."""
         if self._records is not None:
             with self._warning(FILE):
                 self._records.flush()
 
     def close(self) -> None:
-        """`flush`, and the end. Again does nothing."""
+        """Writes what is left and closes the files; another call does nothing."""
         for part in (self._records, self._tensorboard, self._bar):
             if part is not None:
                 with self._warning('the log'):
@@ -176,13 +176,21 @@ class Log:
 
 
 class _Records(Protocol):
-    """log.jsonl, of which what came before is kept."""
+    """Writes the records of log.jsonl; those that are there stay, but for steps that happen again."""
 
     def add(self, record: dict[str, Any]) -> None:
-        """Raises: OSError: not written yet; it is written with what comes later."""
+        """Adds a record.
+
+        Raises:
+          OSError: it could not be written yet; it is written with a later one.
+        """
 
     def flush(self) -> None:
-        """Raises: OSError: likewise."""
+        """Writes what is not written yet.
+
+        Raises:
+          OSError: it could not be written yet.
+        """
 
     def close(self) -> None: ...
 
@@ -229,7 +237,7 @@ class _Object:
         self._written = -1  # how many
         self._thread: threading.Thread | None = None
         self._error: OSError | None = None  # of the thread
-        self._tried = 0.0  # when they were last
+        self._tried = 0.0  # when they were last written, or were to be
         self.flush()
 
     def add(self, record: dict[str, Any]) -> None:
@@ -268,7 +276,7 @@ class _Object:
 
 
 def _kept(workdir: str, first_step: int, evaluated: bool) -> list[str]:
-    """The lines of a run's log that are true of one which goes on after a step."""
+    """The lines of a log that stay when the run goes on after a step."""
     return [_line(record) for record in read(workdir) if not _is_past(record, first_step, evaluated)]
 
 
@@ -280,7 +288,7 @@ def _is_past(record: dict[str, Any], step: int, evaluated: bool) -> bool:
 
 
 def _line(record: dict[str, Any]) -> str:
-    # NaN and infinities have no JSON; null says as much as can be said.
+    # JSON has no NaN and no infinity: null stands for them.
     sound = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
     return json.dumps(sound) + '\n'
 

@@ -1,4 +1,4 @@
-"""What the log says of training: means of the steps' metrics, speed, and images that cannot be read."""
+"""Measures training for the log: means of the steps' metrics, speed, and images that cannot be read."""
 
 from __future__ import annotations
 

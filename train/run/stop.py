@@ -1,4 +1,4 @@
-"""Stopping where the loop can stop, when the system or the user asks for it."""
+"""Notices that the system or the user asks a run to stop, so that it can stop between two steps."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stop:
-    """Notes that the run is asked to stop; the loop asks after every step, of an evaluation too.
+    """Notes that the run is asked to stop; the loop calls `requested` after every step, and in evaluations.
 
-    One process: SIGTERM and ctrl-C ask. A second ctrl-C interrupts at once. Several processes: JAX notes a
-    SIGTERM to any of them (or a preemption notice of the platform) and they agree on a moment that none of
-    them has passed yet, so that all stop at the same one; ctrl-C interrupts at once.
+    In one process, SIGTERM and ctrl-C ask it to stop; a second ctrl-C interrupts at once. In several, JAX
+    notes a SIGTERM to any of them (or a preemption notice of the platform), and they agree on a step that
+    none of them has passed yet, so that all stop at the same one; ctrl-C interrupts at once.
 
     It must be opened in the main thread, and after `jax.distributed.initialize`.
 
@@ -31,7 +31,7 @@ class Stop:
         self._asked = 0
 
     def requested(self) -> bool:
-        """Whether to stop now; every process must ask equally often."""
+        """Whether to stop now; every process must call this equally often."""
         self._asked += 1
         if (
             self.reason is None

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written at once rather than by a thread.
+"""Writes TensorBoard's event files, at once rather than in a thread.
 
 tensorboardX's own `SummaryWriter` writes in a thread: on a full disk that dies, and the training waits for
 it without end.
@@ -13,11 +13,12 @@ from typing import Any
 
 
 class EventFile:
-    """An event file in a folder, which is made if need be.
+    """An event file in a folder; the folder is made if need be.
 
     Args:
-      folder: on this machine.
-      first_step: points of later steps that older files of the folder have do not count any more.
+      folder: a folder of this machine.
+      first_step: the step that the run goes on after; points of later steps in older files do not count any
+        more.
 
     Raises:
       OSError: it cannot be written.
@@ -34,7 +35,7 @@ class EventFile:
         self._writer.flush()
 
     def add(self, step: int | None, values: dict[str, Any]) -> None:
-        """A point for each value, by its tag.
+        """Adds a point for each value, under its tag.
 
         Raises:
           OSError: it cannot be written.

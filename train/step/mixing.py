@@ -1,7 +1,8 @@
 """Mixup (Zhang et al., arXiv 1710.09412) and CutMix (Yun et al., arXiv 1905.04899), on the device.
 
 As in the ResNeSt and Gluon recipes, the images of a group share one ratio, drawn from Beta(alpha, alpha) and
-not folded to one side of 1/2, and the partner of an image is the one as far from the group's other end.
+used as it is, whether it is above or below 1/2. The first image of a group is mixed with the last, the second
+with the last but one, and so on.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ def mix(
     cutmix: float,
     on: Bool[Array, ''] | bool = True,
 ) -> tuple[Float[Array, 'n h w c'], Float[Array, 'n classes']]:
-    """Images and targets, each mixed with its partner's.
+    """Mixes each image and its target with its partner's.
 
     Args:
       images: normalised.
       targets: probabilities.
       keys: a random key for each group; a group has n / groups images.
       mixup, cutmix: alpha of the Beta distribution, 0 for none; with both, a group takes either by chance.
-      on: may be traced; False leaves all as it is.
+      on: False leaves everything as it is; it may be a traced value.
 
     Returns:
       Images and targets of the same shapes.
@@ -60,7 +61,7 @@ def mix(
 
 
 def _box(key: Key[Array, ''], share: Float[Array, ''], size: tuple[int, int]) -> Float[Array, 'h w']:
-    """1, but 0 in a box around a random pixel, 1 - share of the area unless the border cuts it."""
+    """A mask: 0 in a box around a random pixel, else 1. Uncut by a border, the box has 1 - share of all."""
     centres = jax.random.uniform(key, (2,))
     inside = []
     for centre, length in zip(centres, size, strict=True):

@@ -1,4 +1,4 @@
-"""SGD with momentum as PyTorch and MXNet compute it, and which parameters it treats how.
+"""SGD with momentum as PyTorch and MXNet compute it, and which parameters decay or are frozen.
 
 A parameter is known by its path, which mirrors its name in PyTorch: ('layer1', '0', 'downsample', '2',
 'scale') is `layer1.0.downsample.2.weight`.
@@ -33,7 +33,7 @@ def make_optimizer(
     as `torch.optim.SGD` and MXNet's `nag` do; `clip_norm` comes first, `lr` is the schedule's for the step
     times the stage's `layer_decay`. Frozen parameters get updates of 0 and keep no momentum.
 
-    `update` takes the step, counted from 0, as `step=`: one that is skipped counts.
+    `update` takes the step, counted from 0, as `step=`; skipped steps count too.
 
     Args:
       settings: of the run.
@@ -76,6 +76,7 @@ def stage_of(path: Path) -> int:
 
 
 def is_frozen(settings: Settings, path: Path) -> bool:
+    """Whether a parameter or statistic is of a stage that `frozen_stages` freezes."""
     return stage_of(path) < settings.frozen_stages
 
 
@@ -90,6 +91,8 @@ def _by_path(what: Any) -> Any:
 
 
 def _scale_by_path(factor: Any) -> optax.GradientTransformation:
+    """Multiplies each update by `factor(path)`."""
+
     def scale(updates: Any, params: Any = None) -> Any:
         return jax.tree_util.tree_map_with_path(lambda keys, u: u * factor(path_of(keys)), updates)
 
@@ -97,7 +100,10 @@ def _scale_by_path(factor: Any) -> optax.GradientTransformation:
 
 
 def _scale_by_learning_rate(rate: Schedule) -> optax.GradientTransformationExtraArgs:
-    """optax's own counts the updates that were made, and would fall behind at each that is skipped."""
+    """Multiplies updates by minus the learning rate of the step.
+
+    Optax's own form counts the updates that it makes, and so falls behind at each step that is skipped.
+    """
 
     def scale(updates: Any, state: Any, params: Any = None, *, step: Any, **others: Any) -> Any:
         factor = -rate(step)

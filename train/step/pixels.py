@@ -1,7 +1,7 @@
-"""Bytes to a net's input, on the device: mirrored, lit, normalised, erased.
+"""Turns bytes into a net's input, on the device: mirrors, adds colour noise, normalises, erases.
 
-Sending bytes and doing the rest here spares the host, whose cores are the scarce ones. Each image draws
-from its own random numbers, so that what happens to it does not depend on how many devices there are.
+The host sends bytes, and the device does the rest, since the host's cores are scarce. Each image has random
+numbers of its own, so that what happens to it does not depend on how many devices there are.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def augment(
     lighting: float = 0.0,
     erasing: float = 0.0,
 ) -> Float[Array, 'n h w c']:
-    """`normalise`, with what training does at random to single images.
+    """Normalises images (`normalise`) and augments each at random, for training.
 
     Args:
       images: bytes, colours as RGB.
@@ -99,7 +99,7 @@ def _erase(image: Float[Array, 'h w c'], key: Key[Array, ''], probability: float
 
 
 def _between(key: Key[Array, ''], length: Float[Array, ''], size: int) -> Bool[Array, ' {size}']:
-    """True in an interval of `length` that lies somewhere in it."""
+    """True in an interval of `length` positions at a random place."""
     start = jnp.floor(jax.random.uniform(key) * (size - length + 1))
     position = jnp.arange(size, dtype=length.dtype)
     return (position >= start) & (position < start + length)

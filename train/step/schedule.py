@@ -1,9 +1,9 @@
 """Numbers that change during a run: the learning rate by step, DropBlock's rate by epoch.
 
-Why not optax's schedules: computed in float32, its cosine loses digits where it nears 0 (of the published
-ResNeSt-50 run it is off by 0.07 % a hundred steps before the end, and by all of it at the last), and on the
-host it gives no float64. The forms here are right to 3e-7 at every step, and runs that were begun with them
-go on bit by bit.
+Why not optax's schedules: computed in float32, its cosine loses digits where it nears 0 (in the published
+ResNeSt-50 run it is off by 0.07 % a hundred steps before the end, and by its whole value at the last step),
+and on the host it gives no float64. The forms here are right to 3e-7 at every step, and runs that were begun
+with them go on bit by bit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Schedule = Callable[[Any], Any]
 
 
 def count_steps(settings: Settings, examples: int) -> tuple[int, int]:
-    """Steps of an epoch (images that are left over wait for the next one), and of the run.
+    """How many steps an epoch has, and the run; images left over at an epoch's end begin the next one.
 
     Raises:
       FlaxnetsError: there are fewer images than a batch takes.
@@ -108,14 +108,14 @@ def ema_decay(settings: Settings) -> Schedule:
 def drop_block(settings: Settings, epoch_steps: int) -> Schedule:
     """DropBlock's rate at a step: `drop_block_rate * (epoch + 1) / epochs`, epochs counted from 0.
 
-    So `DropBlockScheduler` of zhanghang1989/ResNeSt (`resnest/gluon/dropblock.py`) sets it.
+    This is what `DropBlockScheduler` of zhanghang1989/ResNeSt (`resnest/gluon/dropblock.py`) sets.
 
     Args:
       settings: of the run.
       epoch_steps: steps of an epoch.
 
     Returns:
-      A function of the step, as of `learning_rate`.
+      A function of the step, as `learning_rate` returns it.
     """
     s = settings
 

@@ -1,4 +1,4 @@
-"""What a training run changes from step to step, and where it starts."""
+"""The state that a training step changes, and how it starts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,13 @@ class TrainState:
 def create_state(
     variables: Variables, optimizer: optax.GradientTransformation, *, ema: bool = False
 ) -> TrainState:
-    """The state before the first step, from the net's variables."""
+    """The state before the first step.
+
+    Args:
+      variables: the net's, {'params': ..., 'batch_stats': ...}.
+      optimizer: whose state is made.
+      ema: whether averages are kept.
+    """
     params, batch_stats = variables['params'], variables['batch_stats']
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -65,8 +71,8 @@ def create_state(
 def initial_variables(model: ResNet, seed: int, conv_init: str = 'fan_out') -> Variables:
     """Random variables of a net, the kernels of its convolutions as `Settings.conv_init` says.
 
-    The classifier starts as PyTorch's with 'fan_out'; with the others by the rule of the convolutions, and
-    all biases are 0, as Gluon's.
+    With 'fan_out' the classifier starts as PyTorch's. With the others its kernel starts by the same rule as
+    the convolutions', and all biases start at 0, as in Gluon.
     """
 
     def init(key: Key[Array, '']) -> Any:

@@ -1,4 +1,4 @@
-"""One training step, pure: the loss, its gradient, the update, and whether all of it was finite."""
+"""Makes the training step (loss, gradient, update, a check that all is finite) and the evaluation step."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def make_train_step(
     axis_name: str | None = None,
     platform: str | None = None,
 ) -> Step:
-    """The step of one device, ready to be compiled, or mapped over `axis_name`.
+    """Makes the training step of one device, ready to be compiled, or mapped over `axis_name`.
 
     Args:
       model: the net, its `bn_span` chosen.
       optimizer: its updates are added to the parameters; it may ask for `step`, counted from 0.
-      settings: of augmentation, loss, averages.
+      settings: of augmentation, loss and averages.
       preprocess: mean, std and channel order of the net's images.
-      epoch_steps: of an epoch, for what changes by epoch.
+      epoch_steps: steps of an epoch, for what changes by epoch.
       axis_name: mapped axis over whose devices gradients are averaged; None for a single device.
-      platform: 'cpu', 'gpu' or 'tpu', that it is compiled for; None is JAX's own.
+      platform: what it is compiled for: 'cpu', 'gpu' or 'tpu'; None takes JAX's default.
 
     Returns:
       step(state, {'image': uint8 [N, H, W, C], 'label': int [N]}) -> (state, metrics): 'loss' and 'top1'
@@ -105,7 +105,7 @@ def moved(averages: Any, new: Any, decay: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Task:
-    """What of a step depends on the settings and the device."""
+    """The parts of a step that depend on the settings and the device; fields as in `make_train_step`."""
 
     model: ResNet
     settings: Settings
@@ -215,7 +215,7 @@ class _Task:
         return lax.axis_index(self.axis_name) if self.axis_name else 0
 
     def _keys(self, step: Int[Array, '']) -> Key[Array, 3]:
-        """Of the images, of the mixing groups and of the net; the same on all devices."""
+        """Random keys of a step: of the images, the mixing groups and the net; the same on all devices."""
         return jax.random.split(jax.random.fold_in(jax.random.key(self.settings.seed), step), 3)
 
 
@@ -228,7 +228,7 @@ def make_eval_step(
     flip: bool = False,
     scores: bool = False,
 ) -> Callable[[Any, Batch], Batch]:
-    """What is known of each image of a batch, gathered from all devices.
+    """Makes the evaluation step: the results of each image of a batch, gathered from all devices.
 
     Several views of an image, crops ([N, views, H, W, C]) and with `flip` their mirror images, count as one
     by the average of their probabilities.
@@ -242,13 +242,12 @@ def make_eval_step(
       scores: give the logarithms of all probabilities too.
 
     Returns:
-      evaluate(variables, {'image': uint8 [N, H, W, C], 'label': int [N], 'mask': bool [N]}) ->
-      {'label', 'mask', 'prediction': int, 'rank': int, 'loss': float, 'confidence': float,
-      'top': int [N, 5]}, each of the length of the global batch. The rank of the true label is 0 for a
-      correct top-1; among equal logits the lower class comes first, as in `argmax`. Where a logit is not
-      finite the prediction is -1 and the rank beyond all. The confidence is the largest probability, 'top'
-      the outputs of the five largest (fewer of fewer). With `scores` also 'scores': float [N, outputs judged
-      among].
+      evaluate(variables, {'image': uint8 [N, H, W, C], 'label': int [N], 'mask': bool [N]}) -> {'label',
+      'mask', 'prediction': int, 'rank': int, 'loss': float, 'confidence': float, 'top': int [N, 5]}, each of
+      the length of the global batch. The rank of the true label is 0 for a correct top-1; among equal logits
+      the lower class comes first, as in `argmax`. Where a logit is not finite the prediction is -1 and the
+      rank the largest int32. The confidence is the largest probability, 'top' the outputs of the five largest
+      (fewer if there are fewer). With `scores` also 'scores': float [N, outputs judged among].
     """
 
     chosen = None if among is None else np.array(sorted(among))

@@ -1,4 +1,4 @@
-"""A run before it begins, as text: what is set, and what follows from it."""
+"""Describes a run before it begins, as text: its settings, and what follows from them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def describe(settings: Settings, examples: int, devices: int) -> str:
 
     Args:
       settings: of the run.
-      examples: training images that there are.
-      devices: of all hosts.
+      examples: how many training images there are.
+      devices: how many devices all hosts have together.
 
     Raises:
       FlaxnetsError: the settings are bad, or do not fit the data or the devices.
@@ -62,7 +62,7 @@ def fields_as_text() -> str:
 
 
 def fields_as_markdown() -> str:
-    """The same as `docs/settings.md`."""
+    """The same in the form of `docs/settings.md`."""
     lines = [
         '# Settings of a training run',
         '',

@@ -1,4 +1,4 @@
-"""A run's weights as a directory of weights."""
+"""Exports the weights of a run as a directory of weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run would need of a TPU slice, from the compiler, on a machine that has no TPU.
+"""Plans a run on a TPU slice: asks the compiler for memory and time, on a machine that has no TPU.
 
 libtpu's compiler works without the chips: the very step that would run is compiled for the slice's
 topology. Its memory is exact; its time is XLA's own cost model (`estimated_cycles` of every operation), which
@@ -44,7 +44,7 @@ class Chip:
       memory: bytes of HBM.
       flops: peak bfloat16 operations a second.
       bandwidth: bytes of HBM a second.
-      clock: cycles a second: the peak over what its matrix units do in a cycle.
+      clock: cycles a second: `flops` over the operations of its matrix units in a cycle.
     """
 
     memory: float
@@ -76,7 +76,7 @@ class Program:
       memory: bytes that it takes; None if the compiler gave up for want of memory.
       refusal: what it said then.
       flops, moved, reduced: operations, bytes to and from memory, bytes summed over the devices.
-      cycles: XLA's estimate.
+      cycles: XLA's estimate of the program's clock cycles.
       copies: bytes and shape of each copy of an array that only changes its layout or place, largest first.
     """
 
@@ -118,7 +118,7 @@ class Plan(Program):
 
     @property
     def seconds(self) -> float:
-        """Of a step: the estimate, or what operations or bytes take at the chip's peak if that is longer."""
+        """Seconds of a step: the estimate, or what operations or bytes take at the peak if that is longer."""
         return max(
             self.cycles / self.chip.clock,
             self.flops * self.cores / self.chip.flops,
@@ -130,7 +130,7 @@ class Plan(Program):
         return self.batch_size / self.seconds
 
     def text(self) -> str:
-        """For people."""
+        """The plan as text for a terminal."""
         local = self.batch_size // self.devices
         lines = [
             f'{self.topology}: {self.devices} devices, {self.hosts} hosts; {self.batch_size} images a step, '
@@ -165,7 +165,7 @@ _ADVICE = ['a smaller batch_size=, accumulation=2 or remat=true need less memory
 
 
 def topology_name(text: str) -> str:
-    """What a slice is called by the compiler: `v4-32` and `v4:2x2x4` are both `v4:2x2x4`.
+    """The compiler's name of a slice: `v4-32` and `v4:2x2x4` are both `v4:2x2x4`.
 
     Raises:
       FlaxnetsError: no such slice.
@@ -189,7 +189,7 @@ def plan(settings: Settings, slice_name: str, examples: int = IMAGENET) -> Plan:
 
     Args:
       settings: of the run; its data is not opened.
-      slice_name: as of `topology_name`.
+      slice_name: as `topology_name` takes it.
       examples: images of an epoch.
 
     Raises:
@@ -225,7 +225,7 @@ def compiled(lowered: Any) -> Program:
     """Compiles what was lowered for `slice_devices`, and reads what the compiler says of it.
 
     Raises:
-      FlaxnetsError: it does not say what is read here.
+      FlaxnetsError: the program does not hold what is read here.
     """
     try:
         done = lowered.compile()
@@ -282,7 +282,7 @@ def slice_devices(topology: str) -> list[Any]:
     """
     if importlib.util.find_spec('libtpu') is None:
         raise FlaxnetsError("a TPU slice needs libtpu, the TPU's compiler: pip install libtpu")
-    # libtpu would look for a TPU, for the metadata server of a cloud's machine, and for others that use it.
+    # Otherwise libtpu looks for a TPU, for a cloud's metadata server, and for other processes that use it.
     os.environ.update(
         ALLOW_MULTIPLE_LIBTPU_LOAD='1',
         TPU_SKIP_MDS_QUERY='1',

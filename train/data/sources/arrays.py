@@ -47,7 +47,7 @@ class ArraySource(Labelled):
 
 
 def open_digits(part: Part) -> Labelled:
-    """scikit-learn's digits with a test set of 36 a class: UCI, E. Alpaydin and C. Kaynak, CC BY 4.0."""
+    """Opens scikit-learn's digits; 36 of each class are for tests. UCI, E. Alpaydin, C. Kaynak, CC BY 4.0."""
     with np.load(Path(__file__).parent / 'digits.npz') as stored:
         pixels, labels, test = stored['pixels'], stored['labels'], stored['test']
     name = part.names[0]
@@ -61,7 +61,11 @@ def open_digits(part: Part) -> Labelled:
 
 
 def open_arrays(path: str, part: Part) -> Labelled:
-    """Images and labels of an .npz file, as x_train and y_train or as train_images and train_labels."""
+    """Opens an .npz file with arrays x_train and y_train, or train_images and train_labels.
+
+    Raises:
+      FlaxnetsError: the file cannot be read, lacks the part, or has arrays of other types or shapes.
+    """
     try:
         with store.opened(path) as file, np.load(file, allow_pickle=False) as stored:
             keys = _keys(path, stored.files, part)

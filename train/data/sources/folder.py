@@ -1,4 +1,4 @@
-"""Images in folders, one for each class."""
+"""Opens images in folders, one folder for each class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USUAL = (*SPLITS[True], *SPLITS[False])
 
 
 class File(NamedTuple):
-    """An image: its name below the folder, its bytes, the number of its class."""
+    """An image: its name below the folder, its size in bytes, the number of its class."""
 
     name: str
     size: int
@@ -29,7 +29,7 @@ class File(NamedTuple):
 
 
 class FolderSource(Labelled):
-    """A folder of each class; classes in the order of their names, images in that of theirs."""
+    """Images with one folder for each class, or with a table of labels beside them."""
 
     def __init__(
         self, folder: str, classes: Sequence[str], files: Sequence[File], notes: Sequence[str] = ()
@@ -52,7 +52,13 @@ class FolderSource(Labelled):
 
 
 def open_folder(path: str, part: Part) -> Labelled:
-    """PATH/PART/CLASS/*.jpg, or PATH/CLASS/*.jpg where the part is the whole."""
+    """Opens PATH/PART/CLASS/*.jpg, or PATH/CLASS/*.jpg where the part is the whole.
+
+    Classes are in the order of their names, and so are the images of each; a table has its own order.
+
+    Raises:
+      FlaxnetsError: there is no such folder or part, no image in it, or its table is wrong.
+    """
     if not store.is_folder(path):
         raise FlaxnetsError(f'{path}: no such folder; expected is {path}/{part.names[0]}/CLASS/image.jpg')
     root = _root(path, part)
@@ -77,7 +83,7 @@ def open_folder(path: str, part: Part) -> Labelled:
 
 
 def _root(path: str, part: Part) -> str:
-    """The folder of the classes of a part."""
+    """The folder that holds the class folders of a part."""
     if part.chosen and store.is_folder(os.path.join(path, part.names[0])):
         return os.path.join(path, part.names[0])
     # Hugging Face's data sets may keep their parts in data/.
@@ -110,7 +116,7 @@ def _root(path: str, part: Part) -> str:
 
 
 def _has_classes(path: str) -> bool:
-    """Whether this may be a part; a folder that holds images alone may be a class that is called so."""
+    """Whether a folder may be a part; one that holds images alone may be a class of that name."""
     return bool(metadata.find(path) or _folders(path))
 
 
@@ -147,7 +153,7 @@ def _classes(root: str, left_out: LeftOut) -> tuple[tuple[str, ...], list[File]]
 
 
 def images(root: str, below: str, left_out: LeftOut) -> Iterable[tuple[str, int]]:
-    """Names below `root` and bytes of all images in a folder and in its folders, links followed.
+    """(name below `root`, bytes) of all images in a folder and the folders in it; links are followed.
 
     A link with the name of an image that leads nowhere is an image that cannot be read: training counts
     it, and an evaluation does not pass it over.
@@ -177,12 +183,12 @@ def images(root: str, below: str, left_out: LeftOut) -> Iterable[tuple[str, int]
 
 
 def _is_image(root: str, name: str, size: int) -> bool:
-    """By its name, or else by its first bytes."""
+    """Whether a file is an image, by its name or else by its first bytes."""
     if named_as_image(name) or not size:
         return named_as_image(name)
     try:
         return is_image(store.read(os.path.join(root, name), 0, SNIFFED))
-    except StoreError:  # the network is no property of a file
+    except StoreError:  # a store that cannot be reached says nothing of the file
         raise
     except OSError:
         return False
@@ -202,7 +208,7 @@ def _listed(root: str, labels: dict[str, str | int], left_out: LeftOut) -> tuple
 
 
 def _nested(root: str, files: Sequence[File]) -> list[str]:
-    """Readers do not agree on the class of an image that lies deeper: say which one is taken."""
+    """Notes which class an image in a deeper folder has: readers do not agree on that."""
     deep = [file.name for file in files if file.name.count(os.sep) > 1]
     if not deep:
         return []

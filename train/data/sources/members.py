@@ -1,4 +1,4 @@
-"""A file in a tar, by where it lies."""
+"""`Member`: a file in a tar, and where it lies."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ class Member(NamedTuple):
 
     Attributes:
       shard: path of the tar.
-      name: in it; of a tar in the tar, INNER.tar/NAME.
-      offset, size: where its bytes are in the shard, and how many.
-      image: whether it is one.
+      name: its name in the tar; INNER.tar/NAME in a tar that lies in it.
+      offset, size: where in the shard its bytes begin, and how many there are.
+      image: whether it is an image.
       folder: the innermost folder that it lies in, '' if none.
       tar: the innermost tar that it lies in, without folder and ending.
     """

@@ -26,10 +26,10 @@ def find(folder: str) -> str | None:
 
 
 def read(path: str) -> dict[str, str | int] | None:
-    """The label of each file that a table lists, in its order; None if it has none.
+    """The label of each file that a table lists, in its order; None if it has no column of labels.
 
     Raises:
-      FlaxnetsError: it cannot be read, a row lacks something, or a file is listed twice.
+      FlaxnetsError: it cannot be read, a row lacks the file's name or label, or a file is listed twice.
     """
     try:
         rows = _rows(path)
@@ -66,20 +66,21 @@ def _rows(path: str) -> list[dict[str, Any]]:
 
 
 def classes_of(where: str, values: Sequence[str | int]) -> tuple[tuple[str, ...], list[int]]:
-    """Classes and their numbers from what files say of images.
+    """The classes, and the class number of each image, from labels as files give them.
 
-    Numbers are the numbers of the classes, which then have no other names; names are numbered in their order
-    as text.
+    Labels that are numbers are the numbers of the classes, which then have no other names. Labels that are
+    names are numbered in their order as text.
 
     Args:
-      where: for messages.
-      values: one for each image.
+      where: the file or folder, for messages.
+      values: the label of each image.
 
     Returns:
-      Names of the classes; a number for each image.
+      The names of the classes; a number for each image.
 
     Raises:
-      FlaxnetsError: there are both, or numbers below 0, as parts without labels have.
+      FlaxnetsError: some labels are numbers and some are names; a number is too large, or below 0 as in parts
+        without labels.
     """
     texts = [str(value).strip() for value in values]
     numeric = [text for text in texts if text.removeprefix('-').removeprefix('+').isdecimal()]

@@ -1,4 +1,4 @@
-"""From a description (`folder:flowers`) to the source that it stands for.
+"""Opens the source that a description such as `folder:flowers` stands for.
 
 A new kind is a module beside this one, with a `Labelled` and a function that opens it, and a row of `KINDS`.
 The row makes it known to `open_source`, to its error and to the help of `--data`; a test asks for the kind's
@@ -24,7 +24,7 @@ _Open = Callable[[str, str, bool, bool], Labelled]
 
 
 def _by_parts(open_part: Callable[[str, parts.Part], Labelled]) -> _Open:
-    """Gives a function that opens whole parts the understanding of `split`, and of percents of a part."""
+    """Makes a `Kind.open` of a function that opens whole parts: reads `split`, and takes percents."""
 
     def opened(rest: str, split: str, training: bool, whole: bool) -> Labelled:
         part = parts.parse(split, training, whole)
@@ -58,17 +58,17 @@ FORMS = f'{", ".join(kind.form for kind in KINDS[:-1])} or {KINDS[-1].form}'
 
 
 def open_source(spec: str, split: str, training: bool, *, whole: bool = False) -> Source:
-    """The images that a description stands for.
+    """Opens the images that a description stands for.
 
     Args:
       spec: of one of the forms in `KINDS`; docs/training.md says what each may hold and what is left out.
-      split: the part: '' takes the usual one; `train[:80%]` takes a share of each class (of TFDS, of its
-        order), and `[:80%]` that of data which has no parts.
-      training: which part is the usual one.
+      split: the part: '' takes the usual one; `train[:80%]` takes 80 % of each class of a part (from TFDS,
+        the first 80 % of its records), and `[:80%]` takes them of data without parts.
+      training: whether the usual part is the one for training or for evaluation.
       whole: data without parts is taken as it is; otherwise that is an error.
 
     Raises:
-      FlaxnetsError: no such images, or not of that form.
+      FlaxnetsError: there are no such images, or `spec` has none of the forms.
     """
     name, _, rest = spec.partition(':')
     for kind in KINDS:

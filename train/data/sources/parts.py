@@ -1,4 +1,4 @@
-"""Parts of data sets: by their names, and by percent as TensorFlow Datasets writes it, `train[:80%]`."""
+"""Parts of data sets, by name and by percents as TensorFlow Datasets writes them: `train[:80%]`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Part:
     Attributes:
       names: that the part may have, the first choice first.
       chosen: whether the user named the part; otherwise `names` are the usual ones.
-      percent: first and last percent of each class, or None for all of it. Whoever opens a source gives the
-        whole part; `open_source` takes the percents. Percents of no named part (`[:80%]`) are for data
-        without parts, and are refused where there are parts.
+      percent: first and last percent of each class, or None for all of it. The function that opens a source
+        gives the whole part; `open_source` takes the percents. Percents of no named part (`[:80%]`) are for
+        data without parts, and are refused where there are parts.
       whole: take data that has no parts as it is. If False that is an error, so that no net is evaluated on
         the images that it was trained on unless the user asked for it.
       training: the part is to be trained on, so each class must have images.
@@ -68,7 +68,11 @@ def percents(source: Labelled, first: int, last: int) -> Labelled:
     """The images of each class from one percentage to another, in the source's own order.
 
     Which images they are depends on nothing but their number and order, so that [:80%] and [80%:] have no
-    image in common and leave none out. They are drawn, not cut: names often follow what is shown.
+    image in common and leave none out. They are drawn at random, since the order of names often follows what
+    the images show.
+
+    Raises:
+      FlaxnetsError: no image lies between the two percentages.
     """
     drawn = np.random.RandomState(0)  # its stream is the same in every version of NumPy
     chosen = []

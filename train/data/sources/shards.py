@@ -1,4 +1,4 @@
-"""Which tar files a description stands for: `{split}`, {0000..0009}, {a,b}, *, a::b, or a folder of them."""
+"""Finds the tars that a pattern stands for: `{split}`, {0000..0009}, {a,b}, *, a::b, or a folder of them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def find(pattern: str, part: Part) -> tuple[list[str], bool]:
     """The tar files of a part, in the pattern's order, those of a wildcard in the order of their names.
 
     Returns:
-      Their paths, and whether there might be several: not where one alone is asked for by its name.
+      Their paths; and whether there may be several, which is False where the pattern is one file's name.
 
     Raises:
-      FlaxnetsError: none, or one that is asked for by name is not there.
+      FlaxnetsError: no file matches, one that is asked for by name is not there, or one is found twice.
     """
     splits = '{split}' in pattern
     if splits and part.percent and not part.chosen:
@@ -49,7 +49,7 @@ def find(pattern: str, part: Part) -> tuple[list[str], bool]:
 
 
 def _in_folder(folder: str, part: Part) -> list[str]:
-    """The tars in a folder: those of the part if folders or tars in it are called by parts, or else all."""
+    """The tars in a folder: those of the part if folders or tars in it have parts' names, else all."""
     usual = dict.fromkeys((*SPLITS[True], *SPLITS[False], *part.names))
     there = {name: paths for name in usual if (paths := _called(folder, name))}
     if not there and not part.chosen:

@@ -1,4 +1,4 @@
-"""The one place where sources touch files: listing, globbing, opening, reading a range of bytes."""
+"""All access of sources to files, here and in stores: listing, globbing, opening, reading ranges."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any, BinaryIO, cast
 from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.store.remote import StoreError, StorePath, is_remote
 
-# Bytes at a time of a file in a store that is read through, and of one of the requests, made side by side,
-# that this takes: a request takes long to begin, and none is as fast as the network.
+# Bytes that are read at a time from a file in a store, and bytes of each of the parallel requests for them: a
+# request takes long to begin, and one alone is slower than the network.
 BLOCK, PART = 64 << 20, 8 << 20
-LISTS = 32  # folders of a store that are listed at a time
+LISTS = 32  # folders of a store that are listed in parallel
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What a folder holds; links are followed.
+    """A file or folder in a folder; links are followed.
 
     Attributes:
-      name: in its folder.
+      name: its name in the folder.
       kind: 'file', 'folder', 'broken' (a link that leads nowhere) or 'other' (a device, a pipe).
       size: bytes of a file; 0 of others.
       link: whether it is a link.
@@ -41,7 +41,7 @@ def scan(folder: str) -> list[Entry]:
     """What lies in a folder, in the order of the names.
 
     Raises:
-      FlaxnetsError: it cannot be read; it might hold any number of images.
+      FlaxnetsError: the folder cannot be read.
     """
     if is_remote(folder):
         return _scan_store(folder)
@@ -66,7 +66,7 @@ def _entry(entry: os.DirEntry[str]) -> Entry:
 
 
 def _scan_store(folder: str) -> list[Entry]:
-    """Its folders begin to be listed too, side by side, for whoever asks for them next."""
+    """As `scan`; begins to list the folders in it too, in parallel, since they are usually next."""
     begun = _ahead.pop(folder, None)
     found = begun.result() if begun else _list_store(folder)
     for entry in found:
@@ -75,11 +75,11 @@ def _scan_store(folder: str) -> list[Entry]:
     return found
 
 
-_ahead: dict[str, Future[list[Entry]]] = {}  # each is used once, and none after `forget`
+_ahead: dict[str, Future[list[Entry]]] = {}  # listings under way; each is used once, and none after `forget`
 
 
 def forget() -> None:
-    """Drops the listings that nobody has asked for: what is opened later is listed anew."""
+    """Drops listings that were not used: a source that is opened later lists its folders anew."""
     _ahead.clear()
 
 
@@ -128,7 +128,7 @@ def opened(path: str) -> BinaryIO:
 
 
 class _Ranges(io.RawIOBase):
-    """An object of a store, each read of it a request for a range."""
+    """A file in a store, read by requests for ranges of bytes."""
 
     def __init__(self, path: str) -> None:
         self._path = StorePath(path)

@@ -1,4 +1,4 @@
-"""Images in tar files, read where they lie: folders of classes, one tar a class, or WebDataset's shards."""
+"""Opens images in tar files, left packed: folders of classes, one tar a class, or WebDataset's shards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .parts import Part
 
 
 class TarSource(Labelled):
-    """Uncompressed tar files, each image read from where it lies."""
+    """Images in uncompressed tar files, each read from its place in the file."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class TarSource(Labelled):
 
 
 def open_tar(pattern: str, part: Part) -> Labelled:
-    """The tars of a part; docs/training.md says how they tell the classes."""
+    """Opens the tars of a part; docs/training.md says how they tell the classes."""
     paths, several = shards.find(pattern, part)
     left_out = LeftOut()
     members = [member for path in paths for member in _members(path, left_out)]
@@ -100,7 +100,7 @@ def _parts(name: str) -> list[str]:
 
 
 def _of_part(pattern: str, members: list[Member], part: Part) -> list[Member]:
-    """Of tars that hold a whole data set, as train/CLASS/1.jpg and val/CLASS/1.jpg, the part alone."""
+    """The files of a part alone, of tars that hold a whole data set: train/CLASS/1.jpg, val/CLASS/1.jpg."""
     if '{split}' in pattern or store.is_folder(pattern):
         return members
     usual = {*SPLITS[True], *SPLITS[False], part.names[0].lower()}
@@ -119,7 +119,7 @@ def _of_part(pattern: str, members: list[Member], part: Part) -> list[Member]:
 
 
 def _members(shard: str, left_out: LeftOut) -> list[Member]:
-    """The files of an uncompressed tar, and of tars in it, that may matter."""
+    """The images and files of labels in an uncompressed tar, and in tars in it."""
     try:
         with store.opened(shard) as file:
             return list(_walk(shard, file, 0, store.size(shard), '', left_out))
@@ -134,7 +134,7 @@ def _members(shard: str, left_out: LeftOut) -> list[Member]:
 def _walk(
     shard: str, file: BinaryIO, start: int, end: int, within: str, left_out: LeftOut
 ) -> Iterator[Member]:
-    """The files of the tar that lies between two bytes of a file; `within` is its own name there, if any."""
+    """The same of the tar between two bytes of a file; `within` is its name if it lies in another tar."""
     file.seek(start)
     with tarfile.open(fileobj=file, mode='r:') as archive:
         infos = [info for info in archive.getmembers() if info.offset < end]
@@ -177,7 +177,7 @@ def _holds_image(file: BinaryIO, info: tarfile.TarInfo) -> bool:
 
 
 def _check_end(shard: str, file: BinaryIO, offset: int, end: int) -> None:
-    """A header that is none ends a tar for `tarfile` without an error; the true end is zeros, or nothing."""
+    """Raises if a tar ends at a damaged header, as `tarfile` lets it: a true end is zeros, or nothing."""
     file.seek(offset)
     block = file.read(min(tarfile.BLOCKSIZE, max(0, end - offset)))
     if block.strip(b'\0'):

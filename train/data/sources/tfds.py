@@ -1,4 +1,4 @@
-"""Data sets of TensorFlow Datasets, without TensorFlow."""
+"""Opens data sets of TensorFlow Datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class TfdsSource(Labelled):
 
     Args:
       name: for messages.
-      classes: their names.
-      records: one by one.
-      identity: what tells these records from others.
-      keys: what records call the image and its label.
+      classes: the names of the classes.
+      records: a sequence of records, as `builder.as_data_source` gives it.
+      identity: a text that is different for other records.
+      keys: the keys of the image and of its label in a record.
     """
 
     def __init__(
@@ -67,7 +67,17 @@ class TfdsSource(Labelled):
 
 
 def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
-    """`NAME`, `NAME/CONFIG:VERSION`, and `?data_dir=DIR` after it; `split` as `tfds.load` takes it."""
+    """Opens a prepared data set.
+
+    Args:
+      name: `NAME` or `NAME/CONFIG:VERSION`, perhaps followed by `?data_dir=DIR`.
+      split: as `tfds.load` takes it; '' takes the usual part.
+      training: whether the usual part is the one for training or for evaluation.
+
+    Raises:
+      FlaxnetsError: the package is not installed; there is no such data set or part, it is not prepared, or
+        it is not one of images with labels.
+    """
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -116,12 +126,12 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
         ) from error
     identity = f'{builder.info.full_name} {part} {count}'
     source = TfdsSource(f'tfds:{name}', builder.info.features[label].names, records, identity, (image, label))
-    source[0]  # a part without labels should not be found out when the run has begun
+    source[0]  # raises now if the part has no labels
     return source
 
 
 def _size(name: str, info: Any, part: str) -> int:
-    """How many images TensorFlow Datasets sees in a part."""
+    """How many images a part has."""
     try:
         return int(info.splits[part].num_examples)
     except Exception as error:
@@ -129,7 +139,7 @@ def _size(name: str, info: Any, part: str) -> int:
 
 
 def _keys(name: str, info: Any) -> tuple[str, str]:
-    """What records call the image and its class: as declared, or as there is no other choice."""
+    """The keys of the image and its label in a record: as declared, or the only ones that can be."""
     import tensorflow_datasets as tfds
 
     features = info.features or {}

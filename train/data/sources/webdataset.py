@@ -1,4 +1,4 @@
-"""What WebDataset's shards say of classes: files whose names are alike up to the first dot are a sample."""
+"""Reads labels in WebDataset's shards: files whose names are equal up to the first dot are a sample."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .members import Member
 FIELDS = ('cls', 'class', 'json', 'txt', 'index')  # that may tell the class, in this order
 IF_FLAT = ('txt', 'index')  # often something else: they count only where no folder can be the class
 JSON_KEYS = ('label', 'cls', 'class', 'target')
-# Of several images of a sample: timm's order, then its other kinds.
+# Which of several images of a sample is taken: these in timm's order, then any other.
 FIRST_IMAGES = ('jpg', 'png', 'webp', 'jpeg')
 LONGEST = 100  # letters of a class name; longer texts are captions
 MOST_BYTES = 1 << 20  # of a label's file
@@ -44,7 +44,7 @@ def is_label(name: str) -> bool:
 
 
 def is_meta(name: str) -> bool:
-    """Whether a file tells of the shard itself: WebDataset passes over these."""
+    """Whether a file is about the shard itself (__NAME__): WebDataset passes over these."""
     return re.match(r'__[^/]*__($|/)', name) is not None
 
 
@@ -60,7 +60,7 @@ def labelled(
     if not any(split_name(m.name)[1] == 'cls' for m in members if not m.image) and any(
         m.name.lower().endswith('.cls') for m in members
     ):
-        split = _at_last_dot  # 1.5.jpg and 1.5.cls: whoever wrote these did not know of the first dot
+        split = _at_last_dot  # of names as 1.5.jpg and 1.5.cls, whose sample is 1.5
     samples: dict[Key, list[Member]] = {}
     fields: dict[str, dict[Key, Member]] = {}
     for member in members:
@@ -88,7 +88,7 @@ def labelled(
 def _one_each(
     samples: dict[Key, list[Member]], split: Callable[[str], tuple[str, str]], left_out: LeftOut
 ) -> list[Member]:
-    """Of each sample one image: those that are called by their kind alone come first."""
+    """One image of each sample, one with only a format after the first dot if there is any."""
     chosen = []
     for images in samples.values():
         fields = [split(image.name)[1] for image in images]
@@ -105,7 +105,7 @@ def _one_each(
 
 
 def _read(field: str, held: dict[Key, Member]) -> dict[Key, str | int] | None:
-    """The label in each file; None if the first one holds none and need not."""
+    """The label in each file; None if the first file holds none, in a field that need not hold any."""
     labels: dict[Key, str | int] = {}
     for shard, items in groupby(held.items(), lambda item: item[0][0]):
         with store.opened(shard) as file:
@@ -142,5 +142,5 @@ def _from_json(data: bytes) -> str | int | None:
 
 
 def _are_classes(labels: Sequence[str | int]) -> bool:
-    """Captions and running numbers differ from image to image; classes come again."""
+    """Whether labels repeat, as classes do; captions and running numbers differ from image to image."""
     return len(set(labels)) <= 0.8 * len(labels)
