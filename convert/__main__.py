@@ -59,6 +59,7 @@ _WORK = ('classes', 'drop_head', 'dtype', 'fold_bn', 'format', 'images', 'layout
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Runs the command and returns its exit code; `arguments` are those of the process unless given."""
     parser = _parser(prog)
     options = parser.parse_args(arguments)
     jobs = [options.source is not None, bool(options.compare), bool(options.average), bool(options.all)]

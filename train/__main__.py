@@ -38,6 +38,7 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
+    """Runs the command and returns its exit code; `arguments` are those of the process unless given."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
         'eval': _eval,

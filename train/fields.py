@@ -84,6 +84,7 @@ class Field:
         return None if self.allowed.holds(value) else f'must be {self.allowed.words}'
 
     def is_type_of(self, value: Any) -> bool:
+        """Whether a value has the type of the setting."""
         return _is_of_type(value, self.kind)
 
     def parse(self, text: str) -> Any:
@@ -102,6 +103,7 @@ class Field:
 
     @property
     def type_words(self) -> str:
+        """The type as text that follows 'must be': 'a whole number'."""
         return _TYPES[self.kind]
 
     @property

@@ -79,6 +79,7 @@ class Stateful:
     """A value that a pickle makes first and completes afterwards (the opcode BUILD)."""
 
     def set_state(self, machine: Machine, state: object) -> None:
+        """Completes the value from what BUILD gives; raises `CheckpointError` if it cannot be that."""
         raise NotImplementedError
 
 
@@ -129,9 +130,11 @@ class Machine:
         return result
 
     def refusal(self, problem: str) -> CheckpointError:
+        """The error to raise for something that is not read."""
         return CheckpointError(f'{self.where}: {problem}')
 
     def damage(self, problem: str) -> CheckpointError:
+        """The error to raise for a damaged pickle."""
         return self.refusal(f'the pickle is damaged: {problem}')
 
     def spend(self, steps: int) -> None:
@@ -177,6 +180,7 @@ class Machine:
         self.spend(seen // 16)
 
     def pop(self) -> Any:
+        """Takes the top of the stack; raises `CheckpointError` if there is none."""
         if not self._stack:
             raise self.damage('a value is missing on its stack')
         return self._stack.pop()

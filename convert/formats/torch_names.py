@@ -77,8 +77,11 @@ class Storage:
 class Tensor:
     """A view of a storage as the file describes it; nothing about it has been checked.
 
-    `offset` and `stride` count elements of `dtype`. This is the storage's own dtype unless the storage is
-    untyped bytes.
+    Attributes:
+      storage: where its numbers lie.
+      dtype: of its numbers; the storage's own dtype unless that is untyped bytes.
+      offset, stride: in elements of `dtype`.
+      shape: its sides.
     """
 
     storage: Storage

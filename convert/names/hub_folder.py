@@ -91,7 +91,11 @@ def read_hub_folder(path: str | os.PathLike[str]) -> tuple[Path, HubConfig]:
 
 
 def read_hub_config(path: str | os.PathLike[str]) -> HubConfig:
-    """What a `config.json` of timm's says; raises as `read_hub_folder` does."""
+    """What a `config.json` of timm's says.
+
+    Raises:
+      CheckpointError: it cannot be read, or is not timm's.
+    """
     data = _read_json(path)
     if not isinstance(data, dict) or data.get('format') == 'flaxnets':
         what = 'of a directory written by flaxnets: open it with flaxnets.load' if data else 'not a table'

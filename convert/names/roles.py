@@ -95,6 +95,7 @@ class Net:
 
     @property
     def key(self) -> str:
+        """`path` as one text: 'state.model'."""
         return label(self.path)
 
     @property
@@ -182,6 +183,7 @@ def words_of(step: object) -> frozenset[str]:
 
 
 def holds_tensors(value: object) -> TypeGuard[Mapping[Any, Any]]:
+    """Whether a value is a mapping with a tensor directly in it."""
     return isinstance(value, Mapping) and any(isinstance(leaf, np.ndarray) for leaf in value.values())
 
 

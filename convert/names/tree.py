@@ -55,14 +55,17 @@ class Entry:
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
+        """Its shape in PyTorch: [O, I, H, W] of a convolution, [O, I] of a linear layer."""
         axes = self.to_torch_axes
         return self.shape if axes is None else tuple(self.shape[a] for a in axes)
 
     def from_torch(self, tensor: np.ndarray) -> np.ndarray:
+        """PyTorch's tensor as a view with Flax's order of axes."""
         axes = self.to_torch_axes
         return tensor if axes is None else tensor.transpose(np.argsort(axes))
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
+        """Flax's array as a view with PyTorch's order of axes."""
         axes = self.to_torch_axes
         return array if axes is None else array.transpose(axes)
 
@@ -142,7 +145,13 @@ def to_state(variables: Mapping[str, Any], model: ResNet) -> dict[str, np.ndarra
 
 
 class Problems:
-    """Everything that keeps a state dict from fitting a net, for one message."""
+    """Everything that keeps a state dict from fitting a net, for one message.
+
+    Attributes:
+      missing: names in the net and not in the file.
+      unexpected: names in the file and not in the net.
+      unfit: names in both, each with what is wrong.
+    """
 
     def __init__(self) -> None:
         self.missing: list[str] = []
@@ -150,6 +159,7 @@ class Problems:
         self.unfit: list[str] = []
 
     def raise_if_any(self) -> None:
+        """Raises `CheckpointError` with all problems, if there are any."""
         kinds = {
             'missing from the file': self.missing,
             'in the file but not in the net': self.unexpected,

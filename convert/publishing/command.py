@@ -29,6 +29,7 @@ The token is taken from HF_TOKEN, or from `hf auth login`. HF_ENDPOINT names ano
 
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') -> int:
+    """Runs the command and returns its exit code; `arguments` are those of the process unless given."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description=DESCRIPTION,

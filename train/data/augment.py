@@ -148,7 +148,8 @@ class ResNeStCrop:
     ratio is uniform, and then the height, between those that the limits of area allow. If no box fits in ten
     tries, or the box is the whole picture, it takes the centre crop of the authors' evaluation at this size.
 
-    Attributes: those of `RandomResizedCrop`.
+    Attributes:
+      size, area, ratio, resample: as in `RandomResizedCrop`.
     """
 
     size: Size

@@ -36,6 +36,9 @@ def apply_op(
         SolarizeAdd (added before a threshold of 128), AutoContrast, Equalize, Invert, Identity (no value).
       value: its value.
       resample: filter of Rotate, ShearX, ShearY, TranslateX, TranslateY; pixels from outside are black.
+
+    Raises:
+      ValueError: there is no such operation.
     """
     if name in ENHANCE:
         return ENHANCE[name](image).enhance(value)

@@ -56,6 +56,7 @@ class Array:
 
     @property
     def nbytes(self) -> int:
+        """Its size in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
@@ -202,7 +203,7 @@ class Inbox:
         """Waits for bytes, and gives the messages that are complete.
 
         Raises:
-          EOFError: nobody writes any more.
+          EOFError: the pipe's other end is closed.
         """
         data = os.read(self.pipe, 1 << 16)
         if not data:

@@ -103,6 +103,7 @@ def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path:
     Args:
       counts, confidence, accuracy: of equal intervals of confidence, as `Evaluation.reliability` gives them.
       error: the expected calibration error, in percent.
+      path: the file to write.
     """
     bins = len(counts)
     edges, width = np.arange(bins) / bins, 1 / bins
@@ -136,6 +137,7 @@ def by_confidence(confidences: Any, right: Any, path: str) -> None:
     Args:
       confidences: [N], 0 to 1.
       right: bool [N], whether the net was right.
+      path: the file to write.
     """
     order = np.argsort(-confidences, kind='stable')
     kept = np.arange(1, len(order) + 1)
@@ -193,7 +195,8 @@ def mistake_sheet(
       images: [H, W] or [H, W, 3] each, the worst first.
       captions: for each the lines above and below.
       wrong, total: numbers of wrong images and of all images.
-      columns: of the sheet.
+      path: the file to write.
+      columns: how many images stand side by side.
     """
     columns = min(columns, max(3, len(images)))
     rows = -(-len(images) // columns)

@@ -12,17 +12,17 @@ def export(workdir: str, out: str, which: str = 'last', *, ema: bool = True, ove
     """Writes the weights of a checkpoint as a directory that `flaxnets.load` opens.
 
     Args:
-      workdir: of the run; `gs://` too.
+      workdir: folder of the run; `gs://` too.
       out: directory to write; `gs://` too.
       which: 'last', 'best' or a step.
-      ema: the moving averages, if the run kept them.
+      ema: take the moving averages, if the run kept them.
       overwrite: replace an earlier directory of weights.
 
     Returns:
       The step.
 
     Raises:
-      CheckpointError: no such checkpoint, a damaged one, or `out` exists.
+      CheckpointError: there is no such checkpoint, it is damaged, or `out` exists.
       FlaxnetsError: `out` names a file of another program.
     """
     if Path(out).suffix.lower() in ('.onnx', '.stablehlo'):

@@ -114,6 +114,7 @@ class Plan(Program):
 
     @property
     def fits(self) -> bool:
+        """Whether the step fits into the memory of a device."""
         return self.memory is not None and self.memory <= self.available
 
     @property
@@ -127,6 +128,7 @@ class Plan(Program):
 
     @property
     def images_per_second(self) -> float:
+        """Images of all devices in a second, by the estimated time of a step."""
         return self.batch_size / self.seconds
 
     def text(self) -> str:

@@ -47,7 +47,13 @@ class ArraySource(Labelled):
 
 
 def open_digits(part: Part) -> Labelled:
-    """Opens scikit-learn's digits; 36 of each class are for tests. UCI, E. Alpaydin, C. Kaynak, CC BY 4.0."""
+    """Opens scikit-learn's digits, 8 x 8 grey pixels; 36 of each class are for tests.
+
+    Source: UCI, E. Alpaydin and C. Kaynak, CC BY 4.0.
+
+    Raises:
+      FlaxnetsError: there is no such part.
+    """
     with np.load(Path(__file__).parent / 'digits.npz') as stored:
         pixels, labels, test = stored['pixels'], stored['labels'], stored['test']
     name = part.names[0]

@@ -24,7 +24,9 @@ class LeftOut:
         self._names: dict[str, list[str]] = {}
 
     def add(self, reason: str, name: str) -> None:
+        """Counts a name; `reason` is words that follow a number: 'hidden entries'."""
         self._names.setdefault(reason, []).append(name)
 
     def notes(self) -> tuple[str, ...]:
+        """For each reason how many were left out, and a few names."""
         return tuple(f'{len(names)} {reason}: {some(names)}' for reason, names in sorted(self._names.items()))

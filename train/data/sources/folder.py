@@ -21,7 +21,13 @@ USUAL = (*SPLITS[True], *SPLITS[False])
 
 
 class File(NamedTuple):
-    """An image: its name below the folder, its size in bytes, the number of its class."""
+    """An image.
+
+    Attributes:
+      name: its name below the folder.
+      size: in bytes.
+      label: the number of its class.
+    """
 
     name: str
     size: int

@@ -51,7 +51,12 @@ class TarSource(Labelled):
 
 
 def open_tar(pattern: str, part: Part) -> Labelled:
-    """Opens the tars of a part; docs/training.md says how they tell the classes."""
+    """Opens the tars of a part; docs/training.md says how they tell the classes.
+
+    Raises:
+      FlaxnetsError: there are no such tars, parts or images; a tar is damaged or compressed; the class of an
+        image is unknown.
+    """
     paths, several = shards.find(pattern, part)
     left_out = LeftOut()
     members = [member for path in paths for member in _members(path, left_out)]
