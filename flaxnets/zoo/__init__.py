@@ -1,4 +1,4 @@
-"""The zoo: every architecture and every name by which its users know it.
+"""The zoo: every architecture, every published weights file, and all names for them.
 
 Architectures and weights are named apart, as in timm: `resnext50_32x4d` is a net, and
 `resnext50_32x4d.gluon_in1k` one of the files published for it.
@@ -35,7 +35,7 @@ _BY_FILE = {url.rpartition('/')[2]: row for row in WEIGHTS for url in row.urls}
 
 
 def check_name(source: object, model: str | None, found: str) -> None:
-    """Refuses weights of the net `found` where those of another are asked for: `model`, any name or None."""
+    """Raises an error if weights are of the net `found`, but `model` (any name, or None) is another net."""
     if model is not None and resolve(model)[0] != found:
         raise FlaxnetsError(f'{source} holds weights of {found}, not of {model}')
 
@@ -46,7 +46,7 @@ def weights_of(arch: str) -> tuple[Weights, ...]:
 
 
 def resolve(name: str) -> tuple[str, Weights | None]:
-    """What a name stands for: the architecture's own name, and the published file.
+    """Finds the architecture and the published file that a name stands for.
 
     Args:
       name: an architecture (`resnest101e`: the file is timm's default), `architecture.tag`, an alias of
@@ -54,7 +54,7 @@ def resolve(name: str) -> tuple[str, Weights | None]:
         lower case are the same.
 
     Returns:
-      The key in `NETS`, and the row of weights, None if nothing is published for the architecture.
+      The key in `NETS`, and the row of `WEIGHTS`, None if nothing is published for the architecture.
 
     Raises:
       FlaxnetsError: the name is unknown (the nearest ones are listed), or the architecture has no such
@@ -90,7 +90,8 @@ def resolve(name: str) -> tuple[str, Weights | None]:
 
 def _unknown(name: str, key: str) -> str:
     names = {n.lower(): n for n in (*NETS, *ARCH_ALIASES, *(a for row in WEIGHTS for a in row.aliases))}
-    # torchvision's names have a dot of their own; elsewhere the tag would only blur the comparison.
+    # torchvision's names contain a dot, so that the whole key is compared first. In all others what follows
+    # the dot is a tag, which only makes similar names look different.
     stem = key.rpartition('/')[2].partition('.')[0]
     near = difflib.get_close_matches(key, names, 3, 0.9) or difflib.get_close_matches(stem, names, 3)
     hint = f'did you mean {" or ".join(names[n] for n in near)}?' if near else 'no name here is similar.'
@@ -98,7 +99,7 @@ def _unknown(name: str, key: str) -> str:
 
 
 def config(name: str) -> Config:
-    """The net that a name stands for and how its default preprocessing is; see `resolve` for names.
+    """Describes the net and the weights that a name stands for (`resolve` says which names there are).
 
     Raises:
       FlaxnetsError: as `resolve` does.
@@ -110,15 +111,15 @@ def config(name: str) -> Config:
 
 
 def list_models(pattern: str = '*', weights: bool = False) -> list[str]:
-    """The names of the zoo that match a wildcard, in natural order (50 before 101).
+    """Lists the names of the zoo that match a wildcard, in natural order (50 before 101).
 
     Args:
       pattern: shell wildcard (`fnmatch`); upper and lower case are the same.
-      weights: list the published files instead, as `architecture.tag`, the default of each architecture
-        first. The pattern may then match the architecture or the full name.
+      weights: list the published files instead, as `architecture.tag`, each architecture's default first.
+        The pattern may then match the architecture or the full name.
 
     Returns:
-      The names, none if nothing matches. Aliases and the nets of `TINY_ARCHS` are not listed.
+      The names; an empty list if nothing matches. Aliases and the nets of `TINY_ARCHS` are not listed.
 
     Examples:
       >>> flaxnets.list_models('res2next*')
@@ -139,5 +140,5 @@ def _natural(name: str) -> list[int | str]:
 
 
 def find_file(filename: str) -> Weights | None:
-    """The row whose published file is called exactly that (`resnest50-528c19ca.pth`), or None."""
+    """The row of the published file with exactly this name (`resnest50-528c19ca.pth`), or None."""
     return _BY_FILE.get(filename)

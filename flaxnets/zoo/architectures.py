@@ -1,7 +1,7 @@
-"""The architectures by name, and other names of theirs.
+"""The architectures by name, and their aliases.
 
-The arguments of each are those of its publishers' code (timm's `resnet.py`, `res2net.py` and `resnest.py`,
-the authors' `ablation.md` for ResNeSt's `fast` variants, mmpretrain for `resnext152_32x4d`).
+Each is as in its publisher's code: timm's `resnet.py`, `res2net.py` and `resnest.py`, the authors'
+`ablation.md` for ResNeSt's `fast` variants, and mmpretrain for `resnext152_32x4d`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ ARCHS: dict[str, Arch] = {
     'resnest50_fast_2s2x40d': _resnest_fast(2, 2, 40),
 }
 
-# One net of each kind for images of 32 pixels, to try things on a laptop: nobody's but ours.
+# One small net of each kind for images of 32 pixels, to try things on a laptop. Only this project has them.
 _SMALL: dict[str, Any] = dict(layers=(1, 1, 1, 1), deep_stem=True, stem_width=16, avg_down=True, planes=16)
 TINY_ARCHS: dict[str, Arch] = {
     'resnext_tiny': Arch('resnext', cardinality=8, base_width=16, **_SMALL),
@@ -94,8 +94,8 @@ TINY_ARCHS: dict[str, Arch] = {
 
 NETS = {**ARCHS, **TINY_ARCHS}
 
-# Other names of an architecture, by its authors or by GluonCV: they take a tag, as its own name does.
-# A name that means one file only (`gluon_resnext50_32x4d`) is in that file's `Weights.aliases` instead.
+# Names that an architecture has from its authors or GluonCV. A tag may follow them, as it may follow the
+# zoo's own name. A name of one file only (`gluon_resnext50_32x4d`) is in that file's `Weights.aliases`.
 ARCH_ALIASES: dict[str, str] = {
     'res2net50': 'res2net50_26w_4s',
     'res2net50_v1b': 'res2net50d',

@@ -1,4 +1,4 @@
-"""What timm publishes for the weights on other images than ImageNet's validation set."""
+"""The accuracies that timm publishes for test sets other than ImageNet's validation set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from .imagenet import table_lines
 from .records import Accuracy
 
-# The test sets, and the file of timm's results that has them.
+# The test sets, each with the file of timm's results for it.
 FILES = {
     'imagenet-v2': 'results-imagenetv2-matched-frequency.csv',
     'imagenet-a': 'results-imagenet-a.csv',
@@ -21,11 +21,12 @@ FILES = {
 def published(weights: str, test_set: str) -> Accuracy | None:
     """The published accuracy of weights on a test set, None if there is none.
 
-    It was measured with that `preprocess` or `test_preprocess` of the weights which has its size. ImageNet-A
-    and ImageNet-R are judged among their own 200 classes; ImageNet-V2 is the version 'matched frequency'.
+    It was measured with the weights' `preprocess` or `test_preprocess`, whichever has the accuracy's size.
+    For ImageNet-A and ImageNet-R only the outputs of their own 200 classes count. ImageNet-V2 is the version
+    'matched frequency'.
 
     Args:
-      weights: their full name (`resnext50_32x4d.gluon_in1k`).
+      weights: full name of the weights (`resnext50_32x4d.gluon_in1k`).
       test_set: one of `FILES`.
     """
     return _table().get((weights, test_set))

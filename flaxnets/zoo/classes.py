@@ -1,13 +1,13 @@
-"""The one rule by which the classes of data and the outputs of weights are matched.
+"""Matches the classes of a data set with the outputs of weights.
 
-What the outputs are called is, in this order: what the caller gives; what the weights keep (`Config.classes`:
-from the file, or from the data that they were trained on); ImageNet's WordNet ids for published weights.
-Names are matched as they are, as ImageNet's in any of its vocabularies (`flaxnets.zoo.imagenet.places`), as
-numbers, or without regard to case and signs.
+The names of the outputs come from the first of these that has them: the caller; the weights
+(`Config.classes`, from the file or from the data that they were trained on); ImageNet's WordNet ids, for
+published weights. Names are matched exactly, as names of ImageNet's classes
+(`flaxnets.zoo.imagenet.places`), as numbers, or without regard to case and punctuation.
 
-Where nothing names the outputs, the data's classes must be in the order in which the training met them. Data
-loaders that sort folders have two orders: as text (torchvision, mmpretrain), or in timm's natural order, in
-which `c2` comes before `c10`. Where the two differ and nothing tells which, the caller is asked.
+If the outputs have no names, the data's classes must be in the order that they had in training. Training
+programs sort folders in one of two orders: as text (torchvision, mmpretrain), or in timm's natural order, in
+which `c2` comes before `c10`. If the two differ and nothing says which it was, an error asks the caller.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from . import imagenet
 from .records import Config
 
 ORDERS = ('text', 'natural', 'data')  # of classes whose outputs have no names
-PRESUMED = 'ImageNet, since there are 1000 outputs'  # who names the outputs of weights that say nothing
+PRESUMED = 'ImageNet, since there are 1000 outputs'  # the source of names if the weights have none
 MAX_FILE_BYTES = 16_000_000
 
 
 class ClassesError(FlaxnetsError):
-    """Classes of data and outputs of weights that cannot be matched without further word."""
+    """The classes of data and the outputs of weights cannot be matched without more information."""
 
 
 @dataclass(frozen=True)
 class Matching:
-    """Where the classes of data are among the outputs of weights.
+    """Which output of weights each class of data is.
 
     Attributes:
-      outputs: for each class of the data, the number of its output; no two are alike.
-      rule: how that was found, in words.
-      names: what each output is called, for people: by the weights if they know, else by the data.
+      outputs: the number of the output of each class of the data; all are different.
+      rule: how they were matched, in words.
+      names: a name for each output, for people: the weights' own if they have names, else the data's.
     """
 
     outputs: tuple[int, ...]
@@ -61,15 +61,16 @@ def match(
     """Matches the classes of data with the outputs of weights.
 
     Args:
-      data: the names of the data's classes, in the order of its labels; some of the weights' may be missing.
-      config: of the weights.
-      classes: what the outputs are called, in their order, in place of what the weights say.
-      order: in which order the training of weights that do not name their classes had them: 'text' or
-        'natural' (`in_order`), or 'data', that of `data`.
+      data: names of the data's classes, in the order of its labels; may be only some of the weights' classes.
+      config: describes the weights.
+      classes: names of the outputs, in their order, in place of those that the weights have.
+      order: the order of the classes in training, for weights without names: 'text' or 'natural'
+        (`in_order`), or 'data' for the order of `data`.
 
     Raises:
-      ClassesError: the data has a class that the weights have not, or there is no telling which output is
+      ClassesError: the data has a class that the weights do not have, or it is uncertain which output is
         which class.
+      FlaxnetsError: an unknown `order`, or one for weights that name their classes.
     """
     data = tuple(data)
     if order is not None and order not in ORDERS:
@@ -97,17 +98,18 @@ def match(
 
 
 def output_names(config: Config, classes: Sequence[str] | None = None) -> tuple[tuple[str, ...], str]:
-    """What the outputs of weights are called, for people, and who says so.
+    """The names of the outputs of weights, for people, and where they come from.
 
     Args:
-      config: of the weights.
-      classes: what the outputs are called, in their order, in place of what the weights say.
+      config: describes the weights.
+      classes: names of the outputs, in their order, in place of those that the weights have.
 
     Returns:
-      [num_classes] names. Of 1000 outputs that nothing names they are ImageNet's, else numbers.
+      A name for each output, and the source of the names, in words. If nothing names the outputs, these are
+      ImageNet's names for 1000 outputs, and otherwise numbers ('class 0').
 
     Raises:
-      ClassesError: `classes` are more or fewer than the outputs.
+      ClassesError: `classes` has more or fewer names than there are outputs.
     """
     names, whose = _named(config, classes)
     if names is not None:
@@ -118,7 +120,7 @@ def output_names(config: Config, classes: Sequence[str] | None = None) -> tuple[
 
 
 def imagenet_places(config: Config, classes: Sequence[str] | None = None) -> tuple[int, ...] | None:
-    """Which class of ImageNet each output is; None if they are others or nothing says so."""
+    """ImageNet's class number of each output; None if the outputs are other classes, or nothing says so."""
     names, _ = _named(config, classes)
     if names is not None:
         return imagenet.places(names)
@@ -126,12 +128,12 @@ def imagenet_places(config: Config, classes: Sequence[str] | None = None) -> tup
 
 
 def in_order(names: Sequence[str], order: str) -> tuple[str, ...]:
-    """Names sorted 'text' (by their characters' codes) or 'natural' (as timm sorts folders).
+    """Sorts names by `order`: 'text' (by character codes) or 'natural' (as timm sorts folders).
 
-    In natural order capitals are small letters and digits numbers: `c2` comes before `c10`.
+    The natural order ignores case and compares digits as numbers: `c2` comes before `c10`.
 
     Raises:
-      ClassesError: to timm two of the names are alike (`a1` and `A01`), so that their order is chance.
+      ClassesError: two names are equal in natural order (`a1` and `A01`), so that timm's order is unknown.
     """
     if order == 'text':
         return tuple(sorted(names))
@@ -148,7 +150,7 @@ def in_order(names: Sequence[str], order: str) -> tuple[str, ...]:
 
 
 def _named(config: Config, classes: Sequence[str] | None) -> tuple[tuple[str, ...] | None, str]:
-    """What the outputs are called, and by whom; None if nothing says so."""
+    """The names of the outputs, None if nothing names them, and where the names come from."""
     if classes is not None:
         if len(classes) != config.num_classes:
             raise ClassesError(f'{len(classes)} names are given for the {config.num_classes} outputs')
@@ -161,7 +163,7 @@ def _named(config: Config, classes: Sequence[str] | None) -> tuple[tuple[str, ..
 
 
 def _for_people(names: Sequence[str]) -> tuple[str, ...]:
-    """The names, with ImageNet's English ones in place of bare WordNet ids."""
+    """The names, with English ones in place of ImageNet's WordNet ids."""
     known = dict(zip(imagenet.wnids(), imagenet.class_names(), strict=True))
     return tuple(known.get(name, name) for name in names)
 
@@ -170,10 +172,13 @@ Found = tuple[tuple[int, ...], str]
 
 
 def match_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
-    """For each of the data's names its place among `names`, and by which rule they were matched.
+    """Finds the place of each of the data's names among `names`.
+
+    Returns:
+      The places, and the rule by which they were found, in words.
 
     Raises:
-      ClassesError: a name is none of them, or it is not certain which.
+      ClassesError: a name is not among them, or it is uncertain which one it is.
     """
     if data == names:
         return tuple(range(len(names))), 'by name'
@@ -194,7 +199,7 @@ def match_names(data: tuple[str, ...], names: tuple[str, ...]) -> Found:
 
 
 def _reason(data: Sequence[str], names: Sequence[str]) -> str:
-    """Why no rule matches them."""
+    """Says why no rule matches the names."""
     known = {*names, *map(imagenet.folded, names)}
     other = [name for name in data if name not in known]
     strange = [name for name in other if imagenet.folded(name) not in known]
@@ -223,7 +228,7 @@ def _loosely(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | Non
 
 
 def _without_numbers(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
-    """Where one of them numbers all its names, as `001.Black_footed_Albatross`."""
+    """Matches names of which one side or both begin with numbers, such as `001.Black_footed_Albatross`."""
 
     def plain(those: Sequence[str]) -> list[str]:
         matches = [re.fullmatch(r'\d+ (.+)', imagenet.folded(name)) for name in those]
@@ -239,7 +244,7 @@ def _as_imagenet(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] |
 
 
 def _by_number(data: Sequence[str], names: Sequence[str]) -> tuple[int, ...] | None:
-    """Classes 0, 1, 2, ... whatever their leading zeros, or any of ImageNet's: the outputs' own numbers."""
+    """Matches data whose classes are called by numbers, which are those of the outputs."""
     numbers = _numbers(data)
     if numbers is None:
         return None
@@ -260,7 +265,7 @@ def _numbers(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def _presumed_imagenet(data: tuple[str, ...]) -> Found | None:
-    """For 1000 outputs without names."""
+    """Matches data with 1000 outputs without names, if it has classes of ImageNet."""
     if (found := imagenet.places(data)) is not None:
         return found, "by name, as ImageNet's classes, since there are 1000 outputs"
     if (found := _by_number(data, imagenet.wnids())) is not None:
@@ -269,11 +274,11 @@ def _presumed_imagenet(data: tuple[str, ...]) -> Found | None:
 
 
 def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | None) -> Found:
-    """For `count` outputs without names.
+    """Matches data with `count` outputs without names, by the order of the classes.
 
     Args:
-      order: 'text', 'natural' or 'data', as the caller says; None if he does not.
-      told: the same, 'text' or 'natural', as the file of the weights says.
+      order: the order that the caller gives, 'text', 'natural' or 'data', or None.
+      told: the order that the weights' file tells, 'text' or 'natural', or None.
     """
     unnamed = 'as the weights do not name their classes'
     places = tuple(range(len(data)))
@@ -309,7 +314,7 @@ def _by_order(data: tuple[str, ...], count: int, order: str | None, told: str | 
 
 
 def _some_numbers(data: Sequence[str], count: int, order: str | None) -> tuple[int, ...] | None:
-    """The outputs of a part of the classes 0 to count - 1; None if they are others or not certain."""
+    """The outputs of data with some of the classes 0 to count - 1; None if that is not certain."""
     numbers = _numbers(data)
     if numbers is None or 0 not in numbers or max(numbers) >= count:
         return None
@@ -326,14 +331,15 @@ def _some(names: Sequence[str], most: int = 6) -> str:
 
 
 def read_classes(path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """The names of outputs in their order, from a file.
+    """Reads the names of outputs, in their order, from a file.
 
-    It holds a name on each line (timm's `class_map.txt`), or JSON: a list of names, a table of names by
-    number (`{"0": "ant"}`, and `{"0": ["n01440764", "tench"]}`, whose first name is taken), or of numbers by
-    name (`class_to_idx`).
+    Args:
+      path: a file with a name on each line (timm's `class_map.txt`), or with JSON: a list of names, a table
+        of names by number (`{"0": "ant"}`; of `{"0": ["n01440764", "tench"]}` the first name is taken), or a
+        table of numbers by name (`class_to_idx`).
 
     Raises:
-      FlaxnetsError: it cannot be read, or does not give each output one name.
+      FlaxnetsError: the file cannot be read, or does not give each output one name.
     """
     where = os.fsdecode(path)
     try:
@@ -364,10 +370,13 @@ def _lines(text: str) -> list[str]:
 
 
 def in_their_order(said: object) -> tuple[str, ...] | None:
-    """Names of classes in the order of the outputs, from the forms in which files keep them; None if not so.
+    """The names of classes in the order of the outputs, from any form in which files keep them.
 
     Args:
       said: a list of names; a table of names by number, or of numbers by name, whose numbers are 0, 1, ...
+
+    Returns:
+      The names; None if `said` has none of these forms.
     """
     if isinstance(said, Mapping):
         return _by_their_numbers(said)
@@ -391,8 +400,8 @@ def _number(value: object) -> int | None:
     if isinstance(value, bool):
         return None
     try:
-        return operator.index(value)  # type: ignore[arg-type]  # numpy's numbers too
-    except TypeError:  # other arrays than of one number among them
+        return operator.index(value)  # type: ignore[arg-type]  # NumPy's numbers too
+    except TypeError:  # not a number, or an array of several
         return None
 
 

@@ -1,4 +1,4 @@
-"""The 1000 classes of ImageNet-1k, in the order of the nets' outputs, and how they are known."""
+"""The 1000 classes of ImageNet-1k, in the order of the nets' outputs, and their names."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Collection, Mapping, Sequence
 
 CLASSES = 1000
 
-# What torchvision calls two classes, so that no two of its names are alike.
+# torchvision's names of two classes, which it changed so that all its names differ.
 _OTHER_NAMES = {134: 'crane bird', 639: 'maillot tank suit'}
 
 
 def class_names() -> tuple[str, ...]:
     """The WordNet synonyms of each class, the best known first (`tench, Tinca tinca`).
 
-    They do not tell every class apart: 134 (the bird) and 517 (the machine) are both `crane`.
+    Two classes have the same first name: 134 (the bird) and 517 (the machine) are both `crane`.
     """
     return tuple(names for _, names in _classes())
 
@@ -28,17 +28,17 @@ def wnids() -> tuple[str, ...]:
 
 
 def subset(outputs: Collection[int]) -> str | None:
-    """The name of the data set that has exactly these of the 1000 classes: ImageNet-A or ImageNet-R."""
+    """The name of the data set with exactly these classes, ImageNet-A or ImageNet-R; None for others."""
     return next((name for name, classes in _subsets().items() if classes == frozenset(outputs)), None)
 
 
 def places(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Which of ImageNet's classes these names mean, each another one; None if that is not certain of all.
+    """The numbers of the ImageNet classes that names mean, all different; None if any is uncertain.
 
-    Understood are WordNet ids, alone or before other words (`n02085620-Chihuahua`), and English names: all
-    synonyms of a class (timm, mmpretrain), the first (torchvision), or any. Where names leave a choice, the
-    list decides: a list of all 1000 mostly in ImageNet's order is taken to be in it throughout (so that of
-    two `crane` the first is the bird), and a class that another name means is not meant again.
+    A name may be a WordNet id, alone or before other words (`n02085620-Chihuahua`), or English: all synonyms
+    of a class (timm, mmpretrain), the first one (torchvision), or any one. Where a name has several meanings,
+    the whole list decides. A list of 1000 names that is mostly in ImageNet's order is taken to be in that
+    order throughout, so that the first of two `crane` is the bird. And no two names mean the same class.
     """
     ids = [re.match(r'n\d{8}(?!\d)', name) for name in names]
     if not names or (len(set(names)) != len(names) and len(names) != CLASSES):
@@ -57,7 +57,7 @@ def places(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def _in_order(names: Sequence[str]) -> tuple[int, ...] | None:
-    """The classes of a list of 1000 names that is mostly in ImageNet's order."""
+    """The classes of a list of 1000 names that is mostly in ImageNet's order; None for other lists."""
     meanings = [_meanings('any').get(_key(name, 'any'), frozenset()) for name in names]
     found: list[int | None] = [i if i in meant else None for i, meant in enumerate(meanings)]
     if sum(i is not None for i in found) < CLASSES // 2:
@@ -73,7 +73,7 @@ def _in_order(names: Sequence[str]) -> tuple[int, ...] | None:
 
 
 def _by_elimination(meanings: Sequence[frozenset[int]]) -> list[int | None]:
-    """One of its meanings for each, where all others are those of names that have no other; else None."""
+    """For each name its meaning, if all other meanings it may have are taken by other names; else None."""
     found: list[int | None] = [None] * len(meanings)
     taken: set[int] = set()
     changed = True
@@ -94,12 +94,12 @@ def _all_different(found: Sequence[int | None]) -> tuple[int, ...] | None:
 
 
 def is_known(name: str) -> bool:
-    """Whether a name is that of one of the classes, or of several."""
+    """Whether a name is that of at least one of the classes."""
     return name in wnids() or folded(name) in _meanings('any')
 
 
 def folded(name: str) -> str:
-    """A name without what people write differently: case, and signs and spaces between its words."""
+    """A name in lower case and with single spaces for punctuation, to compare different spellings."""
     name = unicodedata.normalize('NFKC', name).casefold()
     return ' '.join(re.findall(r'\w+', name.replace('_', ' ').replace("'", '')))
 
@@ -110,10 +110,11 @@ def _key(name: str, form: str) -> str:
 
 @functools.cache
 def _meanings(form: str) -> Mapping[str, frozenset[int]]:
-    """Name -> the classes that it may mean.
+    """The classes that a name may mean, for all names.
 
-    `form`: 'as written', of all synonyms or of the first one; 'first', the same without regard to case and
-    signs; 'any', the same of any synonym too.
+    Args:
+      form: which names count. 'as written': all synonyms together, or the first one; 'first': the same
+        without regard to case and punctuation; 'any': any single synonym too.
     """
     found: dict[str, set[int]] = {}
     for i, names in enumerate(class_names()):

@@ -1,10 +1,10 @@
 """Every published weights file of the zoo's nets, one row each.
 
 Names, tags, preprocessing and most accuracies are timm's (1.0.31 and its results-imagenet.csv; the tests
-compare each row with the installed timm and torchvision). Two things are deliberately not timm's: the
-licence of the Res2Net weights, which timm calls 'unknown' and the authors' README CC BY-NC-SA 4.0; and
-some URLs, because timm dropped those that it had for Res2Net and ResNeSt, and its repository has moved
-from `rwightman/` to `huggingface/`. Hosts known to be dead are left out.
+compare each row with the installed timm and torchvision). Two things differ on purpose. The licence of the
+Res2Net weights is CC BY-NC-SA 4.0, as in the authors' README; timm says 'unknown'. Some URLs differ, because
+timm has dropped its own for Res2Net and ResNeSt, and its repository has moved from `rwightman/` to
+`huggingface/`. Hosts known to be dead are left out.
 
 The first row of an architecture is its default: the file that timm takes for the bare name.
 """
@@ -22,8 +22,8 @@ PYTORCH = 'https://download.pytorch.org/models'
 FACEBOOK = 'https://dl.fbaipublicfiles.com/semiweaksupervision/model_files'
 OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0'
 
-# In all builders below `file` is a file name without `.pth`; its last eight digits are its SHA-256's
-# first. `csv` and the publisher's own accuracies are top-1 and top-5 in percent.
+# In all builders below `file` is a file name without `.pth`; it ends in the first eight digits of the file's
+# SHA-256. `csv` and the publisher's own accuracies are top-1 and top-5 in percent.
 Percent = tuple[float, float]
 
 

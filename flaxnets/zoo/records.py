@@ -1,7 +1,7 @@
-"""What a published weights file is, and what a net together with its weights expects: plain data.
+"""The records that describe published weights files, and nets with their weights.
 
-Everything here is frozen, checked when made, and turns into JSON and back unchanged, so that a directory
-of weights can describe itself. JAX is not imported.
+They are frozen, checked when they are made, and can be turned into JSON and back, so that a directory of
+weights can describe itself. JAX is not imported.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ CLASS_ORDERS = ('text', 'natural', 'file')
 
 @dataclass(frozen=True)
 class Accuracy:
-    """A published ImageNet-1k validation accuracy, in percent, at a square input of `size` pixels."""
+    """A published accuracy. Those of `Weights` are on ImageNet-1k's validation set.
+
+    Attributes:
+      top1, top5: accuracies in percent; top5 may be None.
+      size: side of the square input in pixels.
+      source: who published it, and in which file.
+    """
 
     top1: float
     top5: float | None
@@ -43,18 +49,18 @@ class Weights:
 
     Attributes:
       arch: key of the architecture in `flaxnets.zoo.ARCHS`.
-      tag: what tells this file from others of the same architecture, as timm tags them
-        (`gluon_in1k`); with `arch` it is the file's full name, `resnext50_32x4d.gluon_in1k`.
+      tag: timm's tag (`gluon_in1k`), which tells this file from others of the same architecture. Together
+        with `arch` it is the file's full name, `resnext50_32x4d.gluon_in1k`.
       urls: where the file is, or was, published; the host most likely to answer comes first.
       hub_id: Hugging Face repository that holds it (`timm/resnest101e.in1k`), or None.
       sha256: leading hexadecimal digits of the file's SHA-256, as published in its name, or None.
-      layout: the publisher's key names: 'canonical' (timm, torchvision, Gluon port, the Res2Net and
+      layout: how the file names its tensors: 'canonical' (timm, torchvision, Gluon port, the Res2Net and
         ResNeSt authors) or 'mmpretrain'.
       preprocess: how the weights' own evaluation prepares images (timm's default input size).
-      test_preprocess: the larger evaluation that the publisher recommends, or None.
-      accuracy: published accuracies, the one that `preprocess` reaches first.
+      test_preprocess: preprocessing for the larger evaluation that the publisher recommends, or None.
+      accuracy: published accuracies; the first is that of `preprocess`.
       licence: SPDX-like licence of the weights ('unknown' where the publisher names none).
-      aliases: other names under which users know exactly this file.
+      aliases: other names that users know for exactly this file.
     """
 
     arch: str
@@ -92,7 +98,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Config:
-    """A net together with what its weights expect: what `flaxnets.config` returns.
+    """Describes a net and what its weights expect. `flaxnets.config` returns it.
 
     Attributes:
       name: name of the architecture in the zoo.
@@ -103,9 +109,9 @@ class Config:
       weights: the published file that the name stands for, or None where there is none (weights
         trained or fine-tuned by the user).
       classes: the class names of the outputs in order, or None for ImageNet-1k or unknown classes.
-      class_order: how the training of weights that do not name their classes sorted them: 'text'
-        (torchvision, mmpretrain) or 'natural' (timm), see `flaxnets.zoo.classes.in_order`; 'file' if a file
-        of its own said; None if that is not known.
+      class_order: for weights without class names, the order of the classes in training: 'text'
+        (torchvision, mmpretrain) or 'natural' (timm), see `flaxnets.zoo.classes.in_order`; 'file' if a
+        separate file gave it; None if it is not known.
       folded: every BatchNorm has been folded into its convolution, for inference only.
     """
 
@@ -143,15 +149,15 @@ class Config:
 
 
 def to_json(value: Any) -> Any:
-    """A dataclass of this module as dictionaries and lists that `json.dumps` takes."""
+    """A record of this module as dictionaries and lists for `json.dumps`."""
     return dataclasses.asdict(value)
 
 
 def config_from_json(data: dict[str, Any]) -> Config:
-    """The `Config` that `to_json` made `data` from.
+    """The inverse of `to_json`, for a `Config`.
 
     Raises:
-      FlaxnetsError: an unknown, missing or ill-valued field, named.
+      FlaxnetsError: a field is unknown or missing, or has a bad value.
     """
     try:
         weights = data.get('weights')
