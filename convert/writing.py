@@ -22,7 +22,7 @@ from .verification import Verification
 
 FORMATS = ('pth', 'safetensors')
 MAX_CERTIFICATE_BYTES = 16_000_000
-METADATA = {'format': 'pt'}  # of a safetensors file with PyTorch's names and layouts
+METADATA = {'format': 'pt'}  # tells transformers that names and layouts are PyTorch's
 SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.ckpt': 'pth', '.bin': 'pth', '.safetensors': 'safetensors'}
 _TORCH_TAR = '.pth.tar'  # what PyTorch's own examples call a file of torch.save, which is no tar archive
 
@@ -180,7 +180,7 @@ def certified(path: Path, digest: str) -> Config | None:
             return None
         said = json.loads(beside.read_bytes())
         return config_from_json(said['config']) if said['sha256'] == digest else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # another program's or an old one
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # from another program or version
         return None
 
 

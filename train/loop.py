@@ -34,7 +34,7 @@ from .settings import Settings, complete, difference, from_json, validate
 from .settings import to_json as settings_json
 from .step.state import TrainState
 
-EVAL_IMAGES = 64  # of an evaluation, on a device at a time
+EVAL_IMAGES = 64  # that a device evaluates at a time
 IN_FLIGHT = 2  # steps that devices may have queued: enough to hide the host's work, few enough for memory
 
 
@@ -282,12 +282,12 @@ class _Run:
     def go(self) -> Outcome:
         """Does the steps that are left, and evaluates, saves and publishes; or stops early."""
         job, start, first = self.job, self.start, self.start.step
-        if first == job.total_steps and start.evaluated:  # it was complete, and all is in the log
+        if first == job.total_steps and start.evaluated:  # the run was complete, and all is in the log
             return self._finish(parallel.replicate(start.state), first, known=True)
         self._announce(first)
         state = parallel.replicate(start.state)
         if first < job.total_steps:
-            if first and self._evaluates(first) and not start.evaluated:  # it was stopped then
+            if first and self._evaluates(first) and not start.evaluated:  # stopped before its evaluation
                 if self._evaluate(state, first) is None:
                     return self._stopped(state, first)
                 self._save(state, first)

@@ -29,7 +29,7 @@ _ANCHORS = {
     'children': ('4.0.conv1.weight', ('7.0.conv1.weight',), ('0', '1', '4', '5', '6', '7')),
     'detectron2': ('res2.0.conv1.weight', ('res5.0.conv1.weight',), ('stem', 'res2', 'res3', 'res4', 'res5')),
 }
-_STEMS = ('0.weight', '0.0.weight')  # of a list of children
+_STEMS = ('0.weight', '0.0.weight')  # the stem in a list of children
 
 
 @dataclass(frozen=True)

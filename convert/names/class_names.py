@@ -30,7 +30,7 @@ _NAMES = (
     re.compile(f'{_NUMBER}_?(?:to|2)_?(?:{_CLASS}|names?)'),
     re.compile(f'{_CLASS}(?:_?list)?|vocab|names'),
 )
-_DEPTH = 4  # of dictionaries within each other
+_DEPTH = 4  # levels of nested dictionaries that are looked at
 _MOST = 2_000  # dictionaries that are looked at
 
 

@@ -254,7 +254,7 @@ def root_of(name: str, prefix: str) -> str | None:
             if first.isdigit() and '.' in inner and beside.isdigit() and int(first) > int(beside):
                 return f'{place}{first}'
             if place == prefix and first.isdigit() and int(first) >= 8 and '.' in inner:
-                return f'{place}{first}'  # of a list of children
+                return f'{place}{first}'  # what follows the stages in a list of children
         if not place:
             return None
         place = place[: place.rstrip('.').rfind('.') + 1]

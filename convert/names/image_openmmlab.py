@@ -256,7 +256,7 @@ def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
             value = _literal(node.operand, known)
             return -value if is_number(value) else None
         case ast.Name():
-            return known.get(node.id, node.id)  # of lazy configurations: the name of a class
+            return known.get(node.id, node.id)  # the name of a class, in a lazy configuration
         case ast.Attribute():
             return node.attr
     return 'an expression'  # any other, which no setting is read from

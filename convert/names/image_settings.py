@@ -126,7 +126,7 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
         sides = whole_numbers(shape)
         if sides and len(sides) == 3:
             found['size'] = sides[1:]
-        elif sides and is_number(shape):  # as DeiT and many others call the side of a square
+        elif sides and is_number(shape):  # DeiT and many others give the side of a square
             found['size'] = (sides[0], sides[0])
         else:
             problems.append(f'input_size={shown(shape)}')

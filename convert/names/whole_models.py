@@ -114,7 +114,7 @@ def _of_layer(name: str, layer: Layer) -> str | None:
         return _unless(layer, kernel_size=3, stride=2, padding=1, dilation=1, ceil_mode=False)
     if kind == 'AvgPool2d':
         return _of_average_pool(layer)
-    if kind == 'AdaptiveAvgPool2d':  # of a gate
+    if kind == 'AdaptiveAvgPool2d':  # in a gate
         return _unless(layer, output_size=1)
     gates = _in_gate(name) and kind == 'Sigmoid'
     return None if gates or (own == 'rsoftmax' and kind == 'Softmax') else f'is {kind}'
@@ -274,7 +274,7 @@ def _between(layer: Layer) -> str | None:
     if layer.kind in ('AdaptiveAvgPool1d', 'AdaptiveAvgPool2d'):
         return _unless(layer, output_size=1)
     if layer.kind == 'AvgPool2d' and _pair(layer.settings.get('kernel_size')) == (7, 7):
-        return _unless(layer, padding=0)  # of a map of 7x7, which nets of this kind once took alone
+        return _unless(layer, padding=0)  # global for the 7x7 map of inputs of 224 pixels
     average = layer.kind in ('FastAdaptiveAvgPool', 'FastAdaptiveAvgPool2d', 'GlobalAvgPool2d')
     return None if average else f'is {layer.kind}'
 

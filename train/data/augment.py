@@ -24,7 +24,7 @@ from ..settings import Settings, complete
 from .autoaugment import Policy, make_policy
 from .planes import PILLOWS, plane_pixels
 
-TRIES = 10  # of a random crop, before the centre is taken
+TRIES = 10  # random boxes, before the centre is taken
 COVERED = 0.1  # share of the picture that a 'resnest' crop covers at least, whatever its `area`
 
 Box = tuple[int, int, int, int]

@@ -22,7 +22,7 @@ from .sources import Record, Source
 
 TrainTransform = Callable[[Any, np.random.Generator], npt.NDArray[np.uint8]]
 EvalTransform = Callable[[Any], npt.NDArray[np.uint8]]
-TRIES = 100  # of images, to find one that can be read
+TRIES = 100  # images that are tried to find one that can be read
 
 Fields = dict[str, Any]  # what a batch has of one image, by name: arrays and NumPy scalars
 

@@ -88,7 +88,7 @@ def check_channels(source: Source, in_chans: int) -> str | None:
     Raises:
       FlaxnetsError: the images have another number of channels.
     """
-    images = getattr(source, 'images', None)  # of a source in memory
+    images = getattr(source, 'images', None)  # a source in memory has them
     if images is None:
         if in_chans in PILLOWS or not isinstance(source[0].image, bytes):
             return None

@@ -21,7 +21,7 @@ from flaxnets.nets.resnet import ResNet
 from .. import parallel
 from ..step.step import make_eval_step
 
-BINS = 15  # of confidence, as in Guo et al.
+BINS = 15  # intervals of confidence, as in Guo et al.
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from ..step.pixels import normalise
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
-TEMPERATURE = 0.07  # of the votes: Wu et al., arXiv 1805.01978, and DINO, arXiv 2104.14294
+TEMPERATURE = 0.07  # divides the cosines: Wu et al., arXiv 1805.01978, and DINO, arXiv 2104.14294
 ITERATIONS = 1000  # at most, of L-BFGS, as in CLIP's probe (arXiv 2103.00020, appendix A.3)
 
 

@@ -146,7 +146,7 @@ class _Lease:
             if self._lost is None and _parsed(self._read()).get('run') == self._own['run']:
                 self._path.unlink(missing_ok=True)
         except StoreError:
-            pass  # it is taken for dead later
+            pass  # this run is taken for dead later
 
     def _taken(self) -> bool:
         """Whether the object is this run's now; if not, it is to be tried again."""
@@ -217,7 +217,7 @@ def _in_use(workdir: str, holder: dict[str, Any]) -> FlaxnetsError:
 
 
 def _named(holder: dict[str, Any]) -> str:
-    if 'pid' not in holder or 'host' not in holder:  # it has the lock and has not written yet
+    if 'pid' not in holder or 'host' not in holder:  # the holder has not written yet who it is
         return 'another run'
     return f'process {holder["pid"]} on {holder["host"]}'
 

@@ -236,7 +236,7 @@ class _Object:
         self._lock = threading.Lock()  # held while they are written
         self._written = -1  # how many
         self._thread: threading.Thread | None = None
-        self._error: OSError | None = None  # of the thread
+        self._error: OSError | None = None  # that the thread met
         self._tried = 0.0  # when they were last written, or were to be
         self.flush()
 

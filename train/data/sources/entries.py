@@ -9,7 +9,7 @@ from flaxnets.images.names import SNIFFED, is_hidden, named_as_image, natural
 
 __all__ = ['SNIFFED', 'LeftOut', 'is_hidden', 'named_as_image', 'natural', 'some']
 
-EXAMPLES = 3  # of what is left out
+EXAMPLES = 3  # names of what is left out, in a message
 
 
 def some(names: Sequence[str], most: int = EXAMPLES) -> str:

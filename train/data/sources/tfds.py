@@ -39,7 +39,7 @@ class TfdsSource(Labelled):
     def __getitem__(self, index: int, /) -> Record:
         try:
             record = self._records[index]
-        except Exception as error:  # its own kinds for damage of any sort
+        except Exception as error:  # array_record raises errors of its own for any damage
             raise ImageError(f'{self.name} record {index}: cannot be read: {_first_line(error)}') from error
         name = record.get('file_name', b'')
         shown = name.decode(errors='replace') if name else f'{self.name} record {index}'
@@ -95,7 +95,7 @@ def open_tfds(name: str, split: str, training: bool) -> TfdsSource:
         )
     try:
         builder = tfds.builder(name, data_dir=folder or None)
-    except Exception as error:  # its own kinds for unknown names, and any for files that cannot be read
+    except Exception as error:  # errors of its own for unknown names, others for files that cannot be read
         raise FlaxnetsError(f'tfds:{name}: {_first_line(error)}') from error
     image, label = _keys(name, builder.info)
     there = list(builder.info.splits)
