@@ -1,7 +1,7 @@
 """The contestants of `benchmarks/nets.py`: a net as flaxnets, plain Flax, timm and serving engines run it.
 
-Each is built from the same weights and images, so that what they answer can be compared before they are
-timed. Nothing is imported before it is needed: the memory of one framework is measured without the other.
+All have the same weights and images, so that their results can be compared before they are timed. Each
+framework is imported only when it is needed, so that its memory can be measured without the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ENGINES = ('onnxruntime', 'openvino')
 
 
 class NotHere(Exception):
-    """A contestant that cannot run on this machine, and why."""
+    """A contestant cannot run on this machine; the message says why."""
 
 
 @dataclass
 class Job:
-    """What is run: a net, forward or a training step, on so many images of so many pixels."""
+    """What is measured: a net's forward pass or training step, on a number of images of a size in pixels."""
 
     net: str
     what: str  # 'forward' or 'step'
@@ -72,7 +72,7 @@ class Weights:
 
 
 def random_variables(model: Any) -> Any:
-    """Kernels of a common variance, all else where it starts: made by NumPy, nothing to compile."""
+    """Random kernels, and all other arrays as initialised. NumPy makes them, so that nothing is compiled."""
     import jax
 
     from flaxnets.nets.resnet import abstract_variables
@@ -92,7 +92,7 @@ def random_variables(model: Any) -> Any:
 
 
 def import_timm() -> Any:
-    """torch, with which timm can be imported from here on."""
+    """Imports torch and timm, and returns torch."""
     try:
         torch = importlib.import_module('torch')
         folder = str(Path(__file__).parent.parent / 'tests')
@@ -200,7 +200,7 @@ def _compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple
 
 
 def _timm(mode: str, job: Job, weights: Weights) -> Contestant:
-    """'contiguous', 'channels_last', or 'compiled' or 'bfloat16' in channels_last."""
+    """timm's net as `mode` says: 'contiguous', 'channels_last'; 'compiled' and 'bfloat16' are the latter."""
     net = weights.torch_net()
     import torch
 
@@ -234,7 +234,7 @@ def _timm(mode: str, job: Job, weights: Weights) -> Contestant:
 
 
 def _engine(name: str, job: Job, weights: Weights) -> Contestant:
-    """An engine that a CPU user would serve with; it folds BatchNorm when it opens the net."""
+    """An engine for serving on CPUs. It folds BatchNorm when it opens the net."""
     try:
         engine = importlib.import_module(name)
     except ImportError:

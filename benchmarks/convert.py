@@ -1,4 +1,4 @@
-"""Conversion of a large checkpoint against torch.load and a plain copy of the file.
+"""Compares the conversion of a large checkpoint with `torch.load` and a plain copy of the file.
 
     python benchmarks/convert.py [NET]
 
@@ -56,7 +56,7 @@ def main() -> None:
             source = f'source, target = {str(path)!r}, {str(path) + ".copy"!r}\n'
             plain = source + 'torch.load(source, weights_only=True)' + PLAIN_COPY
             best: dict[str, list[float]] = {}
-            for _ in range(ROUNDS):  # in turns, so that a busy machine slows both
+            for _ in range(ROUNDS):  # in turns, so that other work on the machine slows both
                 for what, imports, code in (('convert', CONVERT, job), ('plain', 'import os, torch', plain)):
                     found = measure(imports, code)
                     best[what] = [min(pair) for pair in zip(best.get(what, found), found, strict=True)]

@@ -1,4 +1,4 @@
-"""Images a second that the input makes from JPEG files: flaxnets' threads and processes beside timm's loader.
+"""Measures how many images a second flaxnets' threads and processes and timm's loader make from JPEG files.
 
     python benchmarks/feed.py [--workers 2] [--images 600] [--rounds 5]
 
@@ -50,7 +50,7 @@ class Contestant:
     main: list[float] = field(default_factory=list)
 
     def turn(self, seconds: float, warm: int) -> None:
-        for _ in range(warm):  # made while others had their turns
+        for _ in range(warm):  # skips batches that were made during the others' turns
             next(self.batches)
         images, start, cores, main = 0, time.perf_counter(), worked(), time.thread_time()
         while time.perf_counter() - start < seconds:
@@ -106,7 +106,7 @@ def measure(contestants: list[Contestant], options: argparse.Namespace) -> None:
 
 
 def worked() -> float:
-    """Seconds that this process and those it has begun have worked."""
+    """Processor seconds of this process and of those that it has started."""
     own = psutil.Process()
     times = [process.cpu_times() for process in (own, *own.children(recursive=True))]
     return sum(t.user + t.system for t in times)

@@ -1,8 +1,8 @@
-"""Other forms of the convolution, put in place of the package's own without touching it.
+"""Other forms of the convolutions and pools, for benchmarks of nets that use them instead of the package's.
 
-A benchmark asks what a net would take with another form of its convolutions. `in_place_of` exchanges a
-function wherever the package has imported it; the forms here are written anew, so that they stay what they
-are when the package's own change. All maps are [N, H, W, C], kernels [kh, kw, C / groups, O].
+`in_place_of` exchanges a function in every module of the package that has imported it. The forms are written
+out here, so that they do not change when the package's own do. All maps are [N, H, W, C], kernels
+[kh, kw, C / groups, O].
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def plain_avg_pool(x: Array, stride: int) -> Array:
 
 
 def products(x: Array, kernel: Array, **geometry: int) -> Array:
-    """1x1 convolutions as matrix products, the others plain."""
+    """1x1 convolutions as matrix products, all others as XLA's."""
     stride, groups = geometry.get('stride', 1), geometry.get('groups', 1)
     if kernel.shape[:2] != (1, 1) or groups > 1 or geometry.get('padding', 0):
         return plain(x, kernel, **geometry)
@@ -59,7 +59,7 @@ def products(x: Array, kernel: Array, **geometry: int) -> Array:
 
 
 def split(x: Array, kernel: Array, **geometry: int) -> Array:
-    """Few wide groups, as ResNeSt has, as separate dense convolutions; the others plain."""
+    """Few wide groups, as ResNeSt has, as separate dense convolutions; all others as XLA's."""
     groups = geometry.get('groups', 1)
     if not 1 < groups <= 8 or kernel.shape[:2] == (1, 1):
         return plain(x, kernel, **geometry)

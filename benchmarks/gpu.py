@@ -1,4 +1,4 @@
-"""Everything that is to be known from one GPU, in under eight minutes and without a network.
+"""Measures parity and speed on one GPU, in under eight minutes and without a network.
 
     python -m benchmarks.gpu [--minutes 7.5] [--out build/bench]
     JAX_PLATFORMS=cpu python -m benchmarks.gpu --toy      # the same, tiny, on any machine
@@ -65,7 +65,7 @@ NCHW = '--xla_gpu_force_conv_nchw=true'
 X50, S50, R50 = 'resnext50_32x4d', 'resnest50d', 'res2net50_14w_8s'
 # Label, flags, form of the convolutions (`benchmarks/forms.py`), nets; in order of importance.
 VARIANTS: list[tuple[str, str, str, list[str]]] = [
-    ('as it is, once more', '', '', [X50]),  # how far two processes differ by themselves
+    ('as it is, once more', '', '', [X50]),  # how far two equal processes differ
     ('channels first', NCHW, '', [S50, X50, R50]),
     ('radix groups apart', '', 'split', [S50]),
     ('groups packed to 32', '', 'packed32', [X50]),
@@ -83,7 +83,7 @@ TOY = ('resnest_tiny', 'resnext_tiny')
 
 @dataclass
 class Task:
-    """A process: what it does, and its flags."""
+    """A process to start: its task and its flags."""
 
     spec: dict[str, Any]
     label: str
@@ -148,7 +148,7 @@ def device() -> str:
 
 
 def tasks(options: argparse.Namespace) -> list[Task]:
-    """In order of importance: the run ends where the time does."""
+    """The processes in order of importance, since the run ends when its time is up."""
     toy = options.toy
     common = {
         'dtype': options.dtype,
@@ -195,7 +195,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
 def run(
     wave: list[Task], numbers: list[str], folder: Path, seconds: float, toy: bool
 ) -> Iterator[tuple[Task, list[dict[str, Any]]]]:
-    """Starts all, lets each that is ready have the card, and gives their findings."""
+    """Starts the processes, gives the card to one at a time, and collects their findings."""
     deadline = time.monotonic() + seconds
     for task, number in zip(wave, numbers, strict=True):
         task.process = begin(task, number, folder, toy)
@@ -348,7 +348,7 @@ def merged(task: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:
 
 
 def roofline(one: dict[str, Any], limits: dict[str, Any]) -> str:
-    """The time that the card's limits allow over the time taken, and which limit it is."""
+    """The shortest time that the card's limits allow, as a share of the time taken, and which limit it is."""
     if not limits or 'ms' not in one:
         return ''
     products, moved = 1e12 * one['gflop'] / limits['flops'], 1e12 * one['gbyte'] / limits['bytes']

@@ -2,9 +2,9 @@
 
     python -m benchmarks.gpu_task SPEC FOLDER NUMBER
 
-What takes time on the processor (compiling) is done at once, beside other processes; then the file
-NUMBER.ready appears, and nothing is timed before NUMBER.go does: the card is then this process's alone.
-Findings go to NUMBER.jsonl as they come.
+The process first compiles, beside other processes, and then writes the file NUMBER.ready. It starts to
+measure when the file NUMBER.go appears, and then has the card to itself. Findings go to NUMBER.jsonl as they
+come.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Gate:
     go: Path
 
     def __call__(self) -> None:
-        """Says that all is compiled and waits for the card."""
+        """Reports that all is compiled, and waits for the card."""
         self.ready.touch()
         while not self.go.exists():
             time.sleep(0.01)
@@ -151,7 +151,7 @@ def distance(found: Any, expected: Any) -> float:
 
 
 def tree_distance(found: Any, expected: Any) -> float:
-    """Over all parameters at once: a parameter whose gradient is nearly 0 has no say."""
+    """The difference over all parameters at once, so that one with a gradient near 0 counts little."""
     pairs = zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
     both = [(as_numbers(f).ravel(), as_numbers(e).ravel()) for f, e in pairs]
     return distance(*(np.concatenate(side) for side in zip(*both, strict=True)))
@@ -325,7 +325,7 @@ def torch_device() -> str:
 
 
 def memory() -> dict[str, float]:
-    """Peak megabytes on the card, by each framework's own account."""
+    """Peak megabytes on the card, as each framework counts them."""
     found = {}
     stats = jax.devices()[0].memory_stats()
     if stats:

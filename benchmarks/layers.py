@@ -1,4 +1,4 @@
-"""One convolution or pool in several forms, forward and both gradients: which is quickest where.
+"""Times a convolution or pool in several forms, forward and both gradients, to find the fastest.
 
     python -m benchmarks.layers [--threads 2] [--rounds 5]
 

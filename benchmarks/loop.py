@@ -1,4 +1,4 @@
-"""What the training loop costs beside its compiled step, and whether its memory stays flat.
+"""Measures what the training loop costs beyond its compiled step, and whether its memory grows.
 
     python benchmarks/loop.py [--model resnext50_32x4d] [--batch 8] [--epochs 50]
 
@@ -72,7 +72,7 @@ def share_of_the_loop(options: argparse.Namespace, folder: Path) -> None:
 
 
 def bare_step(settings: Settings) -> float:
-    """Seconds of the compiled step on a batch that is there."""
+    """Seconds of the compiled step on a batch that is already in memory."""
     job = make_job(settings)
     state = parallel.replicate(initial_state(job))
     step = parallel.map_train_step(job.train_step())

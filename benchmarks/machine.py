@@ -1,4 +1,4 @@
-"""What a run was made on, without names of hosts or paths."""
+"""Describes the machine of a run, without names of hosts or paths, and reads processor times and memory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def installed(package: str) -> str:
 
 
 def busy_seconds() -> float:
-    """Seconds that all cores together have worked since the machine's start, whoever for."""
+    """Processor seconds of all cores and all processes since the machine's start."""
     try:
         numbers = Path('/proc/stat').read_text().splitlines()[0].split()[1:9]
     except OSError:
@@ -44,7 +44,7 @@ def busy_seconds() -> float:
 
 
 def childrens_seconds() -> float:
-    """Of which by this process's children that have ended."""
+    """Processor seconds of this process's children that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -56,7 +56,7 @@ def memory_mb(field: str) -> float:
 
 
 def reset_peak() -> bool:
-    """Lets the peak begin anew from what is held now; False where the system does not allow it."""
+    """Resets the peak to the memory held now; False where the system does not allow it."""
     try:
         Path('/proc/self/clear_refs').write_text('5')
     except OSError:

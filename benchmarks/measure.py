@@ -114,7 +114,7 @@ def warm_up(contestant: Contestant) -> tuple[dict[str, Any], Any]:
 
 
 def too_slow(name: str, seconds: float, spec: dict[str, Any]) -> bool:
-    """bfloat16 is of interest where it is quicker; without the processor's own it is many times slower."""
+    """Whether a bfloat16 contestant is too slow to time, as on processors without bfloat16 of their own."""
     return name.endswith('bfloat16') and seconds > 3 * spec['seconds'] + 1
 
 
@@ -134,7 +134,7 @@ def as_numbers(answer: Any) -> np.ndarray[Any, Any]:
 
 
 def turn(run: Callable[[], Any], seconds: float) -> list[float]:
-    """Calls for so many seconds, at least one; the time of each."""
+    """Calls for a number of seconds, at least once, and returns the time of each call."""
     times: list[float] = []
     while sum(times) < seconds:
         start = time.perf_counter()

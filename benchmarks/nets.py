@@ -1,4 +1,4 @@
-"""The judge of speed on CPUs: whole nets, forward and a training step, beside timm and serving engines.
+"""Compares the speed of whole nets on CPUs, forward and training step, with timm and serving engines.
 
     python -m benchmarks.nets [--short] [--nets NET ...] [--only forward step memory ...] [--rounds 7]
 
@@ -60,7 +60,7 @@ CONTESTANTS = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One process: a job, and who takes part in it."""
+    """One process to start: a job, and its contestants."""
 
     part: str
     net: str
@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
 
 
 def plan(options: argparse.Namespace) -> list[Measurement]:
-    """What is measured, in order of importance: a run that ends early has the first of it."""
+    """The processes in order of importance, so that a run that ends early has the most important ones."""
     nets = options.nets or (SHORT if options.short else NETS)
     found = []
     for part in PARTS:
@@ -163,7 +163,7 @@ def measurements(part: str, net: str, batch: int, short: bool) -> list[Measureme
 def measure(
     measurement: Measurement, options: argparse.Namespace, limit: float, cache: str
 ) -> dict[str, Any]:
-    """A process's findings. What this run compiled is kept in `cache`, nothing from before."""
+    """A process's findings. `cache` keeps what this run has compiled, and nothing from earlier runs."""
     size = options.size or NETS[measurement.net][0]
     timed = measurement.kind == 'time'
     spec = {

@@ -1,8 +1,8 @@
-"""What `benchmarks/nets.py` found, as JSON, a table and a picture.
+"""Makes JSON, a table and a picture from the findings of `benchmarks/nets.py`.
 
     python -m benchmarks.report build/bench/cpu.jsonl
 
-makes them anew from the findings.
+makes them again from a file of findings.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLOURS = {
 
 
 def lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a file of JSON; one that a stopped process left half written ends it."""
+    """The lines of a file of JSON, up to one that a stopped process has left incomplete."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():

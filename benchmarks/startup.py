@@ -1,4 +1,4 @@
-"""From the start of a process to the first logits, beside timm.
+"""Measures the time from the start of a process to the first logits, for flaxnets and timm.
 
     python -m benchmarks.startup [--net resnext50_32x4d] [--rounds 3]
 
@@ -137,7 +137,7 @@ def timm(net: str, size: int, folder: Path) -> dict[str, float]:
 
 
 def write(net: str, folder: Path) -> None:
-    """The same random weights for both."""
+    """Writes the same random weights for both."""
     import torch
     import torchvision_ops
 

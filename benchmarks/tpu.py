@@ -1,4 +1,4 @@
-"""What the package's forms are worth on TPUs, by the TPU's compiler, on a machine that has none.
+"""Compares the package's convolutions with Flax's on TPUs, by the compiler's estimates and without a TPU.
 
     python -m benchmarks.tpu [--nets NET ...] [--slice v5e-16] [--only forward step] [--out build/bench]
 

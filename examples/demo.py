@@ -1,7 +1,7 @@
-"""The whole circle once, offline: trained here, taken to PyTorch and back, and put to use.
+"""Trains a net, evaluates it, converts it to PyTorch and back, and classifies images with it, all offline.
 
-A small Res2Net learns to read handwritten digits (1437 images to learn from, 360 to be judged by) in about
-a minute; nothing is downloaded.
+A small Res2Net learns to read handwritten digits (1437 images for training, 360 for evaluation) in about a
+minute. Nothing is downloaded.
 """
 
 from __future__ import annotations

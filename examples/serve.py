@@ -1,11 +1,11 @@
-"""Answers pictures with their likeliest classes, over HTTP, from a file that `flaxnets export` wrote.
+"""An HTTP server that classifies pictures with a net from a file that `flaxnets export` wrote.
 
     flaxnets export weights/flowers --out flowers.stablehlo
     python examples/serve.py flowers.stablehlo
     curl --data-binary @photo.jpg http://127.0.0.1:8000
 
-It needs jax, numpy and Pillow; flaxnets it does not. Meant to be read and changed: one picture at a time, on
-this machine alone, without accounts or encryption.
+It needs jax, numpy and Pillow, but not flaxnets. It is an example to read and change: it takes one picture at
+a time, from this machine only, and has no accounts and no encryption.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_PIXELS = 50_000_000
 
 
 class Net:
-    """An exported net: pictures in, probabilities of its classes out."""
+    """An exported net, which gives the probabilities of its classes for pictures."""
 
     def __init__(self, path: Path) -> None:
         header, _, program = path.read_bytes().partition(b'\n\n')
@@ -40,7 +40,7 @@ class Net:
         self.classify(Image.new('RGB', (64, 64)))  # compiles, so that the first visitor does not wait
 
     def _check(self) -> None:
-        """Refuses what this example does not do."""
+        """Refuses nets whose images this example cannot prepare, or that have no classifier."""
         p = self.images
         known = p['crop_mode'] in ('center', 'squash') and p['crop_pct'] <= 1 and len(set(p['size'])) == 1
         if (
@@ -62,7 +62,7 @@ class Net:
         return [{'class': names[i], 'probability': round(float(shares[i]), 6)} for i in best]
 
     def _prepared(self, picture: Image.Image) -> np.ndarray:
-        """Resized, cut and normalised as the file says."""
+        """The net's input [height, width, 3]: resized, cropped and normalised as the file says."""
         p = self.images
         side = p['size'][0]
         goal = math.floor(side / p['crop_pct'])
@@ -78,7 +78,7 @@ class Net:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """GET says what the net is; POST takes a picture and answers with its classes."""
+    """Answers GET with a description of the net, and POST of a picture with its likeliest classes."""
 
     server: Server
 
@@ -95,7 +95,7 @@ class Handler(BaseHTTPRequestHandler):
             if opened.width * opened.height > MAX_PIXELS:
                 raise ValueError(f'{opened.width} x {opened.height} pixels are too many')
             picture = opened.convert('RGB')
-        except Exception as error:  # Pillow raises much on what is no picture
+        except Exception as error:  # Pillow raises many kinds of errors for files that are not pictures
             return self._answer(400, {'error': f'not a picture: {type(error).__name__}: {error}'})
         self._answer(200, {'top': self.server.net.classify(picture)})
 
