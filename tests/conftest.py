@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
-import sys
 from collections.abc import Iterator
 from importlib import metadata
 
@@ -26,11 +23,11 @@ os.environ.setdefault(
     + (' --xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib').startswith('0.10.') else ''),
 )
 
-import jax
 import jaxtyping
 import pytest
 import torch
 import torchvision_ops
+from memory import forget
 
 # Shapes and types in the annotations of these modules are checked at every call. `train.step.state` is left
 # out: JAX fills its trees with other things than arrays.
@@ -53,7 +50,4 @@ torch.set_num_threads(1)
 def forget_programs() -> Iterator[None]:
     """Compiled programs of a module's tests are of no use to the next one, and take gigabytes in the end."""
     yield
-    jax.clear_caches()
-    gc.collect()
-    if sys.platform == 'linux':
-        ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed: half a gigabyte for each module
+    forget()

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from memory import forget
 from runs import digests, finish, start
 
 import flaxnets
@@ -41,7 +42,8 @@ SHORT = dataclasses.replace(
     model='resnext_tiny',
     image_size=16,  # of 8x8 digits
     eval_size=16,
-    batch_size=64,
+    train_split='test',  # 360 images: 22 steps an epoch
+    batch_size=16,
     epochs=2,
     log_steps=11,
     eval_epochs=1,
@@ -67,6 +69,13 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     configure({folder: str(tmp_path_factory.mktemp('compiled')), shortest: 0.0})
     yield
     configure(before)
+
+
+@pytest.fixture(autouse=True)
+def forget_the_run() -> Iterator[None]:
+    """Programs of a run are of no use to the next one, which traces its own: a quarter of a gigabyte each."""
+    yield
+    forget()
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +191,7 @@ def test_stopped_where_it_would_evaluate_it_does_so_later(
     [
         (dict(lr=0.2, seed=1), r'lr: 0\.1 -> 0\.2\n.*seed: 0 -> 1'),
         (dict(model='res2net_tiny'), "model: 'resnext_tiny' -> 'res2net_tiny'"),
-        (dict(train_split='test'), 'the training images are not the same ones'),
+        (dict(train_split='train'), 'the training images are not the same ones'),
     ],
 )
 def test_another_run_is_not_gone_on_with(
@@ -285,7 +294,7 @@ def test_bad_images_are_counted_once_however_often_a_run_is_stopped(
         quiet(dataclasses.replace(settings, max_steps=last), tmp_path / 'parts')
     whole, parts = (read(str(tmp_path / name)) for name in ('whole', 'parts'))
     counts = [{r['step']: r['bad_images'] for r in log if r['kind'] == 'train'} for log in (whole, parts)]
-    assert counts[0][16] > 10
+    assert counts[0][16] > 4
     both = counts[0].keys() & counts[1].keys()  # the first and last steps of a call have lines of their own
     assert {4, 8, 16} <= both and all(counts[0][step] == counts[1][step] for step in both)
     named = [sorted(r['message'] for r in log if r['kind'] == 'bad_image') for log in (whole, parts)]
@@ -350,8 +359,8 @@ def test_the_log_tells_of_all_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_profile_survives_a_stop_within_it(tmp_path: Path) -> None:
     settings = dataclasses.replace(SHORT, eval_epochs=99)  # at the end alone
-    for last in (5, 12):  # the first run ends within the window, the second begins there
-        quiet(dataclasses.replace(settings, max_steps=last), tmp_path, profile=(4, 8))
+    for last in (3, 6):  # the first run ends within the window, the second begins there
+        quiet(dataclasses.replace(settings, max_steps=last), tmp_path, profile=(2, 5))
     assert len(list((tmp_path / 'profile').rglob('*.xplane.pb'))) == 2
 
 
@@ -407,12 +416,12 @@ def test_a_save_that_fails(
     [
         *(('epochs=6', f'seed={seed}') for seed in range(3 if FULL else 1)),
         # Averages far longer than the run must not keep it near the net that it began with.
-        *((f'model={model}_tiny', 'epochs=6', 'ema_decay=0.9999') for model in ('resnext', 'resnest')),
+        ('model=resnest_tiny', 'epochs=6', 'ema_decay=0.9999'),
     ],
     ids=' '.join,
 )
 def test_digits_are_learned(fields: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By each kind of block, in a process of its own, whose programs are optimised."""
+    """Two kinds of block, optimised, in processes of their own; the third is fine-tuned below."""
     monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
     small = ('image_size=16', 'eval_size=16', 'crop_padding=1')
     finish(start(tmp_path / 'run', '--recipe', 'digits', *small, fields=fields))
@@ -430,7 +439,8 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
             arrays[f'x_{part}'] = np.stack([np.asarray(source[i].image) for i in rows])
             arrays[f'y_{part}'] = np.array([source[i].label - low for i in rows])
         np.savez(tmp_path / f'{name}.npz', **arrays)
-    base = dataclasses.replace(SHORT, ema_decay=0, eval_epochs=99)  # at the end alone
+    alone = dict(train_split='', batch_size=64, ema_decay=0, eval_epochs=99)  # evaluated at the end
+    base = dataclasses.replace(SHORT, **alone)
     first = dataclasses.replace(base, data=f'arrays:{tmp_path}/first.npz', epochs=6)
     quiet(first, tmp_path / 'first')
     write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')
@@ -442,7 +452,6 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
         ('tuned', 'first.pth', {}),
         ('new-head', 'first/weights', {}),
         ('frozen', 'first/weights', dict(frozen_stages=2)),
-        ('decayed', 'first.pth', dict(layer_decay=0.8)),
     ):
         settings = dataclasses.replace(second, weights=str(tmp_path / weights), **change)
         head = initial_state(make_job(settings)).params['fc']['kernel']
