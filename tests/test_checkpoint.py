@@ -208,7 +208,7 @@ def test_nothing_goes_before_the_newer_one_is_there(tmp_path: Path, monkeypatch:
     checkpoints = Checkpoints(str(tmp_path), 1, 0)
     assert save(checkpoints, 1, make_state(1)) is None
     with monkeypatch.context() as patch:
-        patch.setattr(arrays, '_check_space', no_space)
+        patch.setattr(arrays, 'check_space', no_space)
         assert 'no room' in str(save(checkpoints, 2, make_state(2)))
         assert 'no room' in str(save(checkpoints, 1, make_state(2)))
     assert checkpoints.steps() == [1]
@@ -433,7 +433,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize('checked', [True, False], ids=['asked before', 'while writing'])
 def test_a_full_disk(small_disk: Path, monkeypatch: pytest.MonkeyPatch, checked: bool) -> None:
     if not checked:  # the disk fills up after it was asked
-        monkeypatch.setattr(arrays, '_check_space', lambda *_: None)
+        monkeypatch.setattr(arrays, 'check_space', lambda *_: None)
     state = {f'x{i}': np.full((MEGABYTE // 64,), i, np.float32) for i in range(20)}  # 1.25 MiB
     reason = 'MB are needed' if checked else 'No space left on device'
     with Checkpoints(str(small_disk / 'steps'), 3, 0) as checkpoints:

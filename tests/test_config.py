@@ -77,6 +77,7 @@ def test_stem_channels() -> None:
         ({'mean': ()}, r'mean=\(\)'),
         ({'mean': 0.5}, 'mean='),
         ({'mean': (0.5, float('inf'), 0.5)}, 'mean='),
+        ({'mean': (0.5, 10**400, 0.5)}, 'mean='),  # no float holds it
         ({'std': (0.2, 0.2, 0.0)}, 'std=.*positive'),
     ],
 )

@@ -179,9 +179,10 @@ def test_tar_files_that_are_refused(tmp_path: Path, members: dict[str, bytes], m
 
 
 def test_compressed_and_truncated_tar_files(tmp_path: Path) -> None:
-    write_tar(tmp_path / 'a.tar.gz', {'cat/1.jpg': jpeg()}, 'w:gz')
-    with pytest.raises(FlaxnetsError, match='not an uncompressed tar file.*gunzip'):
-        open_source(f'tar:{tmp_path}/a.tar.gz', '', True)
+    for ending, tool in (('gz', 'gunzip'), ('bz2', 'bunzip2'), ('xz', 'unxz')):
+        write_tar(tmp_path / f'a.tar.{ending}', {'cat/1.jpg': jpeg()}, f'w:{ending}')
+        with pytest.raises(FlaxnetsError, match=f'not an uncompressed tar file.* with {tool}$'):
+            open_source(f'tar:{tmp_path}/a.tar.{ending}', '', True)
     whole = write_tar(tmp_path / 'b.tar', {'cat/1.jpg': os.urandom(5000), 'cat/2.jpg': os.urandom(5000)})
     whole.write_bytes(whole.read_bytes()[:8000])
     with pytest.raises(FlaxnetsError, match='b.tar: '):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import FlaxnetsError
+from ..store.files import check_place
 
 DPI = 110
 
@@ -50,12 +51,11 @@ def check_picture(path: str) -> None:
     """Checks that a picture can be written to `path`.
 
     Raises:
-      FlaxnetsError: another suffix than `.png`, no such folder, or matplotlib is not installed.
+      FlaxnetsError: another suffix than `.png`, a folder, no such parent folder, or no matplotlib.
     """
     if Path(path).suffix.lower() != '.png':
         raise FlaxnetsError(f'{path}: a picture is written as .png')
-    if not Path(path).parent.is_dir():
-        raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
+    check_place(path)
     figure(1, 1)
 
 

@@ -38,6 +38,7 @@ from flax import traverse_util
 from ..errors import CheckpointError
 from ..words import some
 from .digest import describe_all
+from .files import check_space
 from .remote import StoreError, StorePath, place
 
 if TYPE_CHECKING:  # Orbax takes half a second to import: functions do, once they need it
@@ -132,7 +133,7 @@ def write(directory: str | os.PathLike[str], arrays: Mapping[str, Any], facts: M
 def _write_here(path: Path, parts: ocp.args.Composite, size: int) -> None:
     """Writes a folder on this machine. If it raises an OSError (of one line), nothing of it is left."""
     try:
-        _check_space(path.parent, size)
+        check_space(path.parent, size)
         _by_orbax(lambda checkpointer: checkpointer.save(path, args=parts))
     except OSError:
         remove(path.with_name(path.name + UNFINISHED))
@@ -254,7 +255,7 @@ def _here(path: Path | StorePath) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory() as temporary:
         names = path.files()
-        _check_space(Path(temporary), sum(names.values()))
+        check_space(Path(temporary), sum(names.values()))
         path.download(Path(temporary), names)
         yield Path(temporary)
 
@@ -354,13 +355,6 @@ def _handler(inner: str) -> ocp.CompositeCheckpointHandler:
         manifest=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
         **{inner: of_arrays},
     )
-
-
-def _check_space(path: Path, needed: int) -> None:
-    """Fails before anything is written, rather than with a part of the folder written."""
-    free = shutil.disk_usage(path).free
-    if free < needed:
-        raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
 
 
 def _sha256(manifest: Any) -> str:

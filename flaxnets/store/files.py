@@ -72,6 +72,17 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise FlaxnetsError(f'{path}: there is no folder {Path(path).parent}')
 
 
+def check_space(folder: Path, needed: int) -> None:
+    """Checks, before anything is written, that a folder's disk has so many bytes free.
+
+    Raises:
+      OSError: it has not; the message has both numbers.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
+
+
 @contextlib.contextmanager
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A temporary file to write to, which replaces `path` once the block has ended and all is on disk.

@@ -16,7 +16,6 @@ import dataclasses
 import json
 import operator
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,7 +32,7 @@ from ..version import VERSION
 from ..words import some
 from ..zoo.records import Config, config_from_json, to_json
 from .digest import Description, describe_all
-from .files import folder_written_whole
+from .files import check_space, folder_written_whole
 from .remote import StoreError, StorePath, is_remote, place, staged
 from .safetensors_file import check_tensors, read_safetensors, write_into
 
@@ -102,7 +101,7 @@ def save(
     with folder_written_whole(directory) as work:
         arrays = _named(variables)
         check_tensors(str(directory), arrays, METADATA)
-        _check_space(work, sum(array.nbytes for array in arrays.values()))
+        check_space(work, sum(array.nbytes for array in arrays.values()))
         with (work / ARRAYS).open('xb') as file:
             described = write_into(file, arrays, METADATA)
             file.flush()
@@ -111,13 +110,6 @@ def save(
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
     return Path(directory).absolute()
-
-
-def _check_space(folder: Path, needed: int) -> None:
-    """Fails before anything is written: a disk that fills up should not end a long conversion late."""
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise OSError(f'{needed / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free')
 
 
 def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:

@@ -27,6 +27,7 @@ import numpy as np
 import orbax.checkpoint  # noqa: F401 - here, and not by the thread that writes the first checkpoint
 from jax.experimental import multihost_utils
 
+from flaxnets.checks import all_finite
 from flaxnets.errors import CheckpointError
 from flaxnets.store import arrays
 from flaxnets.store.remote import StorePath, place
@@ -340,21 +341,11 @@ class Checkpoints:
 
 
 def _check_finite(step: int, state: dict[str, np.ndarray], score: float | None) -> None:
-    bad = [name for name, array in state.items() if not _is_finite(array)]
+    bad = [name for name, array in state.items() if not all_finite(array)]
     if score is not None and not math.isfinite(score):
         bad.insert(0, f'the score ({score})')
     if bad:
         raise CheckpointError(f'step {step} is not saved: not finite: {some(bad, 5)}')
-
-
-def _is_finite(array: np.ndarray) -> bool:
-    if not jax.numpy.issubdtype(array.dtype, np.inexact):
-        return True
-    if array.dtype.itemsize < 4:  # NumPy sums bfloat16 slowly, and a float16 soon overflows
-        return bool(np.isfinite(array).all())
-    with np.errstate(all='ignore'):
-        # One pass and no temporary; only a sum that overflows needs the second look.
-        return bool(np.isfinite(array.sum()) or np.isfinite(array).all())
 
 
 def _compare(path: Path | StorePath, have: dict[str, dict[str, Any]], wanted: dict[str, Any]) -> None:

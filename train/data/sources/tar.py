@@ -123,6 +123,17 @@ def _of_part(pattern: str, members: list[Member], part: Part) -> list[Member]:
     )
 
 
+# The tool that unpacks a shard, by the ending of its name.
+_UNPACKED_BY = {
+    'gz': 'gunzip',
+    '.Z': 'gunzip',
+    'bz2': 'bunzip2',
+    'xz': 'unxz',
+    'zst': 'unzstd',
+    'lz4': 'unlz4',
+}
+
+
 def _members(shard: str, left_out: LeftOut) -> list[Member]:
     """The images and files of labels in an uncompressed tar, and in tars in it."""
     try:
@@ -131,8 +142,8 @@ def _members(shard: str, left_out: LeftOut) -> list[Member]:
     except StoreError:
         raise
     except (tarfile.TarError, OSError, EOFError) as error:
-        packed = shard.endswith(('z', '2', 'xz', 'zst'))
-        hint = '; compressed ones cannot be read at random: gunzip it' if packed else ''
+        tool = next((tool for ending, tool in _UNPACKED_BY.items() if shard.endswith(ending)), None)
+        hint = f'; compressed ones cannot be read at random: unpack it with {tool}' if tool else ''
         raise FlaxnetsError(f'{shard}: not an uncompressed tar file ({error}){hint}') from error
 
 
