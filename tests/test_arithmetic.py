@@ -20,6 +20,10 @@ from flaxnets.nets.resnet import build
 @pytest.mark.parametrize('kind', SMALL)
 def test_a_folded_net_gives_the_same_logits(kind: str) -> None:
     reference = small_net(kind)
+    for module in reference.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # a channel for which epsilon is half of the variance
+            module.running_var[0] = 1e-5
+            module.weight.data[0] *= 1e-5**0.5
     folded = build(SMALL[kind], num_classes=5, folded=True)
     state = fold_batch_norm(numpy_state(reference))
     images = np.random.default_rng(0).normal(size=(1, 64, 64, 3)).astype(np.float32)
