@@ -441,13 +441,13 @@ class _Run:
         self.at.checkpoints.save(done, parallel.to_host(state), meta, score, before=self.at.log.flush)
 
     def _report_saves(self) -> None:
-        for outcome in self.at.checkpoints.poll():
-            if outcome.error is None:
-                message = f'checkpoint {outcome.step} in {outcome.seconds:.1f} s'
-                self.at.log.event('saved', message, step=outcome.step, seconds=outcome.seconds)
+        for save in self.at.checkpoints.poll():
+            if save.error is None:
+                message = f'checkpoint {save.step} in {save.seconds:.1f} s'
+                self.at.log.event('saved', message, step=save.step, seconds=save.seconds)
                 continue
-            message = f'checkpoint {outcome.step} could not be saved: {outcome.error}'
-            self.at.log.event('failed_save', message, step=outcome.step)
+            message = f'checkpoint {save.step} could not be saved: {save.error}'
+            self.at.log.event('failed_save', message, step=save.step)
             if self.job.settings.on_failed_save == 'stop':
                 raise FlaxnetsError(f'{message}; earlier checkpoints are untouched')
 

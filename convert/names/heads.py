@@ -87,7 +87,7 @@ _NORM = (
 
 
 @dataclass
-class Layer:
+class HeadLayer:
     """One layer of a head: its path, and its tensors by leaf ('weight', 'bias', ...)."""
 
     path: str
@@ -233,7 +233,7 @@ def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop
     return Head(used, reduced, notes)
 
 
-def _is_own(chain: Sequence[Layer], prefix: str) -> bool:
+def _is_own(chain: Sequence[HeadLayer], prefix: str) -> bool:
     """Whether these are the classifier of the net itself, with a weight and a bias of whatever shapes."""
     return [layer.path for layer in chain] == [f'{prefix}fc'] and chain[0].tensors.keys() <= {
         'weight',
@@ -260,21 +260,21 @@ def root_of(name: str, prefix: str) -> str | None:
         place = place[: place.rstrip('.').rfind('.') + 1]
 
 
-def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str, list[Layer]]:
+def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str, list[HeadLayer]]:
     """The layers of each classifier, in the file's order."""
-    roots: dict[str, dict[str, Layer]] = {}
+    roots: dict[str, dict[str, HeadLayer]] = {}
     for name, clean in names.items():
         root = root_of(clean, prefix)
         match = _LEAF.fullmatch(clean)
         if root is None or match is None or match[2] == _COUNTER[1:]:
             continue
         path = match[1] or ''
-        layer = roots.setdefault(root, {}).setdefault(path, Layer(path))
+        layer = roots.setdefault(root, {}).setdefault(path, HeadLayer(path))
         layer.tensors[match[2]] = tensors[name]
     return {root: list(layers.values()) for root, layers in roots.items()}
 
 
-def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool:
+def _is_classifier(chain: Sequence[HeadLayer], widths: Sequence[int] | None) -> bool:
     """Whether these layers turn pooled features into numbers, rather than maps into maps."""
     takes = [layer.takes for layer in chain if layer.takes]
     shapes = [tensor.shape for layer in chain for tensor in layer.tensors.values()]
@@ -284,7 +284,7 @@ def _is_classifier(chain: Sequence[Layer], widths: Sequence[int] | None) -> bool
     return widths is None or takes[0] in widths or all(len(shape) <= 2 for shape in shapes)
 
 
-def _follow(found: Mapping[str, Sequence[Layer]], prefix: str) -> bool:
+def _follow(found: Mapping[str, Sequence[HeadLayer]], prefix: str) -> bool:
     """Whether two heads are the net's own classifier and one after it, in an `nn.Sequential`."""
     if len(found) != 2:
         return False
@@ -305,7 +305,7 @@ def _following(prefix: str) -> str:
 
 
 def _problem(
-    chain: Sequence[Layer], features: int | None, bare: Mapping[str, str], kinds: Mapping[str, str]
+    chain: Sequence[HeadLayer], features: int | None, bare: Mapping[str, str], kinds: Mapping[str, str]
 ) -> str | None:
     """Why the layers are not one linear layer; None if they are."""
     listed = some([f'{plain(layer.path)} ({_said(layer)})' for layer in chain])
@@ -336,7 +336,7 @@ def _problem(
     return None
 
 
-def _in_sequential(chain: Sequence[Layer], kinds: Mapping[str, str]) -> bool:
+def _in_sequential(chain: Sequence[HeadLayer], kinds: Mapping[str, str]) -> bool:
     """Whether layers are called one after the other, by what a pickled model says or by their names."""
     if len(chain) == 2 and (chain[0].path, chain[1].path) == ('0.fc', '1') and not kinds:
         return True  # a file of `nn.Sequential(net, nn.Linear(...))`
@@ -359,7 +359,7 @@ def _between(before: str, after: str, bare: Mapping[str, str]) -> str | None:
     return None
 
 
-def _said(layer: Layer) -> str:
+def _said(layer: HeadLayer) -> str:
     if layer.kind == 'norm':
         return 'BatchNorm'
     if layer.kind == 'linear':
@@ -368,7 +368,7 @@ def _said(layer: Layer) -> str:
     return shapes
 
 
-def _reduced(chain: Sequence[Layer], usual: str) -> tuple[dict[str, np.ndarray], list[str]]:
+def _reduced(chain: Sequence[HeadLayer], usual: str) -> tuple[dict[str, np.ndarray], list[str]]:
     """The layers as one linear layer, and notes. A single plain layer keeps its numbers bit by bit."""
     called = some([plain(layer.path) for layer in chain])
     notes = [] if called == usual else [f'took {called} as the classifier']

@@ -7,12 +7,9 @@ attention leaves no trace in its tensors. A name settles that, or the user is as
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
-
-import numpy as np
 
 from flaxnets import zoo
 from flaxnets.errors import CheckpointError, FlaxnetsError
@@ -20,7 +17,8 @@ from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import EXPANSION
 from flaxnets.words import plain, some
 
-State = Mapping[str, np.ndarray]
+from .tree import State
+
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits
 
 _OPENMMLAB = ('mmpretrain', 'mmdetection')

@@ -45,7 +45,7 @@ NONE = -1  # in place of a step, from the first process to the others: there is 
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Save:
     """How a save ended.
 
     Attributes:
@@ -95,7 +95,7 @@ class Checkpoints:
         self._directory = place(directory)
         self._keep_last, self._keep_best, self._primary = keep_last, keep_best, primary
         self._scores: dict[int, float | None] = {}
-        self._outcomes: list[Outcome] = []
+        self._saves: list[Save] = []
         self._thread: threading.Thread | None = None
         self._quiet = arrays.quiet()  # silences Orbax while this is open: some messages come late
         self._quiet.__enter__()
@@ -134,10 +134,10 @@ class Checkpoints:
         self._thread = threading.Thread(target=self._save, args=(step, state, facts, started, before))
         self._thread.start()
 
-    def poll(self) -> list[Outcome]:
+    def poll(self) -> list[Save]:
         """The saves that have ended since the last call, in their order; does not wait."""
-        count = len(self._outcomes)  # the other thread may add one meanwhile
-        finished, self._outcomes[:count] = self._outcomes[:count], []
+        count = len(self._saves)  # the other thread may add one meanwhile
+        finished, self._saves[:count] = self._saves[:count], []
         return finished
 
     def wait(self) -> None:
@@ -278,7 +278,7 @@ class Checkpoints:
             self._commit(step, state, facts)
         except Exception as failure:  # a thread's errors are seen by nobody else
             error = failure
-        self._outcomes.append(Outcome(step, time.monotonic() - started, error))
+        self._saves.append(Save(step, time.monotonic() - started, error))
 
     def _commit(self, step: int, state: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
         self._tidy()
