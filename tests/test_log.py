@@ -54,7 +54,7 @@ def test_records_and_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_run_that_goes_on_drops_what_it_will_do_again(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
-        for step in (10, 20, 30):
+        for step in (10, 20, 21):
             log.train(step, VALUES)
         log.event('saved', 'x', step=20)
     with open_log(tmp_path, first_step=20) as log:
