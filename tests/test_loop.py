@@ -94,7 +94,11 @@ def test_what_a_run_leaves(finished: tuple[Path, Outcome]) -> None:
     assert config.classes == tuple('0123456789') and config.preprocess.size == 16
     kinds = [record['kind'] for record in read(str(workdir))]
     assert kinds.count('eval') == 2 and kinds.count('train') == 4 and kinds.count('saved') == 2
-    assert {r['bad_images'] for r in read(str(workdir)) if r['kind'] == 'train'} == {0}
+    trained = [record for record in read(str(workdir)) if record['kind'] == 'train']
+    assert {record['bad_images'] for record in trained} == {0}
+    for record in trained:  # the rate that the step was taken with: half a cosine over 44 steps
+        rate = SHORT.lr / 2 * (1 + np.cos(np.pi * (record['step'] - 1) / 44))
+        assert record['learning_rate'] == pytest.approx(rate, rel=1e-4)
 
 
 def test_the_weights_are_what_was_evaluated(finished: tuple[Path, Outcome]) -> None:
