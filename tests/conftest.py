@@ -34,6 +34,8 @@ from memory import forget
 CHECKED = [
     'flaxnets.inference.activation_maps',
     'flaxnets.inference.features',
+    'flaxnets.nets.convolution',
+    'flaxnets.nets.pooling',
     'train.evaluation.metrics',
     'train.step.mixing',
     'train.step.pixels',

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Float
 
 from .platforms import by_platform
 from .pooling import shifted
@@ -37,8 +38,14 @@ CPU_TAP = 512
 
 @partial(jax.jit, static_argnames=('stride', 'padding', 'dilation', 'groups'))  # equal layers are traced once
 def conv2d(
-    x: Array, kernel: Array, *, stride: int = 1, padding: int = 0, dilation: int = 1, groups: int = 1
-) -> Array:
+    x: Float[Array, 'n h w c'],
+    kernel: Float[Array, 'kh kw i o'],
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Float[Array, 'n rows columns o']:
     """`torch.nn.functional.conv2d` without a bias, with channels last and equal height and width settings.
 
     Args:
@@ -112,7 +119,9 @@ def _dense(
     return jnp.concatenate([convolve(maps, part, *geometry) for maps, part in pairs], -1)
 
 
-def _block_diagonal(kernel: Array, groups: int, packs: int) -> Array:
+def _block_diagonal(
+    kernel: Float[Array, 'kh kw i o'], groups: int, packs: int
+) -> Float[Array, 'kh kw wider fewer']:
     """[kh, kw, C / groups, O] -> [kh, kw, C / packs, O], zero where input and output groups differ."""
     in_pack = groups // packs
     blocks = kernel.reshape(*kernel.shape[:3], packs, in_pack, -1)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jaxtyping import Float, Int32
 
 from .platforms import by_platform
 
@@ -20,7 +21,7 @@ GLOBAL_POOLS = ('avg', 'max', 'avgmax', 'catavgmax', '')
 
 
 @jax.jit
-def max_pool_3x3(x: Array) -> Array:
+def max_pool_3x3(x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns c']:
     """`torch.nn.MaxPool2d(3, stride=2, padding=1)`: [N, H, W, C] -> [N, ceil(H / 2), ceil(W / 2), C].
 
     As in torch, the gradient goes to the first of several equal maxima in row-major order, and a window
@@ -30,14 +31,14 @@ def max_pool_3x3(x: Array) -> Array:
 
 
 @partial(jax.jit, static_argnames='stride')
-def avg_pool_3x3(x: Array, stride: int) -> Array:
+def avg_pool_3x3(x: Float[Array, 'n h w c'], stride: int) -> Float[Array, 'n rows columns c']:
     """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
     window = ((3, 3), (stride, stride), ((1, 1), (1, 1)))
     sums, shifted_sums = (partial(form, window=window) for form in (_window_sums, _shifted_sums))
     return by_platform(sums, cpu=shifted_sums)(x) / 9
 
 
-def avg_pool_shortcut(x: Array, stride: int) -> Array:
+def avg_pool_shortcut(x: Float[Array, 'n h w c'], stride: int) -> Float[Array, 'n rows columns c']:
     """The 2x2 average pool of an `avg_down` shortcut.
 
     Stride 2 is `torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)`: the last windows of an
@@ -70,7 +71,9 @@ def _shifted_sums(x: Array, window: Any) -> Array:
     return sum(parts[1:], parts[0])
 
 
-def shifted(x: Array, place: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]) -> Array:
+def shifted(
+    x: Float[Array, 'n h w c'], place: tuple[int, int], size: tuple[int, int], strides: tuple[int, int]
+) -> Float[Array, 'n rows columns c']:
     """The pixel at `place` of every window of that size, [N, rows, columns, C]; `x` is already padded."""
     n, h, w, channels = x.shape
     # With symbolic h and w the size must be the same expression as that of a convolution's output.
@@ -127,7 +130,9 @@ def _shifted_maxima_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[
     return y, dy
 
 
-def _maxima(x: Array) -> tuple[Array, Array]:
+def _maxima(
+    x: Float[Array, 'n h w c'],
+) -> tuple[Float[Array, 'n rows columns c'], Int32[Array, 'n rows columns c']]:
     """The maximum of each window, and its place in the window, 0 to 8 in row-major order."""
     _, h, w, _ = x.shape
     rows, columns = (h - 1) // 2 + 1, (w - 1) // 2 + 1  # `reduce_window`'s own expression, for symbolic h
@@ -147,7 +152,9 @@ def _maxima(x: Array) -> tuple[Array, Array]:
     return y, where
 
 
-def global_pool(x: Array, kind: str) -> Array:
+def global_pool(
+    x: Float[Array, 'n h w c'], kind: str
+) -> Float[Array, 'n features'] | Float[Array, 'n h w c']:
     """Pools a map to a vector, as timm's `SelectAdaptivePool2d` does.
 
     Args:
@@ -169,7 +176,7 @@ def global_pool(x: Array, kind: str) -> Array:
     return jnp.concatenate([average, maximum], axis=-1)
 
 
-def _maximum(x: Array) -> Array:
+def _maximum(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:
     """`torch.nn.AdaptiveMaxPool2d(1)`: the first of several equal maxima gets the gradient."""
     x = x.reshape(x.shape[0], -1, x.shape[-1])
     place = x.argmax(1, keepdims=True)
