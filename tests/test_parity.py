@@ -22,8 +22,9 @@ TOLERANCE = 1e-4  # of the largest magnitude
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 # Names, shapes and counts of all nets are compared in test_nets.py; these are the structures among them.
-# One is whole and the tiny nets are; of the others one block of each stage is compared, at its own width.
-WHOLE = 'resnext50_32x4d'
+# One of each kind of block is whole, as the tiny nets are; of the others one block of each stage is compared, at
+# its own width.
+WHOLE = ('resnext50_32x4d', 'res2net50d', 'resnest50d', *zoo.TINY_ARCHS)
 STRUCTURES = [
     'resnext50_32x4d',
     'resnext50d_32x4d',
@@ -68,7 +69,7 @@ def _outputs(model: ResNet, variables: Any, images: jax.Array) -> list[jax.Array
 
 @pytest.mark.parametrize('name', UP_TO_60_MILLION if FULL else STRUCTURES)
 def test_nets_of_up_to_60_million_parameters(name: str) -> None:
-    if FULL or name == WHOLE or name in zoo.TINY_ARCHS:
+    if FULL or name in WHOLE:
         compare(randomise(timm_net(name)), flaxnets.create(name), 64, 64)
     else:
         layers = (1, 1, 1, 1)
