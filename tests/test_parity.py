@@ -22,8 +22,8 @@ TOLERANCE = 1e-4  # of the largest magnitude
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 # Names, shapes and counts of all nets are compared in test_nets.py; these are the structures among them.
-# One of each kind of block is whole, as the tiny nets are; of the others one block of each stage is compared, at
-# its own width.
+# One of each kind of block is whole, as the tiny nets are. Of the others one block of each stage is
+# compared, at its own width.
 WHOLE = ('resnext50_32x4d', 'res2net50d', 'resnest50d', *zoo.TINY_ARCHS)
 STRUCTURES = [
     'resnext50_32x4d',
