@@ -181,7 +181,7 @@ def test_steps_of_the_recipes_lower_for_accelerators(name: str, monkeypatch: pyt
         'image': jax.ShapeDtypeStruct((256, 64, 64, settings.in_chans), 'uint8'),
         'label': jax.ShapeDtypeStruct((256,), 'int32'),
     }
-    step = make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=10, platform='tpu')
+    step = make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=10)
     traced = jax.jit(step).trace(state, batch)
     for platform in ('cuda', 'tpu'):
         assert 'stablehlo.convolution' in traced.lower(lowering_platforms=(platform,)).as_text()

@@ -6,22 +6,24 @@ the forms below. The kernel's gradient of a dense convolution is two to three ti
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
-Where only the gradient of XLA's convolution is slow, the form computes XLA's convolution and has a derivative
-of its own (`jax.custom_jvp`), which JAX transposes to the fast gradient and which works in every mode of
-differentiation. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py` reads
-the estimates of the TPU's compiler.
+On CPUs the form of the values has a derivative of its own (`jax.custom_jvp`), which JAX transposes to the
+fast gradient and which works in every mode of differentiation. Many packs of groups are differentiated in a
+loop, so that XLA compiles one convolution and not one for each: a training step of ResNeXt-50 is compiled in
+a fifth of the time. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py`
+reads the estimates of the TPU's compiler.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from .platforms import by_platform
@@ -32,8 +34,17 @@ from .pooling import shifted
 # packed by four, 34 ms one by one and 105 ms as XLA's grouped convolution. A TPU's matrix unit is 128 wide.
 CPU_CHANNELS, TPU_CHANNELS = 16, 128
 # On a CPU, a kernel with more than so many weights per pixel gets its gradient as products of matrices. That
-# takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112.
-CPU_TAP = 512
+# takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112. So does a kernel with few input
+# channels, the stem's: half of XLA's time.
+CPU_TAP, CPU_FEW_INPUTS = 512, 4
+# On a CPU, the gradients of so many packs or more are loops, and so many packs are computed in one turn. A
+# training step is 3 % slower for it.
+CPU_LOOP, CPU_UNROLL = 8, 4
+# XLA computes convolutions fast on a CPU only if maps are [N, H, W, C] and kernels [kh, kw, C, O]. It changes
+# other orders to these, but not within a loop. So each derivative is written in the order that JAX's
+# transposition turns into these.
+ORDER = ('NHWC', 'HWIO', 'NHWC')
+TRANSPOSED_IN_MAP, TRANSPOSED_IN_KERNEL = ('NHWC', 'HWOI', 'NHWC'), ('CHWN', 'IHWO', 'HWNC')
 
 
 @partial(jax.jit, static_argnames=('stride', 'padding', 'dilation', 'groups'))  # equal layers are traced once
@@ -58,26 +69,43 @@ def conv2d(
     Returns:
       [N, H', W', O] with H' = floor((H + 2 * padding - dilation * (kh - 1) - 1) / stride) + 1.
     """
-    native = partial(_native, stride=stride, padding=padding, dilation=dilation, groups=groups)
-    geometry: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    geometry = Geometry(stride, padding, dilation)
+    native = partial(_native, geometry=geometry, groups=groups)
     if kernel.shape[:2] == (1, 1) and padding == 0:
         forms = {'cpu': partial(_pointwise, stride=stride, groups=groups)}
     else:
-        forms = {'cpu': partial(_dense, convolve=_convolution, channels=CPU_CHANNELS, **geometry)}
+        forms = {'cpu': partial(_on_cpu, geometry=geometry, groups=groups)}
         if groups > 1:
-            forms['tpu'] = partial(_dense, convolve=_undivided, channels=TPU_CHANNELS, **geometry)
+            forms['tpu'] = partial(_on_tpu, geometry=geometry, groups=groups)
     return by_platform(native, **forms)(x, kernel)
 
 
-def _native(x: Array, kernel: Array, *, stride: int, padding: int, dilation: int, groups: int) -> Array:
+class Geometry(NamedTuple):
+    """How a kernel moves over a map, in pixels, the same for height and width."""
+
+    stride: int
+    padding: int
+    dilation: int
+
+
+def _native(
+    x: Array,
+    kernel: Array,
+    geometry: Geometry,
+    groups: int = 1,
+    order: tuple[str, str, str] = ORDER,
+    sharding: NamedSharding | None = None,
+) -> Array:
+    """XLA's convolution; `order` names the dimensions of the map, the kernel and the result."""
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(stride, stride),
-        padding=((padding, padding), (padding, padding)),
-        rhs_dilation=(dilation, dilation),
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        window_strides=(geometry.stride,) * 2,
+        padding=((geometry.padding,) * 2,) * 2,
+        rhs_dilation=(geometry.dilation,) * 2,
+        dimension_numbers=order,
         feature_group_count=groups,
+        out_sharding=sharding,
     )
 
 
@@ -98,25 +126,20 @@ def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
     return jnp.einsum('nhwgc,cgo->nhwgo', x, kernel).reshape(n, h, w, -1)
 
 
-def _dense(
-    x: Array,
-    kernel: Array,
-    *,
-    convolve: Callable[[Array, Array, int, int, int], Array],
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-    channels: int,
-) -> Array:
-    """A grouped convolution as dense ones, each of several groups, with block-diagonal kernels."""
-    geometry = (stride, padding, dilation)
-    if groups == 1:
-        return convolve(x, kernel, *geometry)
+def _on_cpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
+    packs, kernel = _packed(kernel, groups, CPU_CHANNELS)
+    return _convolution(x, kernel, packs, geometry)
+
+
+def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
+    packs, kernel = _packed(kernel, groups, TPU_CHANNELS)
+    return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
+
+
+def _packed(kernel: Array, groups: int, channels: int) -> tuple[int, Array]:
+    """How many packs the groups make, and their kernels, [kh, kw, C / packs, O]."""
     packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
-    kernels = jnp.split(_block_diagonal(kernel, groups, packs), packs, axis=-1)
-    pairs = zip(jnp.split(x, packs, -1), kernels, strict=True)
-    return jnp.concatenate([convolve(maps, part, *geometry) for maps, part in pairs], -1)
+    return packs, _block_diagonal(kernel, groups, packs)
 
 
 def _block_diagonal(
@@ -124,51 +147,106 @@ def _block_diagonal(
 ) -> Float[Array, 'kh kw wider fewer']:
     """[kh, kw, C / groups, O] -> [kh, kw, C / packs, O], zero where input and output groups differ."""
     in_pack = groups // packs
+    if in_pack == 1:
+        return kernel
     blocks = kernel.reshape(*kernel.shape[:3], packs, in_pack, -1)
     wide = jnp.einsum('hwipgo,gk->hwkipgo', blocks, jnp.eye(in_pack, dtype=kernel.dtype))
     return wide.reshape(*kernel.shape[:2], in_pack * kernel.shape[2], -1)
 
 
-def _undivided(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    return _native(x, kernel, stride=stride, padding=padding, dilation=dilation, groups=1)
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _convolution(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Array:
+    """A convolution of `packs` groups, with gradients that a CPU computes fast and that compile soon.
 
-
-@partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def _convolution(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    """A dense convolution. Its kernel's gradient is computed as one matrix product per kernel pixel."""
-    return _undivided(x, kernel, stride, padding, dilation)
+    The values alone are never a loop, since that would make a forward 5 % slower.
+    """
+    return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
 
 
 @partial(_convolution.defjvp, symbolic_zeros=True)
 def _convolution_jvp(
-    stride: int, padding: int, dilation: int, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+    packs: int, geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
-    native = partial(_undivided, stride=stride, padding=padding, dilation=dilation)
+    inputs, outputs = kernel.shape[2], kernel.shape[3] // packs
+    in_loop = packs >= CPU_LOOP
+    products = not in_loop and (inputs * outputs > CPU_TAP or inputs <= CPU_FEW_INPUTS)
+
+    def each(function: Callable[..., Array], x: Array, kernel: Array) -> Array:
+        convolve = partial(function, geometry=geometry)
+        return (_one_by_one if in_loop else _side_by_side)(convolve, x, kernel, packs)
+
     terms = []
     if not isinstance(dx, SymbolicZero):
-        terms.append(native(dx, kernel))
+        terms.append(each(_linear_in_map, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        narrow = kernel.shape[2] * kernel.shape[3] <= CPU_TAP
-        terms.append(native(x, dkernel) if narrow else _tap_by_tap(x, dkernel, stride, padding, dilation))
-    return native(x, kernel), _sum(terms)
+        terms.append(each(_as_products if products else _linear_in_kernel, x, dkernel))
+    return each(_native, x, kernel), sum(terms[1:], terms[0])
 
 
-def _tap_by_tap(x: Array, kernel: Array, stride: int, padding: int, dilation: int) -> Array:
-    """A dense convolution as a sum of matrix products, one for each pixel of the kernel."""
-    high, wide, inputs, _ = kernel.shape
+def _side_by_side(convolve: Callable[[Array, Array], Array], x: Array, kernel: Array, packs: int) -> Array:
+    """Convolves each pack's channels by itself, all of them at once."""
+    if packs == 1:
+        return convolve(x, kernel)
+    pairs = zip(jnp.split(x, packs, -1), jnp.split(kernel, packs, -1), strict=True)
+    return jnp.concatenate([convolve(maps, part) for maps, part in pairs], -1)
+
+
+def _one_by_one(convolve: Callable[[Array, Array], Array], x: Array, kernel: Array, packs: int) -> Array:
+    """Convolves each pack's channels by itself, in a loop."""
+
+    def split(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(*x.shape[:-1], packs, -1), -2, 0)
+
+    def turn(_: None, pair: tuple[Array, Array]) -> tuple[None, Array]:
+        return None, convolve(*pair)
+
+    _, y = lax.scan(turn, None, (split(x), split(kernel)), unroll=CPU_UNROLL)
+    y = jnp.moveaxis(y, 0, -2)
+    return y.reshape(*y.shape[:-2], -1)
+
+
+def _linear_in_map(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A dense convolution, in the form that is transposed to the map's gradient."""
+    return _native(x, kernel.swapaxes(2, 3), geometry, order=TRANSPOSED_IN_MAP)
+
+
+def _linear_in_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A dense convolution, in the form that is transposed to the kernel's gradient."""
+    x, kernel = x.transpose(3, 1, 2, 0), kernel.transpose(2, 0, 1, 3)
+    y = _native(x, kernel, geometry, order=TRANSPOSED_IN_KERNEL, sharding=_batch_third(x))
+    return y.transpose(2, 0, 1, 3)
+
+
+def _batch_third(x: Array) -> NamedSharding | None:
+    """Of [C, H, W, N] whose N is sharded over an explicit axis, the sharding of [H, W, N, C].
+
+    JAX (0.10) would give the result of a convolution the sharding of its map, whatever the orders of the two.
+    """
+    sharding = jax.typeof(x).sharding
+    batch = sharding.spec[3]
+    return None if batch is None else NamedSharding(sharding.mesh, PartitionSpec(None, None, batch, None))
+
+
+def _as_products(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A dense convolution as a sum of matrix products, one for each pixel of the kernel.
+
+    With few input channels, it is one for each row of the kernel.
+    """
+    stride, padding, dilation = geometry
+    high, wide, inputs, outputs = kernel.shape
     sides = (padding, padding, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
     size, strides = (dilation * (high - 1) + 1, dilation * (wide - 1) + 1), (stride, stride)
+    if inputs <= CPU_FEW_INPUTS:
+        columns = [shifted(x, (0, dilation * j), (1, size[1]), (1, stride)) for j in range(wide)]
+        x = jnp.concatenate(columns, -1)
+        size, strides, inputs, wide = (size[0], 1), (stride, 1), wide * inputs, 1
     places = [(dilation * i, dilation * j) for i in range(high) for j in range(wide)]
     maps = [shifted(x, place, size, strides) for place in places]
-    taps = jnp.split(kernel.reshape(high * wide, inputs, -1), high * wide)
+    taps = jnp.split(kernel.reshape(len(maps), inputs, outputs), len(maps))
     products = [part.reshape(-1, inputs) @ tap[0] for part, tap in zip(maps, taps, strict=True)]
-    return _sum(products).reshape(*maps[0].shape[:-1], -1)
-
-
-def _sum(terms: list[Array]) -> Array:
-    return sum(terms[1:], terms[0])
+    return sum(products[1:], products[0]).reshape(*maps[0].shape[:-1], outputs)
 
 
 def _groups_in_pack(inputs: int, groups: int, channels: int) -> int:

@@ -159,18 +159,26 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
-        def normalise(x: Array, mean: Array, var: Array) -> Array:
+        def normalise(x: Array, mean: Array, factor: Array, offset: Array) -> Array:
+            return ((x.astype(exact) - mean) * factor + offset).astype(self.dtype)
+
+        def per_channel(x: Array, var: Array) -> tuple[Array, Array]:
             factor = channels(scale, x.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
-            return ((x - mean) * factor + channels(bias, x.ndim).astype(exact)).astype(self.dtype)
+            return factor, channels(bias, x.ndim).astype(exact)
 
         if not train or self.frozen or self.is_initializing():
-            return normalise(x.astype(exact), channels(running_mean.value), channels(running_var.value))
+            factor, offset = per_channel(x, channels(running_var.value, x.ndim))
+            return normalise(x, channels(running_mean.value, x.ndim), factor, offset)
         parts = self.span.parts
         if x.shape[0] % parts:
             raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
         split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
         mean, var, count = self._batch_statistics(split, running_mean.value)
-        y = normalise(split.astype(exact), mean, var).reshape(x.shape)
+        factor, offset = per_channel(split, var)
+        # The derivative by the mean goes through one number per channel, at the price of nothing. Through the
+        # map it would be one more pass over the map.
+        near = lax.stop_gradient(mean)
+        y = normalise(split, near, factor, offset - (mean - near) * factor).reshape(x.shape)
         mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
         running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
         running_var.value += BN_MOMENTUM * (unbiased - running_var.value)

@@ -36,7 +36,6 @@ def make_train_step(
     *,
     epoch_steps: int,
     axis_name: str | None = None,
-    platform: str | None = None,
 ) -> Step:
     """Makes the training step of one device, ready to be compiled, or mapped over `axis_name`.
 
@@ -47,7 +46,6 @@ def make_train_step(
       preprocess: mean, std and channel order of the net's images.
       epoch_steps: steps of an epoch, for what changes by epoch.
       axis_name: mapped axis over whose devices gradients are averaged; None for a single device.
-      platform: what it is compiled for: 'cpu', 'gpu' or 'tpu'; None takes JAX's default.
 
     Returns:
       step(state, {'image': uint8 [N, H, W, C], 'label': int [N]}) -> (state, metrics): 'loss' and 'top1'
@@ -58,7 +56,7 @@ def make_train_step(
 
       Floating-point images are taken as they are, neither normalised nor changed.
     """
-    task = _Task(model, settings, preprocess, epoch_steps, axis_name, platform or jax.default_backend())
+    task = _Task(model, settings, preprocess, epoch_steps, axis_name)
     optimizer = optax.with_extra_args_support(optimizer)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -76,8 +74,8 @@ def make_train_step(
                 batch_stats,
                 state.batch_stats,
             )
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(optax.tree.norm(batch_stats))
+        norm = norm_of(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm) & jnp.isfinite(norm_of(batch_stats))
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -98,6 +96,17 @@ def make_train_step(
     return step
 
 
+def norm_of(tree: Any) -> Float[Array, '']:
+    """The Euclidean norm of all numbers of a tree.
+
+    Its vectors are taken as one: a program for each of a net's hundreds takes seconds to compile on a CPU.
+    """
+    leaves = jax.tree.leaves(tree)
+    vectors = [leaf for leaf in leaves if leaf.ndim == 1]
+    others = [leaf for leaf in leaves if leaf.ndim != 1]
+    return optax.tree.norm([jnp.concatenate(vectors), *others] if vectors else others)
+
+
 def moved(averages: Any, new: Any, decay: Any) -> Any:
     """`decay * averages + (1 - decay) * new`, in a form that leaves what is equal as it is, to the bit."""
     return jax.tree.map(lambda old, to: old + jnp.asarray(1 - decay, old.dtype) * (to - old), averages, new)
@@ -112,7 +121,6 @@ class _Task:
     preprocess: Preprocess
     epoch_steps: int
     axis_name: str | None
-    platform: str
 
     def prepare(
         self, batch: Batch, step: Int[Array, '']
@@ -160,13 +168,10 @@ class _Task:
             return x.reshape(parts, -1, *x.shape[1:])
 
         zeros = jax.tree.map(jnp.zeros_like, (jnp.zeros((), targets.dtype), state.params))
-        # XLA's convolutions inside a loop are ten times slower on a CPU: there the loop is written out.
-        unroll = parts if self.platform == 'cpu' else 1
         (stats, (loss, grads)), logits = lax.scan(
             part,
             (state.batch_stats, zeros),
             (split(images), split(targets), jax.random.split(key, parts)),
-            unroll=unroll,
         )
         loss, grads = jax.tree.map(lambda x: x / parts, (loss, grads))
         return loss, logits.reshape(-1, logits.shape[-1]), stats, grads

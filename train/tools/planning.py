@@ -266,7 +266,6 @@ def lower(settings: Settings, devices: Any, epoch_steps: int) -> Any:
         Preprocess(mean=(0.5,), std=(0.5,)),  # whatever they are, the step takes as long
         epoch_steps=epoch_steps,
         axis_name=parallel.AXIS,
-        platform='tpu',
     )
     local = s.batch_size // count
     batch = {
