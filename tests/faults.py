@@ -148,6 +148,20 @@ FAULTS: tuple[Fault, ...] = (
         'tests/test_convolution.py -k torchs',
     ),
     Fault(
+        'packs of a loop change places',
+        'flaxnets/nets/convolution.py',
+        'y = jnp.moveaxis(y, 0, -2)',
+        'y = jnp.moveaxis(y[::-1], 0, -2)',
+        'tests/test_convolution.py -k torchs',
+    ),
+    Fault(
+        'the derivative by the mean is lost',
+        'flaxnets/nets/layers.py',
+        'offset - (mean - near) * factor',
+        'offset',
+        'tests/test_training_parity.py -k sgd_step_equals',
+    ),
+    Fault(
         'squeeze and excitation gate',
         'flaxnets/nets/blocks.py',
         'x * jax.nn.sigmoid(gate)',
@@ -437,6 +451,13 @@ FAULTS: tuple[Fault, ...] = (
         'jnp.where(finite, new, old)',
         'jnp.where(finite | True, new, old)',
         'tests/test_step.py -k not_finite',
+    ),
+    Fault(
+        'norm without vectors',
+        'train/step/step.py',
+        '[jnp.concatenate(vectors), *others] if vectors else others',
+        'others',
+        'tests/test_training_parity.py -k sgd_step_equals',
     ),
     Fault(
         'ties are correct',

@@ -79,12 +79,14 @@ def step_equals_torchs(reference: torch.nn.Module, model: ResNet, images: int = 
     logits = reference(x)
     loss = torch.nn.functional.cross_entropy(logits, labels, label_smoothing=SMOOTHING)
     loss.backward()
+    norm = torch.nn.utils.get_total_norm(p.grad for p in reference.parameters() if p.grad is not None)
     sgd.step()
 
     total, count = metrics['loss']
     assert int(count) == images
     assert float(total) / images == pytest.approx(loss.item(), rel=RTOL)
     assert int(metrics['top1'][0]) == (logits.argmax(1) == labels).sum().item()
+    assert float(metrics['grad_norm'][0]) == pytest.approx(norm.item(), rel=RTOL)
     for key, parameter in reference.named_parameters():
         near(f'gradient of {key}', gradients[key], sgd.state[parameter]['momentum_buffer'].numpy())
     theirs = {key: t for key, t in numpy_state(reference).items() if not key.endswith('num_batches_tracked')}

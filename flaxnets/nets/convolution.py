@@ -137,7 +137,7 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
 
 
 def _packed(kernel: Array, groups: int, channels: int) -> tuple[int, Array]:
-    """How many packs the groups make, and their kernels, [kh, kw, C / packs, O]."""
+    """Puts groups together up to `channels` input channels: how many packs, and [kh, kw, C / packs, O]."""
     packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
     return packs, _block_diagonal(kernel, groups, packs)
 
