@@ -9,7 +9,7 @@ On TPUs narrow groups leave most of the matrix unit idle, and grouping costs cop
 On CPUs the form of the values has a derivative of its own (`jax.custom_jvp`), which JAX transposes to the
 fast gradient and which works in every mode of differentiation. Many packs of groups are differentiated in a
 loop, so that XLA compiles one convolution and not one for each: a training step of ResNeXt-50 is compiled in
-a fifth of the time. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py`
+a third of the time. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py`
 reads the estimates of the TPU's compiler.
 """
 
