@@ -175,8 +175,8 @@ class BatchNorm(nn.Module):
         split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
         mean, var, count = self._batch_statistics(split, running_mean.value)
         factor, offset = per_channel(split, var)
-        # The mean's derivative goes through the offset, one number per channel. Through the map it would cost a
-        # CPU one more pass over the map.
+        # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
+        # a CPU one more pass over the map.
         near = lax.stop_gradient(mean)
         y = normalise(split, near, factor, offset - (mean - near) * factor).reshape(x.shape)
         mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
