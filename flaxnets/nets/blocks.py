@@ -70,18 +70,18 @@ class Block(nn.Module):
     def drop_block(self, y: Array, train: bool) -> Array:
         return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
-    def open(self, x: Array, channels: int, train: bool) -> Array:
+    def first_layers(self, x: Array, channels: int, train: bool) -> Array:
         """The start of the branch: 1x1 convolution, BatchNorm, ReLU."""
         y = self.norm(name='bn1')(self.conv(channels, 1, name='conv1')(x), train)
         return relu(self.drop_block(y, train))
 
-    def close(self, y: Array, train: bool) -> Array:
+    def last_layers(self, y: Array, train: bool) -> Array:
         """The end of the branch: 1x1 convolution and BatchNorm."""
         y = self.conv(EXPANSION * self.planes, 1, name='conv3')(y)
         y = self.norm(zero_scale=self.zero_init_last, name='bn3')(y, train)
         return self.drop_block(y, train)
 
-    def join(self, y: Array, x: Array, train: bool) -> Array:
+    def add_shortcut(self, y: Array, x: Array, train: bool) -> Array:
         """The block's result, relu(branch + shortcut). In training some samples lose the branch.
 
         Args:
@@ -137,7 +137,7 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = self.open(x, self.width, train)
+        y = self.first_layers(x, self.width, train)
         conv2 = self.conv(
             self.width,
             3,
@@ -148,10 +148,10 @@ class Bottleneck(Block):
         )
         y = self.norm(name='bn2')(conv2(y), train)
         y = relu(self.drop_block(y, train))
-        y = self.close(y, train)
+        y = self.last_layers(y, train)
         if self.arch.se:
             y = SqueezeExcite(self.conv, name='se')(y)
-        return self.join(y, x, train)
+        return self.add_shortcut(y, x, train)
 
 
 class SqueezeExcite(nn.Module):
@@ -190,7 +190,7 @@ class Res2Bottleneck(Block):
         )
         convs, bns = ModuleList(make_conv, name='convs'), ModuleList(self.norm, name='bns')
 
-        parts = jnp.split(self.open(x, self.width * scale, train), scale, axis=-1)
+        parts = jnp.split(self.first_layers(x, self.width * scale, train), scale, axis=-1)
         outputs: list[Array] = []
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
@@ -200,7 +200,7 @@ class Res2Bottleneck(Block):
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)
         y = self.drop_block(jnp.concatenate(outputs, axis=-1), train)
-        return self.join(self.close(y, train), x, train)
+        return self.add_shortcut(self.last_layers(y, train), x, train)
 
 
 class ModuleList(nn.Module):
@@ -226,7 +226,7 @@ class SplitAttentionBottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        y = self.open(x, self.width, train)
+        y = self.first_layers(x, self.width, train)
         if self.stride > 1 and self.arch.avd_first:
             y = avg_pool_3x3(y, self.stride)
         attention = SplitAttention(
@@ -241,7 +241,7 @@ class SplitAttentionBottleneck(Block):
         y = self.drop_block(attention(y, train), train)
         if self.stride > 1 and not self.arch.avd_first:
             y = avg_pool_3x3(y, self.stride)
-        return self.join(self.close(y, train), x, train)
+        return self.add_shortcut(self.last_layers(y, train), x, train)
 
 
 class SplitAttention(nn.Module):
