@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
-import shlex
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flaxnets import zoo
+from flaxnets import command_line, zoo
 from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
 from flaxnets.zoo.classes import read_classes
@@ -84,12 +82,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
 
 
 def _parser(prog: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=DESCRIPTION,
-        epilog=EXAMPLES.replace(PROG, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser(prog, DESCRIPTION, EXAMPLES.replace(PROG, prog))
     add = parser.add_argument
     add('source', nargs='?', metavar='SOURCE', help='the weights to convert')
     add('--out', metavar='OUT', help='what to write; without it, published weights are kept in the cache')
@@ -165,14 +158,7 @@ def _own_place(options: argparse.Namespace) -> Path:
 
 
 def _as_typed(message: str) -> str:
-    """A message of the library, with its arguments written as options of the command line."""
-    for argument, option in _AS_TYPED.items():
-        message = message.replace(argument, option)
-    return re.sub(r"\b(key|prefix|model|layout|file_format)=('[^']*'|\"[^\"]*\")", _option, message)
-
-
-def _option(match: re.Match[str]) -> str:
-    return f'--{match[1].removeprefix("file_")} {shlex.quote(match[2][1:-1])}'
+    return command_line.as_typed(message, _AS_TYPED, ('key', 'prefix', 'model', 'layout', 'file_format'))
 
 
 def _given(options: argparse.Namespace, names: Sequence[str]) -> str:

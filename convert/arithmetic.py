@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from flaxnets.checks import all_finite
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.nets.layers import BN_EPSILON
 from flaxnets.store import weights
@@ -77,21 +78,24 @@ def cast(state: State, dtype: str) -> dict[str, np.ndarray]:
 
     Raises:
       FlaxnetsError: `dtype` is not float32, float16 or bfloat16.
-      CheckpointError: tensors have values that are not finite in the dtype; the message names them all.
+      CheckpointError: tensors have values that are NaN, infinite or too large for the dtype; the message
+        names them all.
     """
     if dtype not in DTYPES:
         raise FlaxnetsError(f'dtype {dtype!r} is not one of {", ".join(DTYPES)}')
-    out, overflown = {}, []
+    out, problems = {}, []
     for key, tensor in state.items():
         if is_floating(tensor):
             statistics = key.endswith(('.running_mean', '.running_var'))
+            before = tensor
             with np.errstate(over='ignore'):  # reported below
                 tensor = tensor.astype(np.dtype('float32' if statistics else dtype))
-            if not np.isfinite(tensor).all():
-                overflown.append(key)
+            if not all_finite(tensor):
+                fault = f'is too large for {tensor.dtype}' if all_finite(before) else 'is not finite'
+                problems.append(f'{key} {fault}')
         out[key] = tensor
-    if overflown:
-        raise CheckpointError(f'too large for {dtype}: {", ".join(overflown)}')
+    if problems:
+        raise CheckpointError(f'cannot cast to {dtype}: {"; ".join(problems)}')
     return out
 
 

@@ -14,7 +14,7 @@ from flaxnets.api import is_published_name
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.store import runs, weights
-from flaxnets.store.files import map_file
+from flaxnets.store.files import map_file, sha256_of
 from flaxnets.store.home import home
 from flaxnets.store.remote import names_store
 from flaxnets.store.safetensors_file import read_safetensors
@@ -31,7 +31,7 @@ from .names.identification import contradiction, identify
 from .names.image_settings import for_channels
 from .names.layouts import to_canonical
 from .names.tree import State, to_state
-from .writing import SUFFIXES, certified, sha256, write
+from .writing import SUFFIXES, certified, write
 
 
 def open_checkpoint(
@@ -196,7 +196,7 @@ def _read(path: Path, published: Weights | None, asked: dict[str, Any]) -> _File
         )
     read = _reader(path)
     with ThreadPoolExecutor(1) as beside:  # hashing takes a third of the time, and releases the GIL
-        hashed = beside.submit(sha256, path)
+        hashed = beside.submit(sha256_of, path)
         try:
             found = to_canonical(read(path), **asked)
         except CheckpointError as error:

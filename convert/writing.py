@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, replace
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.store import weights
-from flaxnets.store.files import written_whole
+from flaxnets.store.files import sha256_of, written_whole
 from flaxnets.store.remote import StorePath, is_remote, place, staged
 from flaxnets.store.safetensors_file import write_safetensors
 from flaxnets.zoo.records import Config, config_from_json, to_json
@@ -158,7 +157,7 @@ class Target:
             else:
                 described = write_safetensors(self.out, tensors, METADATA)
             said = weights.certificate(source, described, proof)
-            said |= {'sha256': sha256(Path(self.out)), 'config': to_json(config)}
+            said |= {'sha256': sha256_of(Path(self.out)), 'config': to_json(config)}
             beside.write(weights.as_json(said))
 
 
@@ -186,16 +185,3 @@ def certified(path: Path, digest: str) -> Config | None:
 
 def _certificate_of(out: str | os.PathLike[str]) -> str:
     return f'{os.fspath(out)}.json'
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits.
-
-    Raises:
-      CheckpointError: the file cannot be read.
-    """
-    try:
-        with path.open('rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
-    except OSError as error:
-        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import zoo
+from .command_line import as_typed
 from .errors import FlaxnetsError
 from .nets.arch import Arch
 from .siblings import sibling
-from .zoo.records import Weights
+from .zoo.records import Weights, to_json
 
 if TYPE_CHECKING:
     from .images.preprocess import Preprocess
@@ -93,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return run(options)
     except FlaxnetsError as error:
-        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
+        print(f'error: {as_typed(str(error), {"overwrite=True": "--force"})}', file=sys.stderr)
         return 1
     except BrokenPipeError:  # the reader of the output has ended, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,11 +117,6 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add('--arch', help='name of the net, for a .pth file whose name does not tell')
     add('--batch', type=int, default=32, metavar='N', help='images of a device at a time (32)')
     add('--quiet', action='store_true', help='no progress bar')
-
-
-def _as_typed(message: str) -> str:
-    """A message of the library, with its arguments written as options of the command line."""
-    return message.replace('overwrite=True', '--force')
 
 
 def _add_export(parser: argparse.ArgumentParser) -> None:
@@ -211,7 +207,7 @@ def _info(options: argparse.Namespace) -> int:
 def _weights_facts(row: Weights) -> dict[str, Any]:
     return {
         'name': row.name,
-        'accuracy': [_accuracy_facts(row, i) for i in range(len(row.accuracy))],
+        'accuracy': [to_json(accuracy) for accuracy in row.accuracy],
         'licence': row.licence,
         'input': str(row.preprocess),
         'layout': row.layout,
@@ -220,11 +216,6 @@ def _weights_facts(row: Weights) -> dict[str, Any]:
         'hub': row.hub_id,
         'aliases': list(row.aliases),
     }
-
-
-def _accuracy_facts(row: Weights, i: int) -> dict[str, Any]:
-    accuracy = row.accuracy[i]
-    return {'top1': accuracy.top1, 'top5': accuracy.top5, 'size': accuracy.size, 'source': accuracy.source}
 
 
 def _print_info(facts: dict[str, Any]) -> None:

@@ -81,5 +81,6 @@ def test_cast_keeps_statistics_and_counters() -> None:
     np.testing.assert_array_equal(half['a.weight'], state['a.weight'].astype(ml_dtypes.bfloat16))
     with pytest.raises(FlaxnetsError, match="'int8'"):
         cast(state, 'int8')
-    with pytest.raises(CheckpointError, match='too large for float16: b.weight'):
-        cast({'b.weight': np.array([1e6], np.float32)}, 'float16')
+    wrong = {'b.weight': np.array([1e6], np.float32), 'c.weight': np.array([np.nan], np.float32)}
+    with pytest.raises(CheckpointError, match='b.weight is too large for float16; c.weight is not finite'):
+        cast(wrong, 'float16')

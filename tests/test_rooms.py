@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
     'flaxnets': (
         ('errors', 'version', 'checks'),
-        ('siblings', 'words'),
+        ('siblings', 'words', 'command_line'),
         ('nets', 'images'),
         ('zoo',),
         ('store',),

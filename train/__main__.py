@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flaxnets import command_line
 from flaxnets.errors import FlaxnetsError
 
 PROG = 'python -m train'
@@ -53,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, prog: str = PROG) -> int:
             return commands[arguments[0]](arguments[1:], f'{prog} {arguments[0]}' if own else prog)
         return _train(arguments, prog)
     except FlaxnetsError as error:
-        message = str(error).replace('overwrite=True', '--force')
+        message = command_line.as_typed(str(error), {'overwrite=True': '--force'})
         print(f'error: {message}', file=sys.stderr, flush=True)
         _leave(1, error)
         return 1
@@ -122,12 +123,7 @@ def _train(arguments: Sequence[str], prog: str) -> int:
 def _train_parser(prog: str) -> argparse.ArgumentParser:
     from .data.sources.open import FORMS
 
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=DESCRIPTION,
-        epilog=EXAMPLES.replace(PROG, prog),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser(prog, DESCRIPTION, EXAMPLES.replace(PROG, prog))
     add = parser.add_argument
     add('changes', nargs='*', metavar='field=value', help='a field of the recipe, changed')
     add('--recipe', default='digits', metavar='NAME', help='where the settings come from (digits)')

@@ -144,6 +144,13 @@ def sides(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
+def as_text(value: Any) -> str:
+    """A value for people: several numbers with commas between them."""
+    if isinstance(value, tuple):
+        return ','.join(f'{v:g}' for v in value)
+    return "''" if value == '' else str(value)
+
+
 _TYPES: dict[Any, str] = {
     str: 'text',
     int: 'a whole number',

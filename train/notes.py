@@ -13,6 +13,7 @@ from typing import Any
 from flaxnets.images.preprocess import Preprocess
 
 from .data.planes import PILLOWS
+from .fields import as_text
 from .settings import OPEN, Settings, complete
 from .step.schedule import ema_decay
 
@@ -62,7 +63,7 @@ def about_images(given: Settings, settings: Settings, expected: Preprocess | Non
     open_fields = [field for field in OPEN if not getattr(given, field)]
     if expected is None:
         if given.in_chans not in (1, 3) and {'mean', 'std'} & set(open_fields):
-            values = ', '.join(f'{field}={_text(getattr(settings, field))}' for field in ('mean', 'std'))
+            values = ', '.join(f'{field}={as_text(getattr(settings, field))}' for field in ('mean', 'std'))
             yield Note(
                 'note',
                 f"images of {given.in_chans} channels are normalised with {values}, ImageNet's in turn; "
@@ -70,13 +71,13 @@ def about_images(given: Settings, settings: Settings, expected: Preprocess | Non
             )
         return
     if open_fields:
-        values = ', '.join(f'{field}={_text(getattr(settings, field))}' for field in open_fields)
+        values = ', '.join(f'{field}={as_text(getattr(settings, field))}' for field in open_fields)
         yield Note('note', f'as weights={given.weights} expect: {values}')
     theirs = complete(Settings(given.model, in_chans=given.in_chans), expected)
     other = [field for field in OPEN if getattr(settings, field) != getattr(theirs, field)]
     if other:
         values = ', '.join(
-            f'{field}={_text(getattr(settings, field))} and not {_text(getattr(theirs, field))}'
+            f'{field}={as_text(getattr(settings, field))} and not {as_text(getattr(theirs, field))}'
             for field in other
         )
         yield Note('note', f'other than weights={given.weights} expect: {values}')
@@ -92,7 +93,7 @@ def without_effect(s: Settings, epoch_steps: int, total_steps: int, devices: int
     for names, used, need in _NEEDS:
         idle = [name for name in names.split() if getattr(s, name) != _DEFAULTS[name]]
         if idle and not used(s):
-            values = ', '.join(f'{name}={_text(getattr(s, name))}' for name in idle)
+            values = ', '.join(f'{name}={as_text(getattr(s, name))}' for name in idle)
             yield Note('note', f'{values} does nothing: it needs {need}')
     yield from _averages(s, total_steps)
     warmup = s.warmup_epochs * epoch_steps
@@ -129,7 +130,3 @@ def _averages(s: Settings, total_steps: int) -> Iterator[Note]:
             f'began with in the averages after its {total_steps} steps, and they are what is evaluated and '
             'published: take ema_warmup=True or a smaller ema_decay',
         )
-
-
-def _text(value: Any) -> str:
-    return ','.join(f'{v:g}' for v in value) if isinstance(value, tuple) else str(value)

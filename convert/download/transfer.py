@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import hashlib
 import http.client
 import json
 import os
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flaxnets.errors import FlaxnetsError
-from flaxnets.store.files import sync_directory, written_whole
+from flaxnets.store.files import sha256_of, sync_directory, written_whole
 
 from .progress import Progress, megabytes
 from .web import Linked, Request, Unavailable, check_url, open_url, reason
@@ -50,7 +49,7 @@ def is_intact(path: Path, sha256: str | None) -> bool:
             note = _digest_note(path)
             # A file of unknown hash that someone put there by hand is taken as it is.
             sha256 = note.read_text(encoding='utf-8').split(' ')[0] if note.exists() else ''
-        return path.is_file() and (not sha256 or _sha256(path).startswith(sha256))
+        return path.is_file() and (not sha256 or sha256_of(path).startswith(sha256))
     except (OSError, ValueError):
         return False
 
@@ -271,7 +270,7 @@ class _Transfer:
         size, linked = self._size(), self._linked
         if linked.size is not None and size != linked.size:
             return f'sends {size} bytes, and the hub says that the file has {linked.size}'
-        self._digest = _sha256(self._part)
+        self._digest = sha256_of(self._part)
         for wanted in (self._request.sha256, linked.sha256):
             if wanted and not self._digest.startswith(wanted):
                 begins = f'its SHA-256 begins {self._digest[:8]}, not {wanted[:8]}'
@@ -302,11 +301,6 @@ class _Transfer:
     def _discard(self) -> None:
         os.ftruncate(self._file.fileno(), 0)
         _remove(_origin_note(self._part))
-
-
-def _sha256(path: Path) -> str:
-    with path.open('rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _digest_note(path: Path) -> Path:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from flaxnets import command_line
 from flaxnets.errors import FlaxnetsError
 
 from ..checkpoint import Checkpoint
@@ -27,15 +27,13 @@ EXAMPLES = """examples:
 
 The token is taken from HF_TOKEN, or from `hf auth login`. HF_ENDPOINT names another hub."""
 
+# Words in messages of the library -> the options of the command line.
+_AS_TYPED = {'overwrite=True': '--force', 'write_folder': '--folder FOLDER'}
+
 
 def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') -> int:
     """Runs the command and returns its exit code; `arguments` are those of the process unless given."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command_line.parser(prog, DESCRIPTION, EXAMPLES)
     add = parser.add_argument
     add('source', metavar='SOURCE', help='what flaxnets.load opens: a directory of weights, a run, ...')
     add('repository', nargs='?', metavar='ORG/NAME', help='the repository to upload to')
@@ -52,17 +50,11 @@ def main(arguments: Sequence[str] | None = None, prog: str = 'flaxnets push') ->
     try:
         return _to_folder(options) if options.folder else _to_hub(options)
     except FlaxnetsError as error:
-        print(f'error: {_as_typed(str(error))}', file=sys.stderr)
+        print(f'error: {command_line.as_typed(str(error), _AS_TYPED, ("licence", "model"))}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
-
-
-def _as_typed(message: str) -> str:
-    """A message of the library, with its arguments written as options of the command line."""
-    message = message.replace('overwrite=True', '--force').replace('write_folder', '--folder FOLDER')
-    return re.sub(r"\b(licence|model)=('[^']*')", r'--\1 \2', message)
 
 
 def _opened(options: argparse.Namespace) -> tuple[Checkpoint, Facts]:

@@ -8,7 +8,6 @@ from typing import Any
 
 from ..errors import FlaxnetsError
 from ..images.preprocess import Preprocess
-from ..version import VERSION
 from ..zoo.classes import output_names
 from ..zoo.records import Config, to_json
 
@@ -105,10 +104,3 @@ def _preprocess(config: Config) -> dict[str, Any]:
         if not preprocess.unsupported:
             said['unsupported'] = [str(error)]
     return {**said, 'in_words': str(preprocess)}
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of flaxnets and of these packages, by name."""
-    from importlib import metadata
-
-    return {'flaxnets': VERSION, **{name: metadata.version(name) for name in packages}}

@@ -15,7 +15,8 @@ from ..errors import FlaxnetsError
 from ..nets.resnet import ResNet
 from ..store.files import written_whole
 from ..store.weights import Variables
-from .description import BATCH, Description, versions
+from ..version import VERSION, versions
+from .description import BATCH, Description
 from .onnx_graph import IR_VERSION, OPSET, Graph, net_graph
 
 MAX_BYTES = 1_900_000_000  # the most bytes of weights in the file itself: protobuf holds up to 2 GiB
@@ -78,7 +79,7 @@ def _model(
         opset_imports=[helper.make_opsetid('', OPSET)],
         ir_version=IR_VERSION,
         producer_name='flaxnets',
-        producer_version=versions()['flaxnets'],
+        producer_version=VERSION,
     )
     said = description.as_json(shape, 'NCHW', outputs, versions=versions('onnx'))
     onnx.helper.set_model_props(made, {key: json.dumps(value) for key, value in said.items()})

@@ -22,7 +22,8 @@ from jax import export
 from ..errors import FlaxnetsError
 from ..nets.resnet import ResNet
 from ..store.weights import Variables
-from .description import BATCH, Description, versions
+from ..version import versions
+from .description import BATCH, Description
 
 FORMAT = 'flaxnets StableHLO 1'
 PLATFORMS = ('cpu', 'cuda', 'tpu')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import hashlib
 import mmap
 import os
 import secrets
@@ -58,6 +59,19 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
         raise CheckpointError(
             f'{where}: cannot be read: {getattr(error, "strerror", None) or error}'
         ) from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits.
+
+    Raises:
+      CheckpointError: the file cannot be read.
+    """
+    try:
+        with path.open('rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError as error:
+        raise CheckpointError(f'{path}: cannot be read: {error.strerror or error}') from error
 
 
 def check_place(path: str | os.PathLike[str]) -> None:
@@ -197,6 +211,6 @@ def is_running(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # not permitted: the process is another user's
-        return True
+    except OSError:
+        pass  # not permitted: the process is another user's
     return True

@@ -18,7 +18,6 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from flax import traverse_util
 
 from ..errors import CheckpointError, FlaxnetsError
 from ..nets.resnet import ResNet, abstract_variables, initial_head
-from ..version import VERSION
+from ..version import versions
 from ..words import some
 from ..zoo.records import Config, config_from_json, to_json
 from .digest import Description, describe_all
@@ -41,7 +40,6 @@ FORMAT_VERSION = 1
 ARRAYS = 'variables.safetensors'
 EARLIER_ARRAYS = 'variables'  # a folder
 METADATA = {'format': 'flax'}  # as transformers marks files of Flax's names and layouts
-LIBRARIES = ('jax', 'flax')
 
 Variables = dict[str, Any]  # {'params': {...}, 'batch_stats': {...}}, nested by layer, arrays at the leaves
 
@@ -143,7 +141,7 @@ def certificate(
     """The content of a certificate. `arrays` has the description (`flaxnets.store.digest`) of each array."""
     return {
         'source': dataclasses.asdict(source),
-        'versions': {'flaxnets': VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
+        'versions': versions('jax', 'flax'),
         'verification': verification,
         'arrays': arrays,
     }

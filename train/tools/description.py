@@ -13,7 +13,7 @@ import flaxnets
 from flaxnets.nets.resnet import abstract_variables
 
 from .. import parallel
-from ..fields import Field
+from ..fields import Field, as_text
 from ..job import expected_images
 from ..notes import about_images, without_effect
 from ..settings import FIELDS, PLAIN, Settings, complete, validate
@@ -40,7 +40,7 @@ def describe(settings: Settings, examples: int, devices: int) -> str:
     for field in dataclasses.fields(Settings):
         value = getattr(settings, field.name)
         mark = ' ' if getattr(given, field.name) == field.default else '*'
-        lines.append(f'{mark} {field.name:20} {_text(value)}')
+        lines.append(f'{mark} {field.name:20} {as_text(value)}')
     lines += ['', *_run(settings, examples, devices), '', *_rates(settings, examples), '', *_net(settings)]
     notes = [
         *about_images(given, settings, expected),
@@ -82,7 +82,7 @@ def fields_as_markdown() -> str:
 
 
 def _default(field: Field) -> str:
-    return '' if field.default in (dataclasses.MISSING, '', ()) else _text(field.default)
+    return '' if field.default in (dataclasses.MISSING, '', ()) else as_text(field.default)
 
 
 def _run(s: Settings, examples: int, devices: int) -> list[str]:
@@ -109,19 +109,14 @@ def _rates(s: Settings, examples: int) -> list[str]:
     """Learning rates (and DropBlock's) at the steps where something begins or ends."""
     epoch_steps, total = count_steps(s, examples)
     rate, drop = learning_rate(s, epoch_steps), drop_block(s, epoch_steps)
-    steps = {
-        'first': 0,
-        'warm': min(s.warmup_epochs * epoch_steps, total - 1),
-        'middle': total // 2,
-        'last': total - 1,
-    }
-    names = {'first': 'first step', 'warm': 'end of warm-up', 'middle': 'middle', 'last': 'last step'}
+    steps = {'first step': 0, 'middle': total // 2, 'last step': total - 1}
+    if s.warmup_epochs:
+        warmed_up = min(s.warmup_epochs * epoch_steps, total - 1)
+        steps = {'first step': 0, 'end of warm-up': warmed_up, **steps}
     lines = []
-    for key, step in steps.items():
-        if key == 'warm' and not s.warmup_epochs:
-            continue
+    for name, step in steps.items():
         more = f', DropBlock {drop(step):.4g}' if s.drop_block_rate else ''
-        lines.append(f'learning rate        {rate(step):.6g} at step {step} ({names[key]}){more}')
+        lines.append(f'learning rate        {rate(step):.6g} at step {step} ({name}){more}')
     return lines
 
 
@@ -144,9 +139,3 @@ def _net(s: Settings) -> list[str]:
 
 def _count(sizes: dict[Any, int]) -> str:
     return f'{sum(sizes.values()):,} in {len(sizes)} arrays'
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ','.join(f'{v:.6g}' for v in value)
-    return "''" if value == '' else str(value)
