@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flaxnets.errors import CheckpointError, FlaxnetsError
+from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
-from flaxnets.store.files import sha256_of, written_whole
-from flaxnets.store.remote import StorePath, is_remote, place, staged
+from flaxnets.store.files import read_small, sha256_of, written_whole
+from flaxnets.store.remote import check_free, is_remote, staged_as
 from flaxnets.store.safetensors_file import write_safetensors
 from flaxnets.zoo.records import Config, config_from_json, to_json
 
@@ -20,7 +20,6 @@ from .names.layouts import LAYOUTS, caveat, from_canonical
 from .verification import Verification
 
 FORMATS = ('pth', 'safetensors')
-MAX_CERTIFICATE_BYTES = 16_000_000
 METADATA = {'format': 'pt'}  # tells transformers that names and layouts are PyTorch's
 SUFFIXES = {'.pth': 'pth', '.pt': 'pth', '.ckpt': 'pth', '.bin': 'pth', '.safetensors': 'safetensors'}
 _TORCH_TAR = '.pth.tar'  # what PyTorch's own examples call a file of torch.save, which is no tar archive
@@ -112,11 +111,8 @@ class Target:
         if self.kind is None:
             weights.check_target(self.out, self.overwrite)
             return
-        for path in (place(self.out), place(_certificate_of(self.out))):
-            if path.is_dir():
-                raise CheckpointError(f'{path} is a directory; choose another file')
-            if path.exists() and not self.overwrite:
-                raise CheckpointError(f'{path} exists; choose another file or overwrite it (overwrite=True)')
+        for path in (self.out, _certificate_of(self.out)):
+            check_free(path, self.overwrite)
 
     def difference(self, checkpoint: Checkpoint) -> str | None:
         """Why the other library's net with these names computes something else; None if it does not.
@@ -137,9 +133,8 @@ class Target:
         """Writes the checkpoint there, whole or not at all."""
         self.check()
         if is_remote(self.out):
-            there = StorePath(self.out)
-            with staged(there.parent) as here:
-                replace(self, out=os.fspath(here / there.name)).write(checkpoint, verification)
+            with staged_as(self.out) as here:
+                replace(self, out=os.fspath(here)).write(checkpoint, verification)
             return
         proof = verification.to_json() if verification else None
         variables, config = checkpoint.variables, checkpoint.config
@@ -174,12 +169,12 @@ def _kind(out: str | os.PathLike[str], file_format: str | None) -> str | None:
 def certified(path: Path, digest: str) -> Config | None:
     """The `Config` in the certificate beside a file, if the certificate is of this very file."""
     beside = Path(_certificate_of(path))
+    if not beside.is_file():
+        return None
     try:
-        if not beside.is_file() or beside.stat().st_size > MAX_CERTIFICATE_BYTES:
-            return None
-        said = json.loads(beside.read_bytes())
+        said = json.loads(read_small(beside, 'certificate'))
         return config_from_json(said['config']) if said['sha256'] == digest else None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # from another program or version
+    except (ValueError, KeyError, TypeError, RecursionError):  # from another program or version
         return None
 
 

@@ -25,10 +25,11 @@ from pathlib import Path
 
 from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
+from flaxnets.store.files import SMALL
 from flaxnets.store.home import home
 from flaxnets.zoo.records import Weights
 
-from ..names.hub_folder import CONFIG_FILE, MAX_CONFIG_BYTES, WEIGHTS_FILES
+from ..names.hub_folder import CONFIG_FILE, WEIGHTS_FILES
 from .transfer import download, is_intact
 from .web import Request, Unavailable, check_url, origin_of
 
@@ -106,7 +107,7 @@ class _Repository:
 
     def get(self, quiet: bool) -> Path:
         # The configuration first: it is small, and tells at once whether there is such a repository.
-        self._get_one(CONFIG_FILE, MAX_CONFIG_BYTES, quiet=True)
+        self._get_one(CONFIG_FILE, SMALL, quiet=True)
         for name in WEIGHTS_FILES:
             try:
                 self._get_one(name, Request.max_bytes, quiet)

@@ -181,9 +181,9 @@ class Machine:
 
     def pop(self) -> Any:
         """Takes the top of the stack; raises `CheckpointError` if there is none."""
-        if not self._stack:
-            raise self.damage('a value is missing on its stack')
-        return self._stack.pop()
+        top = self._top()
+        del self._stack[-1]
+        return top
 
     def _top(self) -> Any:
         if not self._stack:
@@ -201,11 +201,11 @@ class Machine:
 
     def _push_bytestring(self, value: str) -> None:
         # Python 2's str: text if it is ASCII, else bytes. pickletools decodes it as Latin-1.
-        self._stack.append(value if value.isascii() else value.encode('latin-1'))
+        self._push(value if value.isascii() else value.encode('latin-1'))
 
     def _push_tuple(self, length: int) -> None:
         items = [self.pop() for _ in range(length)]
-        self._stack.append(tuple(reversed(items)))
+        self._push(tuple(reversed(items)))
 
     def _mark(self) -> None:
         self._below_marks.append(self._stack)
@@ -223,7 +223,7 @@ class Machine:
     def _get(self, index: int) -> None:
         if index not in self._memo:
             raise self.damage(f'value {shown(index)} is used before it is made')
-        self._stack.append(self._memo[index])
+        self._push(self._memo[index])
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
@@ -256,7 +256,7 @@ class Machine:
         self._set_items([key, value])
 
     def _push_dict(self, items: list[Any]) -> None:
-        self._stack.append({})
+        self._push({})
         self._set_items(items)
 
     def _push_name(self, name: str) -> None:
@@ -269,9 +269,6 @@ class Machine:
         if not isinstance(name, str) or not isinstance(module, str):
             raise self.damage('a name is not text')
         self._push_name(f'{module}.{name}')
-
-    def _push_extension(self, code: object) -> None:
-        self._push_name(f'extension {code}')
 
     def _reduce(self) -> None:
         arguments, function = self.pop(), self.pop()
@@ -296,10 +293,6 @@ class Machine:
         if not isinstance(name, str):
             raise self.damage(f'{type(function).__name__} is called')
         return name
-
-    def _new_object(self) -> None:
-        arguments, kind = self.pop(), self.pop()
-        self._call(kind, arguments)
 
     def _new_object_with_names(self) -> None:
         named, arguments, kind = self.pop(), self.pop(), self.pop()
@@ -331,13 +324,10 @@ class Machine:
         else:
             self._pop_to_mark()
 
-    def _drop_to_mark(self) -> None:
-        self._pop_to_mark()
-
     def _push_persistent(self, identity: object) -> None:
         if self._persistent is None:
             raise self.damage('data outside it are referred to where there can be none')
-        self._stack.append(self._persistent(self, identity))
+        self._push(self._persistent(self, identity))
 
 
 def _opcodes(stream: IO[bytes] | mmap.mmap, where: str) -> Iterator[tuple[str, Any]]:
@@ -351,7 +341,7 @@ def _opcodes(stream: IO[bytes] | mmap.mmap, where: str) -> Iterator[tuple[str, A
 
 
 # Out-of-band buffers are left out on purpose: a file has nowhere to keep them.
-_OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
+_OPERATIONS: dict[str, Callable[[Machine, Any], object]] = {
     'PROTO': lambda machine, _: None,
     'FRAME': lambda machine, _: None,
     'MARK': lambda machine, _: machine._mark(),
@@ -378,15 +368,15 @@ _OPERATIONS: dict[str, Callable[[Machine, Any], None]] = {
     'GLOBAL': lambda machine, name: machine._push_name(name.replace(' ', '.', 1)),
     'STACK_GLOBAL': lambda machine, _: machine._push_stack_name(),
     'REDUCE': lambda machine, _: machine._reduce(),
-    'NEWOBJ': lambda machine, _: machine._new_object(),
+    'NEWOBJ': lambda machine, _: machine._reduce(),
     'NEWOBJ_EX': lambda machine, _: machine._new_object_with_names(),
     'OBJ': lambda machine, _: machine._new_old_object(machine._pop_to_mark()),
     'INST': lambda machine, name: machine._new_named_object(name),
     'POP': lambda machine, _: machine._drop(),
-    'POP_MARK': lambda machine, _: machine._drop_to_mark(),
+    'POP_MARK': lambda machine, _: machine._pop_to_mark(),
     'DUP': lambda machine, _: machine._push(machine._top()),
     'PERSID': Machine._push_persistent,
-    **dict.fromkeys(('EXT1', 'EXT2', 'EXT4'), Machine._push_extension),
+    **dict.fromkeys(('EXT1', 'EXT2', 'EXT4'), lambda machine, code: machine._push_name(f'extension {code}')),
     'BUILD': lambda machine, _: machine._build(),
     'BINPERSID': lambda machine, _: machine._push_persistent(machine.pop()),
     'BYTEARRAY8': lambda machine, value: machine._push(bytes(value)),

@@ -195,7 +195,8 @@ def _tensor(machine: Machine, arguments: tuple[Any, ...]) -> Tensor:
     return Tensor(storage, dtype, offset, shape, stride)
 
 
-def _parameter(machine: Machine, arguments: tuple[Any, ...]) -> Tensor | NumpyArray:
+def _same_tensor(machine: Machine, arguments: tuple[Any, ...]) -> Tensor | NumpyArray:
+    """The tensor that a parameter, or the same tensor on another device, is made of."""
     match arguments:
         case (Tensor() | NumpyArray() as tensor, *_):
             return tensor
@@ -220,13 +221,6 @@ def _tensor_of_numpy(machine: Machine, arguments: tuple[Any, ...]) -> NumpyArray
             dtype = _TORCH_DTYPES[name]
             if array.dtype == dtype or (array.dtype, name) == (np.float32, 'torch.bfloat16'):
                 return NumpyArray(array, dtype)
-    raise Unfit
-
-
-def _tensor_of_cpu(machine: Machine, arguments: tuple[Any, ...]) -> Tensor:
-    match arguments:
-        case (Tensor() as tensor, *_):
-            return tensor
     raise Unfit
 
 
@@ -391,7 +385,7 @@ def _array_of(
     return np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C')
 
 
-_TENSORS = (_tensor, _parameter)
+_TENSORS = (_tensor, _same_tensor)
 
 
 def _storage_types() -> dict[str, object]:
@@ -414,11 +408,11 @@ def _names() -> dict[str, object]:
         'torch._utils._rebuild_tensor': _tensor,
         'torch._utils._rebuild_tensor_v2': _tensor,
         'torch._utils._rebuild_tensor_v3': _tensor,
-        'torch._utils._rebuild_parameter': _parameter,
-        'torch._utils._rebuild_parameter_with_state': _parameter,
+        'torch._utils._rebuild_parameter': _same_tensor,
+        'torch._utils._rebuild_parameter_with_state': _same_tensor,
         'torch._utils._rebuild_device_tensor_from_numpy': _tensor_of_numpy,
         'torch._utils._rebuild_xla_tensor': _tensor_of_numpy,
-        'torch._utils._rebuild_device_tensor_from_cpu_tensor': _tensor_of_cpu,
+        'torch._utils._rebuild_device_tensor_from_cpu_tensor': _same_tensor,
         'torch._tensor._rebuild_from_type_v2': _tensor_with_attributes,
         'torch._tensor._rebuild_from_type': _tensor_with_attributes,
         'fastai.torch_core._rebuild_from_type': _tensor_with_attributes,

@@ -83,5 +83,10 @@ def bare_names(names: Iterable[Any]) -> dict[str, str]:
 
 
 def bare(name: str) -> str:
-    """A name without what wrappers put into it."""
+    """A tensor's name without what wrappers put into it."""
     return WRAPPERS.sub('', name)
+
+
+def bare_layer(name: str) -> str:
+    """A layer's name without what wrappers put into it."""
+    return bare(f'{name}.')[:-1]

@@ -27,6 +27,7 @@ from flaxnets.nets.layers import BN_EPSILON
 from flaxnets.words import count, plain, some
 
 from .found import Found, Tensors
+from .tree import COUNTER
 
 # First parts of the names of classifiers. Other heads (detectors', decoders') are left out.
 _ROOTS = frozenset(
@@ -66,7 +67,6 @@ _ROOTS = frozenset(
     ]
 )
 _SEQUENTIAL = 'torch.nn.modules.container.Sequential'
-_COUNTER = '.num_batches_tracked'
 _HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
 _LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\..+|[^.]+)')
 
@@ -210,7 +210,7 @@ def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop
         name
         for name, clean in names.items()
         if root_of(clean, prefix) in heads
-        and (not clean.endswith(_COUNTER) or clean.removesuffix(_COUNTER) in norms)
+        and (not clean.endswith(COUNTER) or clean.removesuffix(COUNTER) in norms)
     ]
     if found.projection:
         return Head(used, {}, [f'left out {some(list(heads))}, which self-supervised training projects with'])
@@ -235,10 +235,8 @@ def find_head(found: Found, clean: Mapping[str, str], features: int | None, drop
 
 def _is_own(chain: Sequence[HeadLayer], prefix: str) -> bool:
     """Whether these are the classifier of the net itself, with a weight and a bias of whatever shapes."""
-    return [layer.path for layer in chain] == [f'{prefix}fc'] and chain[0].tensors.keys() <= {
-        'weight',
-        'bias',
-    }
+    own = [layer.path for layer in chain] == [f'{prefix}fc']
+    return own and chain[0].tensors.keys() <= {'weight', 'bias'}
 
 
 def root_of(name: str, prefix: str) -> str | None:
@@ -266,7 +264,7 @@ def _chains(names: Mapping[str, str], tensors: Tensors, prefix: str) -> dict[str
     for name, clean in names.items():
         root = root_of(clean, prefix)
         match = _LEAF.fullmatch(clean)
-        if root is None or match is None or match[2] == _COUNTER[1:]:
+        if root is None or match is None or match[2] == COUNTER[1:]:
             continue
         path = match[1] or ''
         layer = roots.setdefault(root, {}).setdefault(path, HeadLayer(path))
@@ -364,8 +362,7 @@ def _said(layer: HeadLayer) -> str:
         return 'BatchNorm'
     if layer.kind == 'linear':
         return f'linear {layer.takes} to {len(layer.matrix()[0])}'
-    shapes = some([f'{leaf} {"x".join(map(str, t.shape))}' for leaf, t in layer.tensors.items()], 3)
-    return shapes
+    return some([f'{leaf} {"x".join(map(str, t.shape))}' for leaf, t in layer.tensors.items()], 3)
 
 
 def _reduced(chain: Sequence[HeadLayer], usual: str) -> tuple[dict[str, np.ndarray], list[str]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from flaxnets.errors import CheckpointError, FlaxnetsError
 from flaxnets.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
+from flaxnets.store.files import read_small
 
 from .class_names import class_names
 from .image_settings import timm_fields
@@ -27,7 +28,6 @@ from .options import changing, described
 CONFIG_FILE = 'config.json'
 # In timm's order of preference; the first is the only one that the hub still asks for.
 WEIGHTS_FILES = ('model.safetensors', 'pytorch_model.bin', 'pytorch_model.pth', 'model.pth')
-MAX_CONFIG_BYTES = 16_000_000  # 20,000 classes with descriptions take two million
 
 # What timm takes where its configuration says nothing (`timm.data.resolve_data_config`).
 _TIMM_DEFAULTS: dict[str, Any] = {
@@ -153,13 +153,7 @@ def _preprocess(options: Mapping[str, Any]) -> tuple[Preprocess, tuple[str, ...]
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:
-    try:
-        with open(path, 'rb') as file:
-            content = file.read(MAX_CONFIG_BYTES + 1)
-    except OSError as error:
-        raise CheckpointError(f'{os.fsdecode(path)}: cannot be read: {error.strerror or error}') from error
-    if len(content) > MAX_CONFIG_BYTES:
-        raise CheckpointError(f'{os.fsdecode(path)}: larger than any configuration')
+    content = read_small(path, 'configuration')
     try:
         return json.loads(content.decode('utf-8-sig'))
     except (ValueError, RecursionError) as error:

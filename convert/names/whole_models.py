@@ -20,7 +20,7 @@ from flaxnets.nets.layers import BN_EPSILON
 from flaxnets.words import plain
 
 from ..formats.modules import Layer, ModuleState
-from .anchors import Place, bare
+from .anchors import Place, bare_layer
 from .heads import root_of
 
 Layers = Mapping[str, Layer]
@@ -44,7 +44,7 @@ _FIRST_STAGE = {'layers': 1, 'children': 4, 'detectron2': 2}
 
 def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]:
     """The layers that differ from ours, in words: of the net at `place`, and around its classifier."""
-    layers = {bare(f'{name}.')[:-1]: layer for name, layer in model.layers.items() if name}
+    layers = {bare_layer(name): layer for name, layer in model.layers.items() if name}
     body = _body(layers, place)
     rest = {name: layer for name, layer in layers.items() if name not in body}
     sequentials = _sequentials(layers, model.layers[''], place)

@@ -21,7 +21,7 @@ from flaxnets.words import count, plain, some
 
 from ..formats.modules import ModuleState
 from ..formats.pth import Inert
-from .anchors import Place, bare, bare_names, places
+from .anchors import Place, bare, bare_layer, bare_names, places
 from .class_names import class_names
 from .found import Found, Tensors
 from .image_settings import image_settings
@@ -37,6 +37,7 @@ from .roles import (
     split_by_role,
     words_of,
 )
+from .tree import COUNTER
 from .whole_models import differences as layer_differences
 
 # Last parts of names whose values must be tensors in a net.
@@ -187,7 +188,7 @@ def _checked(net: Net, walk: _Walk, notes: list[str]) -> dict[str, np.ndarray]:
             continue
         if isinstance(key, str) and isinstance(value, np.ndarray):
             tensors[key] = value
-        elif isinstance(key, str) and key.endswith('num_batches_tracked') and type(value) is int:
+        elif isinstance(key, str) and key.endswith(COUNTER[1:]) and type(value) is int:
             tensors[key] = np.array(value, np.float64 if abs(value) >= 2**63 else np.int64)
         elif isinstance(key, str) and key.endswith(_LEAVES) and bare(key).startswith(net.place.prefix):
             wrong.append(f'{plain(key)} ({_kind(value)})')
@@ -247,7 +248,7 @@ def _mapping(value: object) -> Mapping[Any, Any]:
 
 def _clean(layers: Mapping[str, str]) -> dict[str, str]:
     """The same mapping, with what wrappers put into names taken off."""
-    return {bare(f'{layer}.')[:-1]: said for layer, said in layers.items()}
+    return {bare_layer(layer): said for layer, said in layers.items()}
 
 
 def _of_layers(net: Net) -> tuple[tuple[str, ...], tuple[str, ...]]:

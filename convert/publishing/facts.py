@@ -11,10 +11,10 @@ from typing import Any
 from flaxnets import zoo
 from flaxnets.checks import is_finite
 from flaxnets.errors import FlaxnetsError, shown
+from flaxnets.store.files import read_small
 from flaxnets.zoo.records import Config
 
 UNKNOWN = 'unknown'  # the hub's own word
-MAX_REPORT_BYTES = 16_000_000
 
 # Nets of the zoo that timm has under no name (the tests ask it).
 NOT_IN_TIMM = frozenset(
@@ -92,13 +92,12 @@ def gather(config: Config, licence: str | None = None, report: str | Path | None
 
 
 def _of_report(path: Path, config: Config) -> Measured:
+    content = read_small(path, 'report')
     try:
-        if path.stat().st_size > MAX_REPORT_BYTES:
-            raise ValueError('it is larger than any report')
-        said = json.loads(path.read_bytes())
+        said = json.loads(content)
         name, data, top1 = said['architecture'], said['data'], said['top1']
         top5, images = said.get('top5'), said.get('images')
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FlaxnetsError(f'{path}: not the result.json of an evaluation: {_why(error)}') from error
     numbers = [top for top in (top1, top5) if top is not None]
     if top1 is None or not all(is_finite(top) and 0 <= top <= 100 for top in numbers):
@@ -121,4 +120,4 @@ def _outputs(said: dict[str, Any]) -> Any:
 
 
 def _why(error: Exception) -> str:
-    return f'no {error}' if isinstance(error, KeyError) else getattr(error, 'strerror', None) or str(error)
+    return f'no {error}' if isinstance(error, KeyError) else str(error)

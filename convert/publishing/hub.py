@@ -11,6 +11,7 @@ from typing import Any
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.version import VERSION
+from flaxnets.words import some
 
 from ..download.published_files import hub_address, hub_token, offline_variable
 from .model_card import CARD_FILE
@@ -64,10 +65,9 @@ def find_repository(name: str, *, private: bool = False, overwrite: bool = False
         raise FlaxnetsError(f'{name} is there already and public; make it private on its page first')
     held = sorted(set(files) - _EMPTY)
     if held and not overwrite:
-        listed = ', '.join(held[:4]) + (f' and {len(held) - 4} more' if len(held) > 4 else '')
         raise FlaxnetsError(
-            f'{name} is there already and holds {listed}; choose another name, or commit a new version '
-            'of its files (overwrite=True)'
+            f'{name} is there already and holds {some(held, 4)}; choose another name, or commit a new '
+            'version of its files (overwrite=True)'
         )
     return Repository(name, api, True, files)
 

@@ -13,20 +13,14 @@ import jax.numpy as jnp
 from ..api import load_with_config
 from ..errors import FlaxnetsError
 from ..store.files import written_whole
-from ..store.remote import StorePath, is_remote, place, staged
+from ..store.remote import StorePath, check_free, is_remote, staged_as
 from .description import BATCH, Description, Size, describe
 from .onnx_file import check_onnx, write_onnx
 from .stablehlo import stablehlo
 
 STABLEHLO, ONNX = '.stablehlo', '.onnx'
 DTYPES = ('float32', 'bfloat16')
-_ELSEWHERE = {
-    '.pth': 'python -m convert',
-    '.pt': 'python -m convert',
-    '.ckpt': 'python -m convert',
-    '.bin': 'python -m convert',
-    '.safetensors': 'python -m convert',
-}
+PYTORCH = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 
 
 @dataclass(frozen=True)
@@ -107,41 +101,32 @@ def export(
       (('batch', 3, 'height', 'width'), 1000)
     """
     kind = _kind(out, dtype)
-    _check_free(out, overwrite)
-    if is_remote(out):
-        there = StorePath(out)
-        with staged(there.parent) as here:
-            found = export(source, here / there.name, size=size, model=model, dtype=dtype, classes=classes)
-        return Exported(
-            tuple(f'{there.parent}/{Path(file).name}' for file in found.files),
-            found.size,
-            found.description,
-            found.input_shape,
-            found.outputs,
-        )
+    check_free(out, overwrite)
     width = jnp.dtype(dtype)
     config, net, variables = load_with_config(source, model=model, dtype=width, param_dtype=width)
     description = describe(config, size, classes)
     sides = (description.height, description.width)
     outputs = net.num_classes or net.num_features
-    path = Path(out)
-    if kind == ONNX:
-        files = write_onnx(path, net, variables, description)
-        shape: tuple[int | str, ...] = (BATCH, net.in_chans, *sides)
-    else:
-        content = stablehlo(net, variables, description)
-        with written_whole(path) as file:
-            file.write(content)
-        files, shape = (path,), (BATCH, *sides, net.in_chans)
-    written = sum(file.stat().st_size for file in files)
-    return Exported(tuple(map(os.fspath, files)), written, description, shape, outputs)
+    with staged_as(out) as path:
+        if kind == ONNX:
+            files = write_onnx(path, net, variables, description)
+            shape: tuple[int | str, ...] = (BATCH, net.in_chans, *sides)
+        else:
+            content = stablehlo(net, variables, description)
+            with written_whole(path) as file:
+                file.write(content)
+            files, shape = (path,), (BATCH, *sides, net.in_chans)
+        written = sum(file.stat().st_size for file in files)
+    beside = StorePath(out).parent if is_remote(out) else path.parent
+    names = tuple(os.fspath(beside / file.name) for file in files)
+    return Exported(names, written, description, shape, outputs)
 
 
 def _kind(out: str | os.PathLike[str], dtype: str) -> str:
     """The suffix of `out`, after checking that it is known and can be written with this dtype."""
     suffix = Path(out).suffix.lower()
     if suffix not in (STABLEHLO, ONNX):
-        other = f' ({_ELSEWHERE[suffix]} writes {suffix} files)' if suffix in _ELSEWHERE else ''
+        other = f' (python -m convert writes {suffix} files)' if suffix in PYTORCH else ''
         raise FlaxnetsError(f'{os.fspath(out)}: must end in {STABLEHLO} or {ONNX}{other}')
     if dtype not in DTYPES:
         raise FlaxnetsError(f'dtype={dtype!r} is not one of {", ".join(DTYPES)}')
@@ -153,11 +138,3 @@ def _kind(out: str | os.PathLike[str], dtype: str) -> str:
             )
         check_onnx()
     return suffix
-
-
-def _check_free(out: str | os.PathLike[str], overwrite: bool) -> None:
-    target = place(out)
-    if target.is_dir():
-        raise FlaxnetsError(f'{target} is a directory; choose another file')
-    if target.exists() and not overwrite:
-        raise FlaxnetsError(f'{target} exists; choose another file or overwrite it (overwrite=True)')

@@ -133,13 +133,8 @@ class Transform:
         Raises:
           ImageError: the image cannot be read, or must not be.
         """
-        if isinstance(image, str | os.PathLike):
-            name = os.fsdecode(image)
-            with _open(name) as file:
-                return self._pixels(_read_header(file, name), name)
-        if isinstance(image, Image.Image):
-            return self._pixels(image, str(getattr(image, 'filename', '')) or 'the image')
-        return self._pixels(_from_array(image), 'the array')
+        height, width = self.preprocess.height, self.preprocess.width
+        return np.array(self._shape(*self._opened(image))).reshape(height, width, self.in_chans)
 
     def five_crops(self, image: ImageLike) -> UInt8[np.ndarray, '5 height width {self.in_chans}']:
         """The four corners and the centre of the resized image, as torchvision's `FiveCrop` cuts them.
@@ -152,7 +147,8 @@ class Transform:
           FlaxnetsError: the images that these weights expect have no corners (`check_corners`).
         """
         self.check_corners()
-        p, whole = self.preprocess, self._opened(image)
+        p = self.preprocess
+        whole, _ = self._opened(image)
         resized = whole.resize(self._resized(*whole.size), FILTERS[p.interpolation])
         right, bottom = resized.width - p.width, resized.height - p.height
         corners = [(0, 0), (right, 0), (0, bottom), (right, bottom)]
@@ -174,19 +170,18 @@ class Transform:
                 'crop_pct below 1 with crop_mode center or squash'
             )
 
-    def _opened(self, image: ImageLike) -> Image.Image:
-        """The decoded image, at its own size."""
+    def _opened(self, image: ImageLike) -> tuple[Image.Image, str]:
+        """The decoded image, at its own size, and its name in messages."""
         if isinstance(image, str | os.PathLike):
             name = os.fsdecode(image)
             with _open(name) as file:
-                return _decoded(_read_header(file, name), self.in_chans, name, self.max_pixels, self.exif)
-        image = image if isinstance(image, Image.Image) else _from_array(image)
-        return _decoded(image, self.in_chans, 'the image', self.max_pixels, self.exif)
-
-    def _pixels(self, image: Image.Image, name: str) -> UInt8[np.ndarray, 'height width {self.in_chans}']:
-        image = _decoded(image, self.in_chans, name, self.max_pixels, self.exif)
-        height, width = self.preprocess.height, self.preprocess.width
-        return np.array(self._shape(image, name)).reshape(height, width, self.in_chans)
+                opened = _read_header(file, name)
+                return loaded(opened, self.in_chans, name, self.max_pixels, self.exif), name
+        if isinstance(image, Image.Image):
+            name = str(getattr(image, 'filename', '')) or 'the image'
+        else:
+            image, name = _from_array(image), 'the array'
+        return loaded(image, self.in_chans, name, self.max_pixels, self.exif), name
 
     def _shape(self, image: Image.Image, name: str) -> Image.Image:
         """Crops and resizes an image to the size of the net's input, and rounds as each mode's authors do."""
@@ -248,47 +243,34 @@ def _middle(have: int, want: int) -> tuple[int, int]:
     return start, start + want
 
 
-def decode(
-    image: bytes | npt.NDArray[Any], in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
+def decode(image: bytes | npt.NDArray[Any], in_chans: int, name: str) -> Image.Image:
     """Decodes an image at its own size, to Pillow's mode 'RGB' (`in_chans=3`) or 'L' (1).
 
     Args:
       image: the bytes of a file, or an array as `Transform` takes it.
       in_chans: 3 or 1.
       name: its name in messages.
-      max_pixels: pictures with more pixels are refused before they are decoded.
 
     Raises:
-      ImageError: it cannot be read, or must not be.
+      ImageError: it cannot be read, or must not be; so is a picture of more than `MAX_PIXELS`.
     """
     opened = _read_header(io.BytesIO(image), name) if isinstance(image, bytes) else _from_array(image)
-    return _decoded(opened, in_chans, name, max_pixels)
+    return loaded(opened, in_chans, name)
 
 
-def header(image: bytes, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def header(image: bytes, name: str) -> Image.Image:
     """Opens an image file but reads only its header; `loaded` decodes the rest.
 
     Args:
       image: the bytes of the file.
       name: its name in messages.
-      max_pixels: pictures with more pixels are refused.
 
     Raises:
-      ImageError: it is not an image, or must not be decoded.
+      ImageError: it is not an image, or must not be decoded: it has more than `MAX_PIXELS`.
     """
     opened = _read_header(io.BytesIO(image), name)
-    _check_pixels(opened.size, name, max_pixels)
+    _check_pixels(opened.size, name, MAX_PIXELS)
     return opened
-
-
-def loaded(opened: Image.Image, in_chans: int, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decodes an image that `header` opened, as `decode` does.
-
-    Raises:
-      ImageError: it cannot be read, or must not be.
-    """
-    return _decoded(opened, in_chans, name, max_pixels)
 
 
 def is_image(start: bytes) -> bool:
@@ -297,9 +279,21 @@ def is_image(start: bytes) -> bool:
     return known and not _LOOKALIKES.match(start)
 
 
-def _decoded(
-    image: Image.Image, in_chans: int, name: str, max_pixels: int, exif: bool = False
+def loaded(
+    image: Image.Image, in_chans: int, name: str, max_pixels: int = MAX_PIXELS, exif: bool = False
 ) -> Image.Image:
+    """Decodes an image that is open, such as by `header`, to Pillow's mode 'RGB' or 'L'.
+
+    Args:
+      image: the image.
+      in_chans: 3 or 1.
+      name: its name in messages.
+      max_pixels: pictures with more pixels are refused before they are decoded.
+      exif: turn the picture as its EXIF orientation says.
+
+    Raises:
+      ImageError: it cannot be read, or must not be.
+    """
     _check_pixels(image.size, name, max_pixels)
     try:
         image.load()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import collections
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +20,7 @@ from ..images.listing import ImageFile
 from ..images.transforms import Transform
 
 BATCH = 32  # images per device
+T = TypeVar('T')
 AHEAD = 2  # how many batches are decoded ahead while one is computed
 
 
@@ -71,14 +72,22 @@ def mapped(
     )
     rows = NamedSharding(mesh, P('batch'))
     everywhere = jax.device_put(variables, NamedSharding(mesh, P()))
-    waiting: tuple[list[_Read], jax.Array] | None = None  # a batch that is computed while the next is decoded
-    for part, images in _batches(files, transform, local * len(devices)):
-        computed = apply(everywhere, jax.device_put(images, rows))
-        if waiting:
-            yield from _results(*waiting)
-        waiting = part, computed
-    if waiting:
-        yield from _results(*waiting)
+    computed = (
+        (part, apply(everywhere, jax.device_put(images, rows)))
+        for part, images in _batches(files, transform, local * len(devices))
+    )
+    for part, values in one_ahead(computed):
+        yield from _results(part, values)
+
+
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Gives each item once the next one is made: devices compute a batch while the next is prepared."""
+    left = iter(items)
+    for waiting in left:
+        for item in left:
+            yield waiting
+            waiting = item
+        yield waiting
 
 
 _Read = tuple[ImageFile, str | None]

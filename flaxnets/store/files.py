@@ -17,6 +17,8 @@ from typing import IO
 
 from ..errors import CheckpointError, FlaxnetsError, shown
 
+SMALL = 16_000_000  # bytes: a configuration of 20,000 classes with descriptions has two million
+
 # First bytes of files that are mistaken for weights, and what to say about them.
 _LOOKALIKES = (
     (b'<', 'it looks like a web page: the download went wrong'),
@@ -59,6 +61,27 @@ def map_file(path: str | os.PathLike[str]) -> mmap.mmap:
         raise CheckpointError(
             f'{where}: cannot be read: {getattr(error, "strerror", None) or error}'
         ) from error
+
+
+def read_small(path: str | os.PathLike[str], what: str) -> bytes:
+    """The content of a file that is small if it is what it should be, such as a table or a configuration.
+
+    Args:
+      path: the file.
+      what: what it should be, for the message.
+
+    Raises:
+      CheckpointError: the file cannot be read, or has more than `SMALL` bytes.
+    """
+    where = os.fsdecode(path)
+    try:
+        with open(path, 'rb') as file:
+            content = file.read(SMALL + 1)
+    except OSError as error:
+        raise CheckpointError(f'{where}: cannot be read: {error.strerror or error}') from error
+    if len(content) > SMALL:
+        raise CheckpointError(f'{where}: larger than any {what}')
+    return content
 
 
 def sha256_of(path: Path) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import fsspec
 
-from ..errors import FlaxnetsError
+from ..errors import CheckpointError, FlaxnetsError
 
 # The package that each kind of store needs; 'memory' is fsspec's own, for tests.
 PACKAGES = {
@@ -210,9 +210,6 @@ class StorePath:
                 filesystem(self._url).cat_ranges([self._url] * len(starts), starts, ends, on_error='raise')
             )
 
-    def read_text(self) -> str:
-        return self.read_bytes().decode()
-
     def write_bytes(self, data: bytes) -> None:
         """Writes an object, or replaces the one of this name, whole or not at all."""
         with self._writing():
@@ -240,33 +237,29 @@ class StorePath:
 
     def remove_files(self, names: Collection[str]) -> None:
         """Removes objects below this path, by their names relative to it."""
-        if names:
-            with _plainly(self._url):
-                remove = filesystem(self._url).rm_file
-                _side_by_side([partial(remove, f'{self._url}/{name}') for name in names])
+        with _plainly(self._url):
+            remove = filesystem(self._url).rm_file
+            _side_by_side([partial(remove, f'{self._url}/{name}') for name in names])
 
     def copy_files(self, names: Collection[str], target: StorePath) -> None:
         """Copies objects below this path to the same names below `target`, within the store."""
-        if names:
-            with _plainly(self._url):
-                copy = filesystem(self._url).cp_file
-                _side_by_side([partial(copy, f'{self._url}/{n}', f'{target._url}/{n}') for n in names])
+        with _plainly(self._url):
+            copy = filesystem(self._url).cp_file
+            _side_by_side([partial(copy, f'{self._url}/{n}', f'{target._url}/{n}') for n in names])
 
     def upload(self, source: Path, names: Collection[str]) -> None:
         """Copies files below a folder of this machine to the same names below this path."""
-        if names:
-            with self._writing():
-                put = filesystem(self._url).put_file
-                _side_by_side([partial(put, f'{source}/{name}', f'{self._url}/{name}') for name in names])
+        with self._writing():
+            put = filesystem(self._url).put_file
+            _side_by_side([partial(put, f'{source}/{name}', f'{self._url}/{name}') for name in names])
 
     def download(self, target: Path, names: Collection[str]) -> None:
         """Copies objects below this path to the same names below a folder of this machine."""
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-        if names:
-            with _plainly(self._url):
-                get = filesystem(self._url).get_file
-                _side_by_side([partial(get, f'{self._url}/{name}', f'{target}/{name}') for name in names])
+        with _plainly(self._url):
+            get = filesystem(self._url).get_file
+            _side_by_side([partial(get, f'{self._url}/{name}', f'{target}/{name}') for name in names])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -370,6 +363,19 @@ def place(path: str | os.PathLike[str]) -> Path | StorePath:
     return StorePath(path) if is_remote(path) else Path(os.path.abspath(path))
 
 
+def check_free(path: str | os.PathLike[str], overwrite: bool) -> None:
+    """Checks, before long work, that a file may be written to `path`.
+
+    Raises:
+      CheckpointError: there is a folder, or a file and `overwrite` is False.
+    """
+    target = place(path)
+    if target.is_dir():
+        raise CheckpointError(f'{target} is a directory; choose another file')
+    if target.exists() and not overwrite:
+        raise CheckpointError(f'{target} exists; choose another file or overwrite it (overwrite=True)')
+
+
 @contextlib.contextmanager
 def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
     """A folder of this machine to write to: `directory` itself, or one that is copied to it at the end.
@@ -386,3 +392,20 @@ def staged(directory: str | os.PathLike[str]) -> Iterator[Path]:
         yield Path(folder)
         names = [path.relative_to(folder).as_posix() for path in Path(folder).rglob('*') if path.is_file()]
         StorePath(directory).upload(Path(folder), sorted(names))
+
+
+@contextlib.contextmanager
+def staged_as(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path of this machine to write to: `path` itself, or one of the same name that is copied at the end.
+
+    It may become a file or a folder. If the block raises an error, nothing is copied.
+
+    Raises:
+      StoreError: it cannot be copied.
+    """
+    if not is_remote(path):
+        yield Path(path)
+        return
+    there = StorePath(path)
+    with staged(there.parent) as folder:
+        yield folder / there.name

@@ -32,7 +32,7 @@ from ..words import some
 from ..zoo.records import Config, config_from_json, to_json
 from .digest import Description, describe_all
 from .files import check_space, folder_written_whole
-from .remote import StoreError, StorePath, is_remote, place, staged
+from .remote import StoreError, StorePath, is_remote, place, staged_as
 from .safetensors_file import check_tensors, read_safetensors, write_into
 
 FORMAT = 'flaxnets'
@@ -91,12 +91,7 @@ def save(
       CheckpointError: the directory exists, or cannot be written.
     """
     check_target(directory, overwrite)
-    if is_remote(directory):
-        there = StorePath(directory)
-        with staged(there.parent) as here:
-            save(here / there.name, variables, config, source, verification=verification)
-        return there
-    with folder_written_whole(directory) as work:
+    with staged_as(directory) as here, folder_written_whole(here) as work:
         arrays = _named(variables)
         check_tensors(str(directory), arrays, METADATA)
         check_space(work, sum(array.nbytes for array in arrays.values()))
@@ -107,7 +102,7 @@ def save(
         write_json(work / 'certificate.json', certificate(source, described, verification))
         header = {'format': FORMAT, 'format_version': FORMAT_VERSION, 'config': to_json(config)}
         write_json(work / 'config.json', header)
-    return Path(directory).absolute()
+    return StorePath(directory) if is_remote(directory) else here.absolute()
 
 
 def check_target(directory: str | os.PathLike[str], overwrite: bool) -> None:

@@ -13,6 +13,7 @@ import re
 from ..errors import FlaxnetsError
 from ..images.preprocess import Preprocess
 from .architectures import ARCH_ALIASES, ARCHS, NETS, TINY_ARCHS
+from .classes import in_order
 from .published import WEIGHTS
 from .records import Config, Weights
 
@@ -128,15 +129,11 @@ def list_models(pattern: str = '*', weights: bool = False) -> list[str]:
       ['resnest50d.in1k', 'resnest50d.mm_in1k']
     """
     pattern = pattern.lower()
-    archs = sorted(ARCHS, key=_natural)
+    archs = in_order(tuple(ARCHS), 'natural')
     if not weights:
         return fnmatch.filter(archs, pattern)
     rows = (row for arch in archs for row in weights_of(arch))
     return [r.name for r in rows if fnmatch.fnmatch(r.name, pattern) or fnmatch.fnmatch(r.arch, pattern)]
-
-
-def _natural(name: str) -> list[int | str]:
-    return [int(part) if part.isdigit() else part for part in re.split(r'(\d+)', name)]
 
 
 def find_file(filename: str) -> Weights | None:

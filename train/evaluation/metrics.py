@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Int64
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
+from flaxnets.inference.batches import one_ahead
 from flaxnets.nets.resnet import ResNet
 
 from .. import parallel
@@ -165,17 +166,11 @@ class Evaluator:
           on_batch: told how many images of the global batch are done, for a progress bar.
         """
         parts: list[dict[str, npt.NDArray[Any]]] = []
-        waiting = None  # one batch is computed while the next one is prepared
-        for batch in batches:
-            results = self._step(variables, parallel.shard(batch))
-            if waiting is not None:
-                parts.append(_kept(waiting))
-                on_batch(len(parts[-1]['label']))
-            waiting = results
-        if waiting is None:
+        for results in one_ahead(self._step(variables, parallel.shard(batch)) for batch in batches):
+            parts.append(_kept(results))
+            on_batch(len(parts[-1]['label']))
+        if not parts:
             raise FlaxnetsError('there are no images to evaluate')
-        parts.append(_kept(waiting))
-        on_batch(len(parts[-1]['label']))
         whole = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
         return Evaluation(
             whole['label'],
