@@ -39,9 +39,11 @@ class Broken:
 
     name, classes, num_classes, fingerprint = 'broken', ('a',), 1, ''
     notes: tuple[str, ...] = ()
+    channels = None
 
     def __init__(self, bad: set[int], count: int = N) -> None:
         self.bad, self.count = bad, count
+        self.labels = np.arange(count, dtype=np.int32)
 
     def __len__(self) -> int:
         return self.count

@@ -22,7 +22,8 @@ from flaxnets.zoo.records import Config
 from train import recipes, train
 from train.__main__ import main
 from train.data.augment import train_transform
-from train.data.planes import decoded, plane_pixels
+from train.data.planes import check_channels, decoded, plane_pixels
+from train.data.sources import open_source
 from train.job import initial_state, make_job
 from train.run.log import read
 from train.settings import CROPS, Settings, validate
@@ -103,10 +104,11 @@ def test_five_channels_are_trained_on_published_evaluated_and_gone_on_with(
     assert json.loads(capsys.readouterr().out)['top1'] == outcome.evaluation.top1
 
 
+@pytest.mark.parametrize('split', ['train', 'train[:80%]'])
 @pytest.mark.parametrize('channels', [2, 4, 6])
-def test_images_of_other_channels_than_the_net_are_refused(channels: int, tmp_path: Path) -> None:
+def test_images_of_other_channels_than_the_net_are_refused(channels: int, split: str, tmp_path: Path) -> None:
     data = write_bands(tmp_path / 'bands.npz', channels, size=8)
-    base = Settings('resnext_tiny', data=data, batch_size=8)
+    base = Settings('resnext_tiny', data=data, train_split=split, batch_size=8)
     make_job(dataclasses.replace(base, in_chans=channels))
     with pytest.raises(FlaxnetsError, match=f'in_chans=5, .* have {channels} channels'):
         make_job(dataclasses.replace(base, in_chans=5))
@@ -115,6 +117,14 @@ def test_images_of_other_channels_than_the_net_are_refused(channels: int, tmp_pa
     else:
         with pytest.raises(FlaxnetsError, match=f'in_chans=3, .* have {channels} channels'):
             make_job(base)
+
+
+def test_and_where_labels_are_counted_among_other_classes(tmp_path: Path) -> None:
+    source = open_source(write_bands(tmp_path / 'bands.npz', 2, size=8), '', True).among(('1', '0'))
+    assert check_channels(source, 2) is None
+    for in_chans in (3, 5):
+        with pytest.raises(FlaxnetsError, match=f'in_chans={in_chans}, .* have 2 channels'):
+            check_channels(source, in_chans)
 
 
 def test_files_have_no_four_channels(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from train.data.sources.open import KINDS
 from train.data.sources.shards import braced
 from train.evaluation.metrics import Evaluation
 from train.job import make_job
-from train.settings import Settings
+from train.settings import FIELDS, Settings
 
 
 def put(root: Path, *names: str, data: bytes | None = None) -> None:
@@ -45,6 +45,10 @@ def test_every_kind_of_source_is_documented() -> None:
     text = (Path(__file__).parent.parent / 'docs' / 'training.md').read_text()
     rows = text.partition('\n| `--data` | images |\n')[2].partition('\n\n')[0].splitlines()[1:]
     assert [row.split('`')[1] for row in rows] == [kind.form for kind in KINDS]
+    row = next(line for line in text.splitlines() if line.startswith('| 2, 4, 5, ... |'))
+    for kind in KINDS:
+        name = f'`{kind.form.partition(":")[0]}:`'
+        assert (name in row) == (name in FIELDS['in_chans'].what) == kind.any_channels
 
 
 # Parts.

@@ -17,7 +17,7 @@ from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.images.transforms import Transform, decode
 
-from .sources import Source
+from .sources import ANY_CHANNELS, Source
 
 PILLOWS = (1, 3)  # channels of the images that Pillow has: grey and RGB
 Pixels = npt.NDArray[np.uint8]
@@ -80,23 +80,20 @@ def plane_pixels(preprocess: Preprocess, in_chans: int) -> Callable[[Planes], Pi
 def check_channels(source: Source, in_chans: int) -> str | None:
     """Checks that a net of so many input channels can take a source's images.
 
-    Arrays are checked by their shape; of other sources only the kind of the first record is looked at.
-
     Returns:
       Which of the images' channels are not used, in words; None if all are.
 
     Raises:
       FlaxnetsError: the images have another number of channels.
     """
-    images = getattr(source, 'images', None)  # a source in memory has them
-    if images is None:
-        if in_chans in PILLOWS or not isinstance(source[0].image, bytes):
-            return None
+    channels = source.channels
+    if channels is None and in_chans in PILLOWS:
+        return None
+    if channels is None:
         raise FlaxnetsError(
             f'in_chans={in_chans}: {source.name} are image files, which give 3 channels or 1; images of '
-            f'{in_chans} channels come from arrays:FILE.npz, uint8 [N, H, W, {in_chans}]'
+            f'{in_chans} channels come from {ANY_CHANNELS}, uint8 [N, H, W, {in_chans}]'
         )
-    channels = 1 if images.ndim == 3 else images.shape[-1]
     if (in_chans not in PILLOWS and channels != in_chans) or (
         in_chans in PILLOWS and channels not in (1, 3, 4)
     ):

@@ -319,11 +319,11 @@ def judge(source: Source, matching: Matching, places: tuple[int, ...] | None, am
 
 def _with_images(source: Source, ask: bool) -> list[int] | None:
     """The classes that have images; None if all records would have to be read for that and not `ask`."""
-    labels = getattr(source, 'labels', ())
+    labels = source.labels
     if len(labels) != len(source):
         if not ask:
             return None
-        labels = [source[i].label for i in range(len(source))]
+        labels = np.array([source[i].label for i in range(len(source))])
     found: list[int] = np.unique(labels).tolist()
     return found
 

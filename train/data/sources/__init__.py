@@ -6,6 +6,6 @@
 from .arrays import ArraySource
 from .base import SPLITS, Labelled, Record, Source
 from .entries import some
-from .open import open_source
+from .open import ANY_CHANNELS, open_source
 
-__all__ = ['SPLITS', 'ArraySource', 'Labelled', 'Record', 'Source', 'open_source', 'some']
+__all__ = ['ANY_CHANNELS', 'SPLITS', 'ArraySource', 'Labelled', 'Record', 'Source', 'open_source', 'some']

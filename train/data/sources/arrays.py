@@ -39,6 +39,10 @@ class ArraySource(Labelled):
         super().__init__(name, classes, labels)
         self.images = images
 
+    @property
+    def channels(self) -> int:
+        return 1 if self.images.ndim == 3 else self.images.shape[-1]
+
     def __getitem__(self, index: int, /) -> Record:
         return Record(self.images[index], int(self.labels[index]), self.record_name(index))
 
@@ -60,7 +64,7 @@ def open_digits(part: Part) -> Labelled:
     if name not in (*SPLITS[True], *SPLITS[False]):
         raise FlaxnetsError(f'digits has the parts train and test, not {name!r}')
     chosen = np.isin(np.arange(len(labels)), test) == (name in SPLITS[False])
-    if part.percent and not part.chosen:
+    if part.shares_the_whole:
         raise FlaxnetsError('digits has the parts train and test: name the one to take percents of')
     grey = np.round(pixels[chosen] * (255 / 16)).astype(np.uint8)
     return ArraySource('digits', grey, labels[chosen], tuple('0123456789'))
@@ -102,12 +106,13 @@ def open_arrays(path: str, part: Part) -> Labelled:
 
 
 def _keys(path: str, there: Sequence[str], part: Part) -> tuple[str, str]:
-    """What images and labels of a part are called in a file."""
-    for split in part.names:
+    """What images and labels of a part are called in a file: 'x', 'y' where it has no parts."""
+    names = () if part.shares_the_whole else part.names
+    for split in names:
         for keys in ((f'x_{split}', f'y_{split}'), (f'{split}_images', f'{split}_labels')):
-            if keys[0] in there and not (part.percent and not part.chosen):
+            if keys[0] in there:
                 return keys
-    if part.whole and not part.chosen and 'x' in there:
+    if part.may_be_the_whole and 'x' in there:
         return 'x', 'y'
     raise FlaxnetsError(
         f'{path}: no x_{part.names[0]} in it; it has {", ".join(there)}. Images and labels are looked for as '

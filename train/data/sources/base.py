@@ -49,15 +49,21 @@ class Source(Protocol):
       name: for messages.
       classes: names of the classes, in the order of the labels.
       notes: how it was read, for the user: what was left out, how classes were found.
-      fingerprint: differs where the images, their order or their labels differ. Pixels are not read for it.
+      labels: [N], numbers of `classes`; [0] where only the records tell them.
+      channels: of the images, where records hold pixels; None where they hold encoded files.
+      fingerprint: differs where the images, their order or their labels differ. No image file is read for it.
     """
 
     name: str
     classes: tuple[str, ...]
     notes: tuple[str, ...]
+    labels: npt.NDArray[np.int32]
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def channels(self) -> int | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -88,7 +94,19 @@ class Source(Protocol):
 class Labelled:
     """What sources share: their labels as an array, and what follows from them.
 
-    A subclass has `__getitem__` and `_identity`, and `record_name` where its records have names of their own.
+    A subclass must define:
+      __getitem__: the record of an index in 0..N-1. Threads and worker processes call it in any order. It
+        raises `ImageError` for one image that cannot be read: training counts that and goes on.
+      _identity: what the fingerprint is made of.
+
+    and may define:
+      record_name: where records have names of their own.
+      channels: where records hold pixels instead of encoded files.
+      __len__, among, empty_classes: where the labels are not known beforehand (`labels` [0], as in tfds.py).
+
+    It is pickled to reach worker processes, which do not import JAX. So it keeps paths, names and arrays, and
+    no open files. Files are listed and read by the functions of `store.py`, so
+    that buckets work as folders do.
 
     Args:
       name: for messages.
@@ -110,6 +128,10 @@ class Labelled:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def channels(self) -> int | None:
+        return None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -144,7 +166,11 @@ class Labelled:
         return tuple(name for name, count in zip(self.classes, counts, strict=True) if not count)
 
     def _identity(self) -> Iterable[bytes]:
-        """What enters the fingerprint beside classes and labels: names and sizes of files, for example."""
+        """What tells these images from others, beside classes and labels, which the fingerprint has already.
+
+        Of files their names and sizes, which listing them gives: no file is read. Of images in memory their
+        pixels. A run that is resumed compares it: the same images must give the same bytes on every machine.
+        """
         raise NotImplementedError
 
     @cached_property
@@ -179,6 +205,10 @@ class View(Labelled):
     ) -> None:
         super().__init__(name, classes, labels, (*source.notes, *notes))
         self._source, self._places = source, places
+
+    @property
+    def channels(self) -> int | None:
+        return self._source.channels
 
     def __getitem__(self, index: int, /) -> Record:
         return replace(self._source[int(self._places[index])], label=int(self.labels[index]))

@@ -97,10 +97,10 @@ def _root(path: str, part: Part) -> str:
         os.path.join(base, name) for base in (path, os.path.join(path, 'data')) for name in _folders(base)
     ]
     parts = [p for p in candidates if os.path.basename(p).lower() in USUAL and _has_classes(p)]
-    if part.whole and not part.chosen:
+    if part.may_be_the_whole:
         if not parts:
             return path
-        if part.percent:
+        if part.shares_the_whole:
             names = [os.path.relpath(p, path) for p in parts]
             raise FlaxnetsError(
                 f'{path} has the parts {some(names)}: name the one to take percents of, as in '

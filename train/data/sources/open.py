@@ -1,8 +1,8 @@
 """Opens the source that a description such as `folder:flowers` stands for.
 
 A new kind is a module beside this one, with a `Labelled` and a function that opens it, and a row of `KINDS`.
-The row makes it known to `open_source`, to its error and to the help of `--data`; a test asks for the kind's
-row in docs/training.md.
+The row makes it known to `open_source`, to its error and to the help of `--data`; tests ask for the kind in
+the tables of docs/training.md.
 """
 
 from __future__ import annotations
@@ -40,20 +40,24 @@ class Kind(NamedTuple):
     Attributes:
       form: how it is described: `NAME`, or `NAME:` and what `open` is given.
       open: given what stands after the colon, and `split`, `training` and `whole` of `open_source`.
+      any_channels: whether its images may have any number of channels, as pixels in memory can. Image files
+        have one or three.
     """
 
     form: str
     open: _Open
+    any_channels: bool = False
 
 
 KINDS = (
     Kind('digits', _by_parts(lambda _, part: open_digits(part))),
     Kind('folder:PATH', _by_parts(open_folder)),
     Kind('tar:PATTERN', _by_parts(open_tar)),
-    Kind('arrays:FILE.npz', _by_parts(open_arrays)),
-    # TensorFlow Datasets has a language of parts of its own.
+    Kind('arrays:FILE.npz', _by_parts(open_arrays), any_channels=True),
+    # TensorFlow Datasets reads `split` itself, `train+test[:10%]` too.
     Kind('tfds:NAME', lambda rest, split, training, _: open_tfds(rest, split, training)),
 )
+ANY_CHANNELS = ' or '.join(kind.form for kind in KINDS if kind.any_channels)
 FORMS = f'{", ".join(kind.form for kind in KINDS[:-1])} or {KINDS[-1].form}'
 
 

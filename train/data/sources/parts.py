@@ -22,8 +22,7 @@ class Part:
       names: that the part may have, the first choice first.
       chosen: whether the user named the part; otherwise `names` are the usual ones.
       percent: first and last percent of each class, or None for all of it. The function that opens a source
-        gives the whole part; `open_source` takes the percents. Percents of no named part (`[:80%]`) are for
-        data without parts, and are refused where there are parts.
+        gives the whole part; `open_source` takes the percents.
       whole: take data that has no parts as it is. If False that is an error, so that no net is evaluated on
         the images that it was trained on unless the user asked for it.
       training: the part is to be trained on, so each class must have images.
@@ -34,6 +33,16 @@ class Part:
     percent: tuple[int, int] | None = None
     whole: bool = False
     training: bool = False
+
+    @property
+    def may_be_the_whole(self) -> bool:
+        """Whether data without parts is taken as it is."""
+        return self.whole and not self.chosen
+
+    @property
+    def shares_the_whole(self) -> bool:
+        """Whether percents of no named part are meant, `[:80%]`: data that has parts must refuse them."""
+        return self.percent is not None and not self.chosen
 
 
 def parse(split: str, training: bool, whole: bool) -> Part:

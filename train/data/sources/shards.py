@@ -28,7 +28,7 @@ def find(pattern: str, part: Part) -> tuple[list[str], bool]:
       FlaxnetsError: no file matches, one that is asked for by name is not there, or one is found twice.
     """
     splits = '{split}' in pattern
-    if splits and part.percent and not part.chosen:
+    if splits and part.shares_the_whole:
         raise FlaxnetsError(f"{pattern} has parts: name the one to take percents of, as in 'train[:80%]'")
     if not splits and store.is_folder(pattern):
         return _in_folder(pattern, part), True
@@ -58,7 +58,7 @@ def _in_folder(folder: str, part: Part) -> list[str]:
             raise FlaxnetsError(f'{folder}: no .tar file in it')
         return paths
     found = next((there[name] for name in part.names if name in there), None)
-    if found is None or (part.percent and not part.chosen):
+    if found is None or part.shares_the_whole:
         raise FlaxnetsError(f'{folder}: name one of its parts, which are {some(list(there)) or "not told"}')
     return found
 

@@ -112,7 +112,7 @@ def _of_part(pattern: str, members: list[Member], part: Part) -> list[Member]:
     of = [next((p.lower() for p in _parts(m.name)[:-2] if p.lower() in usual), '') for m in members]
     there = {name for name, member in zip(of, members, strict=True) if member.image}
     wanted = next((name.lower() for name in part.names if name.lower() in there), None)
-    ambiguous = part.percent and not part.chosen and len(there) > 1
+    ambiguous = part.shares_the_whole and len(there) > 1
     if wanted is not None and (part.chosen or '' not in there) and not ambiguous:
         return [member for name, member in zip(of, members, strict=True) if name == wanted]
     if not part.chosen and ('' in there or len(there) < 2):
