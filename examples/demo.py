@@ -17,8 +17,8 @@ import numpy as np
 
 import flaxnets
 from convert.formats.pth import read_pth
+from flaxnets.inference.pictures import Tile, sheet
 from train.data.sources import open_source
-from train.evaluation.pictures import image_grid
 
 SHOWN = 24
 
@@ -87,7 +87,9 @@ def read_digits(weights: Path, picture: Path) -> int:
     answers = np.asarray(logits).argmax(1)
     truth = np.array([record.label for record in records])
     captions = [f'{answer} ({share:.0%})' for answer, share in zip(answers, sure, strict=True)]
-    image_grid(pictures, captions, str(picture), list(answers == truth))
+    colours = np.where(answers == truth, 'darkgreen', 'firebrick')
+    tiles = [Tile(p[..., None], *rest) for p, *rest in zip(pictures, captions, colours, strict=True)]
+    sheet([tiles[i : i + 8] for i in range(0, len(tiles), 8)], str(picture), side=1.25)
     return int((answers == truth).sum())
 
 

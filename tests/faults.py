@@ -370,8 +370,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'a resumed run starts a batch late',
         'train/data/batches.py',
-        'images, share.rows, range(start_step, ENDLESS // share.rows)',
-        'images, share.rows, range(start_step and start_step + 1, ENDLESS // share.rows)',
+        'steps = range(start_step, ENDLESS // share.rows)',
+        'steps = range(start_step and start_step + 1, ENDLESS // share.rows)',
         'tests/test_data.py -k goes_on',
     ),
     Fault(

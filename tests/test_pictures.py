@@ -13,7 +13,6 @@ from train.evaluation.pictures import (
     by_confidence,
     confusion,
     curves,
-    image_grid,
     mistake_sheet,
     reliability,
 )
@@ -61,15 +60,6 @@ def test_confusion_of_any_number_of_classes(tmp_path: Path, count: int) -> None:
     confusion(matrix, names, str(tmp_path / 'a.png'))
     confusion(np.diag(matrix.diagonal()), names, str(tmp_path / 'b.png'))
     assert (pixels(tmp_path / 'a.png') != pixels(tmp_path / 'b.png')).any()
-
-
-def test_a_grid_says_what_is_right(tmp_path: Path) -> None:
-    images = [np.full((8, 8), 20 * i, np.uint8) for i in range(11)]
-    for name, right in (('a', [True] * 11), ('b', [False] * 11)):
-        image_grid(images, [str(i) for i in range(11)], str(tmp_path / f'{name}.png'), right)
-    green, red = pixels(tmp_path / 'a.png').astype(int), pixels(tmp_path / 'b.png').astype(int)
-    assert ((green[..., 1] - green[..., 0]) > 80).any() and not ((green[..., 0] - green[..., 1]) > 80).any()
-    assert ((red[..., 0] - red[..., 1]) > 80).any()
 
 
 @pytest.mark.parametrize('count', [1, 30])

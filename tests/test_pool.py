@@ -156,7 +156,7 @@ from train.data.images import Share, TrainImages
 from train.data.pool import Pool
 images = TrainImages(feeds.numbers(), feeds.light, 0, 1, Share(4, 0, 1))
 nothing = lambda *told: None
-pool = Pool(images, rows=4, first=0, last=None, processes=2, bad=nothing, made=nothing)
+pool = Pool(images, rows=4, steps=range(99), processes=2, bad=nothing, made=nothing)
 assert not next(pool)['image'].any() and 'jax' not in sys.modules
 print(*(p.pid for p in psutil.Process().children(recursive=True)), flush=True)
 time.sleep(60)

@@ -147,9 +147,9 @@ def test_a_change_is_read_as_its_field_is(change: str, field: str, value: Any) -
     changed = apply(DIGITS, [change])
     assert getattr(changed, field) == value
     assert type(getattr(changed, field)) is type(value)
-    assert difference(DIGITS, changed, ignore=()) == [f'{field}: {getattr(DIGITS, field)!r} -> {value!r}'] * (
-        getattr(DIGITS, field) != value
-    )
+    assert changed == dataclasses.replace(DIGITS, **{field: value})
+    if field not in MAY_CHANGE and getattr(DIGITS, field) != value:
+        assert difference(DIGITS, changed) == [f'{field}: {getattr(DIGITS, field)!r} -> {value!r}']
 
 
 @pytest.mark.parametrize(

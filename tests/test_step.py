@@ -58,6 +58,16 @@ def start(settings: Settings, net: type = Shallow, **options: Any) -> tuple[Any,
     return model, optimizer, state
 
 
+def shards_agree(tree: Any) -> bool:
+    """Whether all devices of this host hold the same bytes of every array."""
+
+    def same(array: jax.Array) -> bool:
+        first, *others = (np.asarray(shard.data).tobytes() for shard in array.addressable_shards)
+        return all(other == first for other in others)
+
+    return all(same(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))
+
+
 @functools.cache  # compiling takes seconds, and some cases meet in several tests
 def one_step(settings: Settings, devices: int, **options: Any) -> tuple[TrainState, dict[str, float]]:
     """The state after a step on so many devices, and the means of its metrics."""
@@ -69,7 +79,7 @@ def one_step(settings: Settings, devices: int, **options: Any) -> tuple[TrainSta
     mapped = parallel.map_train_step(step, devices=jax.local_devices()[:devices])
     split = {key: array.reshape(devices, -1, *array.shape[1:]) for key, array in batch().items()}
     state, metrics = mapped(state, split)
-    assert parallel.shards_agree((state, metrics))
+    assert shards_agree((state, metrics))
     means = {name: float(total) / float(count) for name, (total, count) in metrics.items()}
     return parallel.to_host(state), means
 

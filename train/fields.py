@@ -8,12 +8,13 @@ The checks, the parsing of `field=value`, the help and docs/settings.md are made
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any, get_type_hints
+
+from flaxnets.checks import is_finite
 
 Size = int | tuple[int, int]
 Numbers = tuple[float, ...]
@@ -182,7 +183,7 @@ def _parsed(text: str, kind: Any) -> Any:
 
 def _is_of_type(value: Any, kind: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return is_finite(value)
     if kind in (str, int, bool):
         return type(value) is kind
     if kind == Size and type(value) is int:

@@ -57,7 +57,15 @@ class Job:
     @property
     def config(self) -> Config:
         """The configuration that is stored with the trained weights."""
-        return net_config(self.settings, self.preprocess, self.training.classes)
+        name = resolve(self.settings.model)[0]
+        return Config(
+            name,
+            NETS[name],
+            self.preprocess,
+            num_classes=self.settings.num_classes,
+            in_chans=self.settings.in_chans,
+            classes=self.training.classes or None,
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -178,19 +186,6 @@ def make_model(settings: Settings, devices: int) -> ResNet:
         remat=s.remat,
     )
     return model.clone(bn_span=span)
-
-
-def net_config(settings: Settings, preprocess: Preprocess, classes: tuple[str, ...]) -> Config:
-    """The `Config` of weights that a run makes."""
-    name = resolve(settings.model)[0]
-    return Config(
-        name,
-        NETS[name],
-        preprocess,
-        num_classes=settings.num_classes,
-        in_chans=settings.in_chans,
-        classes=classes or None,
-    )
 
 
 def abstract_state(job: Job) -> Any:

@@ -18,10 +18,10 @@ from flaxnets.store.remote import staged
 from flaxnets.zoo.records import to_json
 
 from . import parallel
-from .data.augment import eval_transform, train_transform
-from .data.batches import Batch, eval_batches, train_batches, workers_for
+from .data.augment import train_transform
+from .data.batches import Batch, train_batches, workers_for
 from .evaluation import pictures
-from .evaluation.metrics import Evaluation, Evaluator
+from .evaluation.metrics import Evaluation, Evaluator, device_batches
 from .job import Job, abstract_state, initial_state, make_job
 from .notes import Note
 from .run.checkpoints import Checkpoints
@@ -396,14 +396,12 @@ class _Run:
         in the log and in this step's checkpoint already, and is not written again.
         """
         job = self.job
-        batches = eval_batches(
+        batches = device_batches(
             job.evaluation,
-            eval_transform(job.preprocess, job.settings.in_chans),
-            batch_size=EVAL_IMAGES * jax.device_count(),
-            in_chans=job.settings.in_chans,
-            host=jax.process_index(),
-            hosts=jax.process_count(),
-            **workers_for(job.settings.feed, job.settings.workers, len(job.evaluation)),
+            job.config,
+            images=EVAL_IMAGES,
+            feed=job.settings.feed,
+            workers=job.settings.workers,
         )
         try:
             with contextlib.closing(batches), self.at.log.evaluating(len(job.evaluation)) as on_batch:

@@ -1,7 +1,7 @@
 """Runs steps on all devices of all hosts; the only module that uses `pmap`.
 
 The state has no device axis: a mapped step takes it whole, and what it returns is one array that every
-device holds. `pmap` does not check that the devices agree; the step makes it so, and `shards_agree` tests it.
+device holds. `pmap` does not check that the devices agree; the step makes it so, and its tests check it.
 """
 
 from __future__ import annotations
@@ -146,13 +146,3 @@ def shard(batch: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, A
 def to_host(tree: Any) -> Any:
     """NumPy copies of arrays that every device holds."""
     return jax.tree.map(lambda x: np.array(x.addressable_data(0)) if isinstance(x, jax.Array) else x, tree)
-
-
-def shards_agree(tree: Any) -> bool:
-    """Whether all devices of this host hold the same bytes of every array."""
-
-    def same(array: jax.Array) -> bool:
-        first, *others = (np.asarray(shard.data).tobytes() for shard in array.addressable_shards)
-        return all(other == first for other in others)
-
-    return all(same(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array))

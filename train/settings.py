@@ -573,8 +573,7 @@ def from_json(data: Mapping[str, Any]) -> Settings:
     return Settings(**values)
 
 
-def difference(old: Settings, new: Settings, ignore: Iterable[str] = MAY_CHANGE) -> list[str]:
+def difference(old: Settings, new: Settings) -> list[str]:
     """`field: old -> new` for each field that differs, without those that a resumed run may change."""
-    ignored = frozenset(ignore)
-    pairs = ((f.name, getattr(old, f.name), getattr(new, f.name)) for f in dataclasses.fields(Settings))
-    return [f'{name}: {a!r} -> {b!r}' for name, a, b in pairs if a != b and name not in ignored]
+    pairs = ((name, getattr(old, name), getattr(new, name)) for name in FIELDS if name not in MAY_CHANGE)
+    return [f'{name}: {a!r} -> {b!r}' for name, a, b in pairs if a != b]

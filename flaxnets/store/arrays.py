@@ -287,27 +287,30 @@ def move(path: Path | StorePath, target: Path | StorePath) -> None:
     remove(path)
 
 
-class quiet:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """Silences the pages of tracebacks that Orbax logs and prints from threads, besides raising errors."""
+    hook = sys.unraisablehook
 
-    def __enter__(self) -> quiet:
-        # A filter of its own for each use: threads that set and restore a level would undo each other's.
-        self.silence = lambda record: False
-        for name in ('absl', 'asyncio'):
-            logging.getLogger(name).addFilter(self.silence)
-        self.hook = sys.unraisablehook
-        sys.unraisablehook = self.unraisable = self._unraisable
-        return self
+    def silence(record: logging.LogRecord) -> bool:
+        return False
 
-    def _unraisable(self, event: Any) -> None:
+    def unraisable(event: Any) -> None:
         if str(event.exc_value) != 'Event loop is closed':  # raised in TensorStore's threads after a failure
-            self.hook(event)
+            hook(event)
 
-    def __exit__(self, *_: object) -> None:
-        for name in ('absl', 'asyncio'):
-            logging.getLogger(name).removeFilter(self.silence)
-        if sys.unraisablehook is self.unraisable:
-            sys.unraisablehook = self.hook
+    # A filter of its own for each use: threads that set and restore a level would undo each other's.
+    loggers = [logging.getLogger(name) for name in ('absl', 'asyncio')]
+    for logger in loggers:
+        logger.addFilter(silence)
+    sys.unraisablehook = unraisable
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(silence)
+        if sys.unraisablehook is unraisable:
+            sys.unraisablehook = hook
 
 
 def this_process() -> ocp.options.MultiprocessingOptions:

@@ -189,11 +189,16 @@ def _replace(directory: Path, work: Path) -> None:
 def sync_directory(directory: Path) -> None:
     """Makes a rename survive a power cut, on systems that can do so."""
     with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(directory)
+
+
+def fsync(path: str | os.PathLike[str]) -> None:
+    """Has the system write a file or a folder to the disk, so that it survives a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def work_path(target: Path) -> Path:

@@ -141,24 +141,15 @@ class RandomResizedCrop:
 
 
 @dataclass(frozen=True)
-class ResNeStCrop:
+class ResNeStCrop(RandomResizedCrop):
     """`ERandomCrop` of zhanghang1989/ResNeSt (`resnest/gluon/transforms.py`; `resnest/torch` has it too).
 
     It samples as TensorFlow does for a distorted box that must cover at least a tenth of the picture: the
     ratio is uniform, and then the height, between those that the limits of area allow. If no box fits in ten
     tries, or the box is the whole picture, it takes the centre crop of the authors' evaluation at this size.
-
-    Attributes:
-      size, area, ratio, resample: as in `RandomResizedCrop`.
     """
 
-    size: Size
-    area: tuple[float, float]
-    ratio: tuple[float, float]
-    resample: Image.Resampling
-
     def box(self, width: int, height: int, rng: np.random.Generator) -> Box:
-        """(left, top, width, height) of a random box, in pixels."""
         smallest, largest = (share * width * height for share in self.area)
         for _ in range(TRIES):
             ratio = rng.uniform(*self.ratio)
@@ -182,9 +173,6 @@ class ResNeStCrop:
         left, top = round((width - across) / 2), round((height - down) / 2)
         w, h = round(left + across) - left, round(top + down) - top  # may differ by a pixel, as theirs do
         return left, top, max(w, 1), max(h, 1)
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        return _cut(image, self.box(*image.size, rng), self.size, self.resample)
 
 
 @dataclass(frozen=True)

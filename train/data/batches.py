@@ -8,10 +8,11 @@ end in the next. Grain's `MapDataset` shuffles, and its threads work ahead; `tra
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from flaxnets.errors import FlaxnetsError
 from .images import (
     EvalImages,
     EvalTransform,
+    Fields,
     Images,
     Share,
     TooManyBadImagesError,
@@ -143,55 +145,52 @@ def train_batches(
       FlaxnetsError: the batch cannot be shared by the hosts; with processes, what `train.data.pool.Pool`
         raises.
     """
-    _check(threads, processes)
     share = Share(batch_size, host, hosts)
     images = TrainImages(source, transform, seed, in_chans, share, scaled)
     workers = processes or threads or os.cpu_count() or 1
     tally = _Tally(workers, max_bad, start_step * share.rows, bad)
-    batches: Any
-    if processes:
-        batches = Pool(
-            images,
-            rows=share.rows,
-            first=start_step,
-            last=None,
-            processes=processes,
-            bad=tally.add_bad,
-            made=tally.add_made,
-        )
-    else:
-        ahead = max(2 * workers, BATCHES_AHEAD * share.rows)
-        batches = _by_threads(
-            images, share.rows, range(start_step, ENDLESS // share.rows), workers, ahead, tally
-        )
+    steps = range(start_step, ENDLESS // share.rows)
+    batches = _made(
+        images, share.rows, steps, threads, processes, BATCHES_AHEAD, tally.add_bad, tally.add_made
+    )
     return TrainBatches(batches, tally, start_step)
-
-
-def _check(threads: int, processes: int) -> None:
-    if threads < 0 or processes < 0:
-        raise FlaxnetsError(f'{threads=} and {processes=} must be 0 or more')
-
-
-def _by_threads(
-    images: Images, rows: int, steps: range, threads: int, ahead: int, tally: _Tally | None = None
-) -> Any:
-    """The batches whose numbers are `steps`, made by Grain's threads, which are `ahead` images ahead."""
-
-    def load(place: int) -> dict[str, Any]:
-        batch, row = divmod(place, rows)
-        if tally is None:
-            return images(batch, row, _nothing)
-        start = time.perf_counter()
-        made = images(batch, row, partial(tally.add_bad, batch))
-        tally.add_made(1, time.perf_counter() - start)
-        return made
-
-    places = grain.MapDataset.range(steps.start * rows, steps.stop * rows).map(load)
-    return iter(places.to_iter_dataset(grain.ReadOptions(threads, ahead)).batch(rows))
 
 
 def _nothing(*told: Any) -> None:
     """Ignores what workers report: an evaluation counts neither time nor bad images, which end it."""
+
+
+def _made(
+    images: Images,
+    rows: int,
+    steps: range,
+    threads: int,
+    processes: int,
+    ahead: int,
+    bad: Callable[[int, str], None] = _nothing,
+    made: Callable[[int, float], None] = _nothing,
+) -> Any:
+    """The batches whose numbers are `steps`, an iterator to be closed.
+
+    Worker processes make them or, where there are none of these, Grain's threads, which are `ahead` batches
+    ahead. `bad` and `made` are called as `Pool` does.
+    """
+    if threads < 0 or processes < 0:
+        raise FlaxnetsError(f'{threads=} and {processes=} must be 0 or more')
+    if processes:
+        return Pool(images, rows=rows, steps=steps, processes=processes, bad=bad, made=made)
+    threads = threads or os.cpu_count() or 1
+
+    def load(place: int) -> Fields:
+        batch, row = divmod(place, rows)
+        start = time.perf_counter()
+        image = images(batch, row, partial(bad, batch))
+        made(1, time.perf_counter() - start)
+        return image
+
+    places = grain.MapDataset.range(steps.start * rows, steps.stop * rows).map(load)
+    options = grain.ReadOptions(threads, max(2 * threads, ahead * rows))
+    return iter(places.to_iter_dataset(options).batch(rows))
 
 
 class _Tally:
@@ -273,25 +272,9 @@ def eval_batches(
       FlaxnetsError: the batch cannot be shared by the hosts; with processes, what `train.data.pool.Pool`
         raises.
     """
-    _check(threads, processes)
     share = Share(batch_size, host, hosts)
     images = EvalImages(source, transform, in_chans, share)
-    batches: Any
-    if processes:
-        batches = Pool(
-            images,
-            rows=share.rows,
-            first=0,
-            last=images.batches,
-            processes=processes,
-            bad=_nothing,
-            made=_nothing,
-        )
-    else:
-        threads = threads or os.cpu_count() or 1
-        ahead = max(2 * threads, share.rows)
-        batches = _by_threads(images, share.rows, range(images.batches), threads, ahead)
-    try:
+    with contextlib.closing(
+        _made(images, share.rows, range(images.batches), threads, processes, ahead=1)
+    ) as batches:
         yield from batches
-    finally:
-        batches.close()

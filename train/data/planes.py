@@ -94,11 +94,9 @@ def check_channels(source: Source, in_chans: int) -> str | None:
             f'in_chans={in_chans}: {source.name} are image files, which give 3 channels or 1; images of '
             f'{in_chans} channels come from {ANY_CHANNELS}, uint8 [N, H, W, {in_chans}]'
         )
-    if (in_chans not in PILLOWS and channels != in_chans) or (
-        in_chans in PILLOWS and channels not in (1, 3, 4)
-    ):
+    if channels not in ((1, 3, 4) if in_chans in PILLOWS else (in_chans,)):
         raise FlaxnetsError(f'in_chans={in_chans}, but the images of {source.name} have {channels} channels')
-    if channels == 4 and in_chans in PILLOWS:
+    if channels == 4 and in_chans != 4:
         return (
             f'the images of {source.name} have 4 channels: they are taken as RGB and transparency, which is '
             'dropped; in_chans=4 takes all'

@@ -22,6 +22,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ class Pool(Iterator[Batch]):
     Args:
       images: makes the images; it is pickled.
       rows: images of a batch.
-      first, last: the batches to make, from `first` to before `last`; None goes on without end.
+      steps: the numbers of the batches to make.
       processes: how many workers.
       bad: called for each image that cannot be read, with the number of its batch and what is wrong. What it
         raises is raised when that batch is due.
@@ -89,14 +90,13 @@ class Pool(Iterator[Batch]):
         images: Images,
         *,
         rows: int,
-        first: int,
-        last: int | None,
+        steps: range,
         processes: int,
         bad: Callable[[int, str], None],
         made: Callable[[int, float], None],
     ) -> None:
         self._layout = Layout.of(images.example(), rows)
-        self._rows, self._due, self._asked, self._last = rows, first, first, last
+        self._rows, self._due, self._asked, self._last = rows, steps.start, steps.start, steps.stop
         self._ahead = max(AHEAD, -(-IMAGES_AHEAD * processes // rows))
         self._piece = max(1, min(LARGEST_PIECE, self._ahead * rows // (2 * processes)))
         self._bad, self._made = bad, made
@@ -143,8 +143,7 @@ class Pool(Iterator[Batch]):
 
     def _ask(self) -> None:
         """Has workers make the batch that is due and those after it."""
-        end = self._due + self._ahead + 1
-        end = end if self._last is None else min(end, self._last)
+        end = min(self._due + self._ahead + 1, self._last)
         while self._asked < end:
             slot = self._free.popleft() if self._free else self._new_slot()
             self._coming[self._asked] = _Coming(slot, self._rows)
@@ -174,7 +173,8 @@ class Pool(Iterator[Batch]):
                 self._made(rows, seconds)
             elif kind == 'failed':
                 batch, row, error = what
-                self._failed[batch] = min(self._failed.get(batch, (row, error)), (row, error), key=_row)
+                failed = self._failed.get(batch, (row, error))
+                self._failed[batch] = min(failed, (row, error), key=itemgetter(0))
             else:
                 batch, problem = what
                 try:
@@ -187,10 +187,6 @@ class Pool(Iterator[Batch]):
     def close(self) -> None:
         """Ends the workers. Batches that were given out stay as they are."""
         self._end()
-
-
-def _row(failed: tuple[int, Exception]) -> int:
-    return failed[0]
 
 
 def _memory() -> int:

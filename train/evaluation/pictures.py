@@ -161,26 +161,6 @@ def by_confidence(confidences: Any, right: Any, path: str) -> None:
     _save(figure, path)
 
 
-def image_grid(
-    images: Sequence[npt.NDArray[np.uint8]],
-    captions: Sequence[str],
-    path: str,
-    right: Sequence[bool] | None = None,
-    columns: int = 8,
-) -> None:
-    """Draws small images, [H, W] or [H, W, 3], to a PNG, with captions in green or red as `right` says."""
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(1.25 * columns, 1.55 * rows), layout='constrained')
-    grid = np.atleast_1d(figure.subplots(rows, columns)).ravel()
-    for axes in grid:
-        axes.axis('off')
-    for i, (axes, image, caption) in enumerate(zip(grid, images, captions, strict=False)):
-        axes.imshow(image, cmap='gray', vmin=0, vmax=255, interpolation='nearest')
-        colour = 'black' if right is None else 'darkgreen' if right[i] else 'firebrick'
-        axes.set_title(caption, fontsize=10, color=colour)
-    _save(figure, path)
-
-
 def mistake_sheet(
     images: Sequence[npt.NDArray[np.uint8]],
     captions: Sequence[tuple[str, str]],

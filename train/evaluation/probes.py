@@ -24,10 +24,9 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.inference.features import nearest, pooled
 
 from .. import parallel
-from ..data.augment import eval_transform
-from ..data.batches import eval_batches, workers_for
 from ..data.sources import Source, open_source
 from ..step.pixels import normalise
+from .metrics import device_batches
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]
@@ -117,12 +116,8 @@ def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints
     step = parallel.map_eval_step(features)
 
     def read(source: Source) -> tuple[Floats, Ints]:
-        batches = eval_batches(
-            source,
-            eval_transform(config.preprocess, config.in_chans),
-            batch_size=options.batch * jax.device_count(),
-            in_chans=config.in_chans,
-            **workers_for(options.feed, options.workers, len(source)),
+        batches = device_batches(
+            source, config, images=options.batch, feed=options.feed, workers=options.workers
         )
         parts, labels = [], []
         with tqdm(total=len(source), unit=' images', disable=options.quiet or None) as bar:

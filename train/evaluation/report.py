@@ -24,8 +24,6 @@ from flaxnets.zoo.classes import Matching, imagenet_places, match, read_classes
 from flaxnets.zoo.records import Config, to_json
 
 from .. import parallel
-from ..data.augment import eval_transform
-from ..data.batches import eval_batches, workers_for
 from ..data.sources import Source
 from . import pictures
 from .benchmarks import (
@@ -37,7 +35,7 @@ from .benchmarks import (
     preprocess_notes,
     published,
 )
-from .metrics import BINS, Evaluation, Evaluator, averaged, real_labels
+from .metrics import BINS, Evaluation, Evaluator, averaged, device_batches, real_labels
 from .mistakes import write_mistakes
 
 
@@ -234,14 +232,13 @@ def _evaluate(
     judged = judge(source, matching, places, among)
     if real:
         _check_real_labels(judged, places)
-    batches = eval_batches(
+    batches = device_batches(
         source,
-        eval_transform(config.preprocess, config.in_chans, crops=options.crops),
-        batch_size=options.batch * jax.device_count(),
-        in_chans=config.in_chans,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        **workers_for(options.feed, options.workers, len(source)),
+        config,
+        images=options.batch,
+        feed=options.feed,
+        workers=options.workers,
+        crops=options.crops,
     )
     evaluator = Evaluator(model, config.preprocess, among=judged.outputs, flip=options.flip, scores=scores)
     variables = parallel.replicate(jax.tree.map(np.asarray, variables))

@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jax.experimental import multihost_utils
 from flaxnets.checks import all_finite
 from flaxnets.errors import CheckpointError
 from flaxnets.store import arrays
+from flaxnets.store.files import fsync
 from flaxnets.store.remote import StorePath, place
 from flaxnets.words import some
 
@@ -97,8 +97,8 @@ class Checkpoints:
         self._scores: dict[int, float | None] = {}
         self._saves: list[Save] = []
         self._thread: threading.Thread | None = None
-        self._quiet = arrays.quiet()  # silences Orbax while this is open: some messages come late
-        self._quiet.__enter__()
+        self._stack = contextlib.ExitStack()
+        self._stack.enter_context(arrays.quiet())  # while this is open: some messages of Orbax come late
 
     def save(
         self,
@@ -149,14 +149,12 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save."""
         self.wait()
-        self._quiet.__exit__()
+        self._stack.close()
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def steps(self) -> list[int]:
@@ -373,13 +371,5 @@ def _flush(path: Path | StorePath) -> None:
         return
     for folder, _, files in os.walk(path):
         for name in ('.', *files):
-            _fsync(os.path.join(folder, name))
-    _fsync(os.fspath(path.parent))
-
-
-def _fsync(path: str) -> None:
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
+            fsync(os.path.join(folder, name))
+    fsync(path.parent)

@@ -17,7 +17,6 @@ import socket
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any, Protocol
 
 from flaxnets.errors import FlaxnetsError
@@ -69,9 +68,7 @@ class Lock:
     def __enter__(self) -> Lock:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -22,6 +22,16 @@ from ..settings import Settings
 Schedule = Callable[[Any], Any]
 
 
+def _schedule(formula: Callable[[Any, Any], Any]) -> Schedule:
+    """A function of the step (an int, or an array) from a formula of (`numpy` or `jax.numpy`, step)."""
+
+    def value(step: Any) -> Any:
+        result = formula(jnp if isinstance(step, jax.Array) else np, step)
+        return float(result) if isinstance(step, int) else result
+
+    return value
+
+
 def count_steps(settings: Settings, examples: int) -> tuple[int, int]:
     """How many steps an epoch has, and the run; images left over at an epoch's end begin the next one.
 
@@ -63,8 +73,8 @@ def learning_rate(settings: Settings, epoch_steps: int) -> Schedule:
     total, warmup = s.epochs * epoch_steps, s.warmup_epochs * epoch_steps
     levels = [s.lr * s.step_rate**k for k in range((s.epochs - 1) // s.step_epochs + 1)]
 
-    def rate(step: Any) -> Any:
-        xp: Any = jnp if isinstance(step, jax.Array) else np
+    @_schedule
+    def rate(xp: Any, step: Any) -> Any:
         if s.schedule == 'cosine':
             # (1 + cos(x)) / 2 = sin((pi - x) / 2)^2, which loses no digits where it nears 0.
             left = xp.asarray(xp.clip(total - step, 0, total - warmup), float) / (total - warmup)
@@ -74,8 +84,7 @@ def learning_rate(settings: Settings, epoch_steps: int) -> Schedule:
             high = xp.asarray(levels)[epoch // s.step_epochs]
         else:
             high = xp.full(xp.shape(step), s.lr)
-        result = xp.where(step < warmup, s.lr * xp.asarray(step, float) / max(1, warmup), high)
-        return float(result) if isinstance(step, int) else result
+        return xp.where(step < warmup, s.lr * xp.asarray(step, float) / max(1, warmup), high)
 
     return rate
 
@@ -96,11 +105,10 @@ def ema_decay(settings: Settings) -> Schedule:
       A function of the number of the update: an int gives a float, an array float32.
     """
 
-    def decay(update: Any) -> Any:
-        xp: Any = jnp if isinstance(update, jax.Array) else np
+    @_schedule
+    def decay(xp: Any, update: Any) -> Any:
         start = (1 + update) / (10 + update) if settings.ema_warmup else 1.0
-        result = xp.minimum(settings.ema_decay, start)
-        return float(result) if isinstance(update, int) else result
+        return xp.minimum(settings.ema_decay, start)
 
     return decay
 
@@ -119,10 +127,9 @@ def drop_block(settings: Settings, epoch_steps: int) -> Schedule:
     """
     s = settings
 
-    def rate(step: Any) -> Any:
-        xp: Any = jnp if isinstance(step, jax.Array) else np
+    @_schedule
+    def rate(xp: Any, step: Any) -> Any:
         epoch = xp.minimum(step // epoch_steps, s.epochs - 1)
-        result = s.drop_block_rate * xp.asarray(epoch + 1, float) / s.epochs
-        return float(result) if isinstance(step, int) else result
+        return s.drop_block_rate * xp.asarray(epoch + 1, float) / s.epochs
 
     return rate

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flaxnets.errors import FlaxnetsError
 
 from . import store
-from .base import SPLITS, Labelled, Record
+from .base import SPLITS, USUAL_SPLITS, Labelled, Record
 from .parts import Part
 
 
@@ -61,7 +61,7 @@ def open_digits(part: Part) -> Labelled:
     with np.load(Path(__file__).parent / 'digits.npz') as stored:
         pixels, labels, test = stored['pixels'], stored['labels'], stored['test']
     name = part.names[0]
-    if name not in (*SPLITS[True], *SPLITS[False]):
+    if name not in USUAL_SPLITS:
         raise FlaxnetsError(f'digits has the parts train and test, not {name!r}')
     chosen = np.isin(np.arange(len(labels)), test) == (name in SPLITS[False])
     if part.shares_the_whole:

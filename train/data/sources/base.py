@@ -25,6 +25,7 @@ SPLITS = {
     True: ('train', 'training'),
     False: ('val', 'validation', 'valid', 'dev', 'test', 'testing', 'eval', 'evaluation'),
 }
+USUAL_SPLITS = (*SPLITS[True], *SPLITS[False])
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
-"""For readers of folders and tars: which names are images, what was left out, and names in messages."""
+"""For readers of folders and tars: what was left out, and names in messages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from flaxnets import words
-from flaxnets.images.names import SNIFFED, is_hidden, named_as_image, natural
-
-__all__ = ['SNIFFED', 'LeftOut', 'is_hidden', 'named_as_image', 'natural', 'some']
+from flaxnets.images.names import natural
 
 EXAMPLES = 3  # names of what is left out, in a message
 

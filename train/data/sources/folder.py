@@ -9,15 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.names import SNIFFED, is_hidden, named_as_image, natural
 from flaxnets.images.transforms import is_image
 from flaxnets.store.remote import StoreError
 
 from . import metadata, store
-from .base import SPLITS, Labelled, Record
-from .entries import SNIFFED, LeftOut, is_hidden, named_as_image, natural, some
+from .base import USUAL_SPLITS, Labelled, Record
+from .entries import LeftOut, some
 from .parts import Part
-
-USUAL = (*SPLITS[True], *SPLITS[False])
 
 
 class File(NamedTuple):
@@ -96,7 +95,7 @@ def _root(path: str, part: Part) -> str:
     candidates = [
         os.path.join(base, name) for base in (path, os.path.join(path, 'data')) for name in _folders(base)
     ]
-    parts = [p for p in candidates if os.path.basename(p).lower() in USUAL and _has_classes(p)]
+    parts = [p for p in candidates if os.path.basename(p).lower() in USUAL_SPLITS and _has_classes(p)]
     if part.may_be_the_whole:
         if not parts:
             return path

@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from flaxnets.errors import FlaxnetsError, shown
 
@@ -41,9 +41,8 @@ def read(path: str) -> dict[str, str | int] | None:
     found: dict[str, str | int] = {}
     for number, row in enumerate(rows, 1):
         name, label = row.get('file_name'), row.get(column)
-        if not isinstance(name, str) or not _is_label(label):
+        if not isinstance(name, str) or not is_label(label):
             raise FlaxnetsError(f'{path}: row {number} must have a file_name and one {column}: {shown(row)}')
-        assert isinstance(label, str | int)
         name = os.path.normpath(name)
         if name in found:
             raise FlaxnetsError(f'{path}: {name} is listed twice')
@@ -51,7 +50,8 @@ def read(path: str) -> dict[str, str | int] | None:
     return found
 
 
-def _is_label(value: object) -> bool:
+def is_label(value: object) -> TypeGuard[str | int]:
+    """Whether a value may be the label of an image: the name or the number of a class."""
     return isinstance(value, str | int) and not isinstance(value, bool) and value != ''
 
 
@@ -96,6 +96,11 @@ def classes_of(where: str, values: Sequence[str | int]) -> tuple[tuple[str, ...]
         raise FlaxnetsError(
             f'{where}: some labels are numbers ({numeric[0]}) and some are names ({some(names)})'
         )
-    classes = tuple(sorted(set(texts)))
+    return numbered(texts)
+
+
+def numbered(names: Sequence[str]) -> tuple[tuple[str, ...], list[int]]:
+    """The classes that images are of, in the order of their names as text, and each image's class number."""
+    classes = tuple(sorted(set(names)))
     places = {name: i for i, name in enumerate(classes)}
-    return classes, [places[text] for text in texts]
+    return classes, [places[name] for name in names]

@@ -7,10 +7,11 @@ import os
 import re
 
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.names import is_hidden
 
 from . import store
-from .base import SPLITS
-from .entries import is_hidden, some
+from .base import USUAL_SPLITS
+from .entries import some
 from .parts import Part
 
 _BRACES = re.compile(r'\{([^{}]*,[^{}]*|[^{},]+?\.\.[^{},]+?)\}')
@@ -50,7 +51,7 @@ def find(pattern: str, part: Part) -> tuple[list[str], bool]:
 
 def _in_folder(folder: str, part: Part) -> list[str]:
     """The tars in a folder: those of the part if folders or tars in it have parts' names, else all."""
-    usual = dict.fromkeys((*SPLITS[True], *SPLITS[False], *part.names))
+    usual = dict.fromkeys((*USUAL_SPLITS, *part.names))
     there = {name: paths for name in usual if (paths := _called(folder, name))}
     if not there and not part.chosen:
         paths = _tars(folder)

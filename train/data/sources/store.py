@@ -28,13 +28,11 @@ class Entry:
       name: its name in the folder.
       kind: 'file', 'folder', 'broken' (a link that leads nowhere) or 'other' (a device, a pipe).
       size: bytes of a file; 0 of others.
-      link: whether it is a link.
     """
 
     name: str
     kind: str
     size: int = 0
-    link: bool = False
 
 
 def scan(folder: str) -> list[Entry]:
@@ -53,16 +51,15 @@ def scan(folder: str) -> list[Entry]:
 
 
 def _entry(entry: os.DirEntry[str]) -> Entry:
-    link = entry.is_symlink()
     try:
         found = entry.stat()
     except OSError:  # nothing is there, it leads to itself, or through a folder that may not be entered
-        return Entry(entry.name, 'broken', link=link)
+        return Entry(entry.name, 'broken')
     if stat.S_ISDIR(found.st_mode):
-        return Entry(entry.name, 'folder', link=link)
+        return Entry(entry.name, 'folder')
     if stat.S_ISREG(found.st_mode):
-        return Entry(entry.name, 'file', found.st_size, link)
-    return Entry(entry.name, 'other', link=link)
+        return Entry(entry.name, 'file', found.st_size)
+    return Entry(entry.name, 'other')
 
 
 def _scan_store(folder: str) -> list[Entry]:

@@ -11,14 +11,15 @@ from typing import BinaryIO
 import numpy as np
 
 from flaxnets.errors import FlaxnetsError
+from flaxnets.images.names import SNIFFED, is_hidden, named_as_image, natural
 from flaxnets.images.transforms import is_image
 from flaxnets.store.remote import StoreError
 
 from . import shards, store, webdataset
-from .base import SPLITS, Labelled, Record
-from .entries import SNIFFED, LeftOut, is_hidden, named_as_image, natural, some
+from .base import USUAL_SPLITS, Labelled, Record
+from .entries import LeftOut, some
 from .members import Member
-from .metadata import classes_of
+from .metadata import classes_of, numbered
 from .parts import Part
 
 
@@ -89,9 +90,7 @@ def _by_place(pattern: str, images: Sequence[Member], several: bool) -> tuple[tu
             'with a label and no .txt with a class is beside it'
         )
     names = [natural(member.folder or member.tar) for member in images]
-    classes = tuple(sorted(set(names)))
-    places = {name: i for i, name in enumerate(classes)}
-    return classes, [places[name] for name in names]
+    return numbered(names)
 
 
 def _twice(images: Sequence[Member]) -> list[str]:
@@ -108,7 +107,7 @@ def _of_part(pattern: str, members: list[Member], part: Part) -> list[Member]:
     """The files of a part alone, of tars that hold a whole data set: train/CLASS/1.jpg, val/CLASS/1.jpg."""
     if '{split}' in pattern or store.is_folder(pattern):
         return members
-    usual = {*SPLITS[True], *SPLITS[False], part.names[0].lower()}
+    usual = {*USUAL_SPLITS, part.names[0].lower()}
     of = [next((p.lower() for p in _parts(m.name)[:-2] if p.lower() in usual), '') for m in members]
     there = {name for name, member in zip(of, members, strict=True) if member.image}
     wanted = next((name.lower() for name in part.names if name.lower() in there), None)

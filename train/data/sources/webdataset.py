@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from flaxnets.errors import FlaxnetsError, shown
 
-from . import store
+from . import metadata, store
 from .entries import LeftOut
 from .members import Member
 
@@ -138,7 +138,7 @@ def _from_json(data: bytes) -> str | int | None:
     except ValueError:
         return None
     label = value if not isinstance(value, dict) else next((value[k] for k in JSON_KEYS if k in value), None)
-    return label if isinstance(label, str | int) and not isinstance(label, bool) and label != '' else None
+    return label if metadata.is_label(label) else None
 
 
 def _are_classes(labels: Sequence[str | int]) -> bool:
