@@ -211,26 +211,36 @@ def _timm(mode: str, job: Job, weights: Weights) -> Contestant:
     call: Any = net
     if mode == 'compiled':
         call = torch.compile(net)
-    narrow = torch.autocast('cpu', torch.bfloat16, enabled=mode == 'bfloat16')
-    if job.what == 'forward':
+    return Contestant(torch_call(call, job.what, images, narrow=mode == 'bfloat16'))
 
-        def forward() -> Any:
-            with torch.inference_mode(), narrow:
-                return call(images)
 
-        return Contestant(forward)
+def torch_call(net: Any, what: str, images: Any, *, narrow: bool) -> Callable[[], Any]:
+    """What is timed of a PyTorch net: its forward pass, or a step of SGD on images all of class 0.
+
+    Args:
+      net: the module, or what `torch.compile` made of it.
+      what: 'forward' or 'step'.
+      images: as the net takes them, on its device.
+      narrow: compute in bfloat16 where autocast does.
+    """
+    torch = importlib.import_module('torch')
+    cast = torch.autocast(images.device.type, torch.bfloat16, enabled=narrow)
     optimizer = torch.optim.SGD(net.parameters(), RATE, MOMENTUM, nesterov=True)
-    labels = torch.zeros(job.batch, dtype=torch.long)
+    labels = torch.zeros(len(images), dtype=torch.long, device=images.device)
+
+    def forward() -> Any:
+        with torch.inference_mode(), cast:
+            return net(images)
 
     def step() -> Any:
         optimizer.zero_grad()
-        with narrow:
-            loss = torch.nn.functional.cross_entropy(call(images), labels)
+        with cast:
+            loss = torch.nn.functional.cross_entropy(net(images), labels)
         loss.backward()
         optimizer.step()
         return loss.detach()
 
-    return Contestant(step)
+    return forward if what == 'forward' else step
 
 
 def _engine(name: str, job: Job, weights: Weights) -> Contestant:

@@ -28,7 +28,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxnets
-from benchmarks.contestants import MOMENTUM, RATE, import_timm, random_variables, timm_net, training
+from benchmarks.contestants import (
+    import_timm,
+    random_variables,
+    timm_net,
+    torch_call,
+    training,
+)
 from benchmarks.forms import form
 from benchmarks.measure import Findings, as_numbers
 from convert.names.tree import to_variables
@@ -291,22 +297,7 @@ def timm_contestant(spec: Spec, what: str, mode: str) -> Contestant:
     model = timm_net(spec['net']).to(device, memory_format=layout).train(what == 'step')
     images = torch.randn(spec['batch'], 3, spec['size'], spec['size'], device=device).to(memory_format=layout)
     net = torch.compile(model, backend=spec['backend']) if mode.startswith('compiled') else model
-    narrow = torch.autocast(device, torch.bfloat16, enabled=spec['dtype'] == 'bfloat16')
-    labels = torch.zeros(spec['batch'], dtype=torch.long, device=device)
-    optimizer = torch.optim.SGD(model.parameters(), RATE, MOMENTUM, nesterov=True)
-
-    def forward() -> None:
-        with torch.inference_mode(), narrow:
-            net(images)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        with narrow:
-            loss = torch.nn.functional.cross_entropy(net(images), labels)
-        loss.backward()
-        optimizer.step()
-
-    call = forward if what == 'forward' else step
+    call = torch_call(net, what, images, narrow=spec['dtype'] == 'bfloat16')
     wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
     if net is model:
         return Contestant(call, wait)

@@ -17,6 +17,7 @@ from PIL import Image
 from flaxnets import zoo
 from flaxnets.api import transform
 from flaxnets.errors import FlaxnetsError
+from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import Block
 from flaxnets.zoo.records import Config
 
@@ -175,16 +176,27 @@ def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
     reference = f'timm {timm.__version__}'
     if timm.is_model(name):
         return timm.create_model(name, **kwargs), reference
+    return of_timms_blocks(zoo.NETS[name], **kwargs), f'{reference}, its blocks'
+
+
+def of_timms_blocks(arch: Arch, **kwargs: Any) -> Any:
+    """The net of an architecture, built from timm's blocks and randomly initialised.
+
+    Args:
+      arch: any architecture, of the zoo or not.
+      **kwargs: `num_classes`, `in_chans` and further options of timm's `ResNet`.
+    """
     from timm.models.res2net import Bottle2neck
     from timm.models.resnest import ResNestBottleneck
     from timm.models.resnet import Bottleneck, ResNet
 
-    arch = zoo.NETS[name]
     blocks = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
     block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
         block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
-    net = ResNet(
+    if arch.se:
+        block_args = dict(attn_layer='se')
+    return ResNet(
         blocks[arch.block],  # type: ignore[arg-type]  # timm's own nets pass these
         arch.layers,
         cardinality=arch.cardinality,
@@ -196,7 +208,6 @@ def torch_net(name: str, **kwargs: Any) -> tuple[Any, str]:
         block_args=block_args,
         **kwargs,
     )
-    return net, f'{reference}, its blocks'
 
 
 def _torchvision_net(name: str, num_classes: int = 1000, in_chans: int = 3) -> tuple[Any, str]:

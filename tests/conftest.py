@@ -1,10 +1,11 @@
-"""Set-up shared by the tests: torch and torchvision beside each other, one small helper."""
+"""Set-up shared by the tests: torch and torchvision beside each other, servers of files."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
@@ -23,6 +24,7 @@ os.environ.setdefault(
     + (' --xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib').startswith('0.10.') else ''),
 )
 
+import file_server
 import jaxtyping
 import pytest
 import torch
@@ -53,3 +55,24 @@ def forget_programs() -> Iterator[None]:
     """Compiled programs of a module's tests are of no use to the next one, and take gigabytes in the end."""
     yield
     forget()
+
+
+@pytest.fixture
+def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the user's settings and cache out of a test of downloads."""
+    file_server.isolate(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def server() -> Iterator[file_server.Server]:
+    yield from file_server.running()
+
+
+@pytest.fixture
+def other() -> Iterator[file_server.Server]:
+    yield from file_server.running()
+
+
+@pytest.fixture
+def publish(monkeypatch: pytest.MonkeyPatch) -> file_server.Publish:
+    return file_server.publisher(monkeypatch)

@@ -11,17 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 from nets import numpy_state, randomise, timm_net
-from timm.models.res2net import Bottle2neck
-from timm.models.resnest import ResNestBottleneck
-from timm.models.resnet import Bottleneck, ResNet
 
 from convert.names.found import Found
+from convert.verification import of_timms_blocks
 from flaxnets.nets.arch import Arch
 
 State = dict[str, np.ndarray]
 Saved = dict[str, Any]
-
-BLOCKS: dict[str, Any] = {'resnext': Bottleneck, 'res2net': Bottle2neck, 'resnest': ResNestBottleneck}
 
 SMALL = {
     'resnext': Arch('resnext', (1, 1, 1, 2), 4, 4),
@@ -56,24 +52,8 @@ def as_shapes(state: Mapping[str, torch.Tensor]) -> State:
 def small_net(kind: str, num_classes: int = 5, **options: Any) -> torch.nn.Module:
     """timm's net of `KINDS[kind]`, or with other `layers`, with random numbers everywhere."""
     arch = KINDS[kind]
-    block_args: dict[str, Any] = {}
-    if arch.block == 'resnest':
-        block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
-    if arch.se:
-        block_args = dict(attn_layer='se')
-    net = ResNet(
-        BLOCKS[arch.block],
-        options.pop('layers', arch.layers),
-        num_classes=num_classes,
-        cardinality=arch.cardinality,
-        base_width=arch.base_width,
-        stem_type='deep' if arch.deep_stem else '',
-        stem_width=arch.stem_width,
-        avg_down=arch.avg_down,
-        block_args=block_args,
-        **options,
-    )
-    return randomise(net)
+    arch = dataclasses.replace(arch, layers=options.pop('layers', arch.layers))
+    return randomise(of_timms_blocks(arch, num_classes=num_classes, **options))
 
 
 @functools.cache

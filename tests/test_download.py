@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -27,10 +26,7 @@ from file_server import (
     Publish,
     Server,
     assert_only,
-    isolate,
-    publisher,
     redirect,
-    running,
     send,
 )
 
@@ -42,24 +38,7 @@ from flaxnets.store.home import home
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def other() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
-    return publisher(monkeypatch)
+pytestmark = pytest.mark.usefixtures('isolated')
 
 
 @pytest.mark.parametrize('length', [True, False])

@@ -7,7 +7,6 @@ import hashlib
 import io
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,9 +17,6 @@ from file_server import (
     Publish,
     Server,
     assert_only,
-    isolate,
-    publisher,
-    running,
     send,
 )
 
@@ -32,25 +28,7 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.store.home import home
 from flaxnets.zoo.records import Weights
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def other() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
-    return publisher(monkeypatch)
+pytestmark = pytest.mark.usefixtures('isolated')
 
 
 def test_a_name_is_fetched_once(server: Server, publish: Publish, capsys: pytest.CaptureFixture[str]) -> None:

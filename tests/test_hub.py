@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import urllib.request
-from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,7 @@ from file_server import (
     SHA256,
     Publish,
     Server,
-    isolate,
-    publisher,
     redirect,
-    running,
     send,
 )
 from timm.data import resolve_data_config
@@ -40,25 +36,7 @@ from flaxnets.store.safetensors_file import read_safetensors
 from flaxnets.zoo import ARCHS
 from flaxnets.zoo.records import Config, to_json
 
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    isolate(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def other() -> Iterator[Server]:
-    yield from running()
-
-
-@pytest.fixture
-def publish(monkeypatch: pytest.MonkeyPatch) -> Publish:
-    return publisher(monkeypatch)
+pytestmark = pytest.mark.usefixtures('isolated')
 
 
 CONFIG = json.dumps({'architecture': 'resnest50d', 'num_classes': 5, 'pretrained_cfg': {}}).encode()

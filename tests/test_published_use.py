@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from file_server import Server, isolate, running, send
+from file_server import Server, isolate, send
 from nets import randomise, timm_net, to_flax
 
 import flaxnets
@@ -34,11 +34,6 @@ def published() -> Iterator[tuple[torch.nn.Module, bytes]]:
     buffer = io.BytesIO()
     torch.save(net.state_dict(), buffer, _use_new_zipfile_serialization=False)
     yield net, buffer.getvalue()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    yield from running()
 
 
 @pytest.fixture

@@ -21,7 +21,8 @@ from . import parallel
 from .data.augment import train_transform
 from .data.batches import Batch, train_batches, workers_for
 from .evaluation import pictures
-from .evaluation.metrics import Evaluation, Evaluator, device_batches
+from .evaluation.feed import device_batches
+from .evaluation.metrics import Evaluation, Evaluator
 from .job import Job, abstract_state, initial_state, make_job
 from .notes import Note
 from .run.checkpoints import Checkpoints

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import numpy.typing as npt
 from jaxtyping import Float, Int, Int64
@@ -19,12 +18,8 @@ from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
 from flaxnets.inference.batches import one_ahead
 from flaxnets.nets.resnet import ResNet
-from flaxnets.zoo.records import Config
 
 from .. import parallel
-from ..data.augment import eval_transform
-from ..data.batches import Batch, eval_batches, workers_for
-from ..data.sources import Source
 from ..step.step import make_eval_step
 
 BINS = 15  # intervals of confidence, as in Guo et al.
@@ -130,29 +125,6 @@ class Evaluation:
     def values(self) -> dict[str, float]:
         """The values that a log records: accuracies in percent, the loss in nats."""
         return {'images': self.images, 'top1': self.top1, 'top5': self.top5, 'loss': self.loss}
-
-
-def device_batches(
-    source: Source, config: Config, *, images: int, feed: str, workers: int, crops: int = 1
-) -> Generator[Batch]:
-    """This host's part of each batch of an evaluation, of `images` for each device.
-
-    Args:
-      source: the images.
-      config: of the weights: how images are prepared, and their channels.
-      images: how many a device takes at a time.
-      feed, workers: as `train.data.batches.workers_for` takes them.
-      crops: as `train.data.augment.eval_transform` takes it.
-    """
-    return eval_batches(
-        source,
-        eval_transform(config.preprocess, config.in_chans, crops=crops),
-        batch_size=images * jax.device_count(),
-        in_chans=config.in_chans,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
-        **workers_for(feed, workers, len(source)),
-    )
 
 
 class Evaluator:

@@ -26,7 +26,7 @@ from flaxnets.inference.features import nearest, pooled
 from .. import parallel
 from ..data.sources import Source, open_source
 from ..step.pixels import normalise
-from .metrics import device_batches
+from .feed import device_batches
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.integer[Any]]

@@ -35,7 +35,8 @@ from .benchmarks import (
     preprocess_notes,
     published,
 )
-from .metrics import BINS, Evaluation, Evaluator, averaged, device_batches, real_labels
+from .feed import device_batches
+from .metrics import BINS, Evaluation, Evaluator, averaged, real_labels
 from .mistakes import write_mistakes
 
 
