@@ -232,7 +232,7 @@ def test_checkpoints_come_back_and_go(bucket: Bucket, checkpoints: Checkpoints) 
     assert runs.find('gs://bucket/run', 'best') == 'gs://bucket/run/checkpoints/1'
     with pytest.raises(CheckpointError, match='no checkpoint 2; there are 1, 3, 4'):
         runs.find('gs://bucket/run', '2')
-    _, found = arrays.read('gs://bucket/run/checkpoints/1', ['params'])
+    found = arrays.read('gs://bucket/run/checkpoints/1', ['params'])
     assert_same(found['params'], make_state(1)['params'])
 
 

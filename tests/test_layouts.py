@@ -12,7 +12,6 @@ import timm
 import timm.models
 import torch
 from states import (
-    BLOCKS,
     SMALL,
     as_mmdetection,
     as_mmpretrain,
@@ -23,12 +22,13 @@ from states import (
     small,
     small_net,
 )
-from timm.models.resnet import ResNet
 from timm.models.senet import SENet, SEResNeXtBottleneck
 
 from convert.names.identification import identify
 from convert.names.layouts import to_canonical
+from convert.verification import of_timms_blocks
 from flaxnets.errors import CheckpointError
+from flaxnets.nets.arch import Arch
 
 # Bare and prefixed.
 
@@ -184,14 +184,7 @@ def test_mmdetection(kind: str) -> None:
 def cadene() -> Any:
     torch.manual_seed(0)
     theirs = SENet(SEResNeXtBottleneck, (1, 1, 1, 1), groups=32, reduction=16, num_classes=5).eval()
-    ours = ResNet(
-        BLOCKS['resnext'],
-        (1, 1, 1, 1),
-        num_classes=5,
-        cardinality=32,
-        base_width=4,
-        block_args=dict(attn_layer='se'),
-    ).eval()
+    ours = of_timms_blocks(Arch('resnext', (1, 1, 1, 1), 32, 4, se=True), num_classes=5).eval()
     return SimpleNamespace(
         theirs=theirs, ours=ours, state={n: t.numpy() for n, t in theirs.state_dict().items()}
     )

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 from nets import randomise, timm_net, to_flax
-from states import BLOCKS, KINDS, small_net
+from states import KINDS, small_net
 
 import flaxnets
 from flaxnets import zoo
+from flaxnets.nets.arch import BLOCKS
 from flaxnets.nets.resnet import ResNet, abstract_variables, build, count_parameters
 
 TOLERANCE = 1e-4  # of the largest magnitude

@@ -239,12 +239,8 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     add('--flip', action='store_true', help='average with the mirror image')
     add('--crops', type=int, default=1, choices=(1, 5), help='5 averages the corners and the centre')
     add('--out', help='folder for result.json, tables and pictures: confusion, mistakes, reliability')
-    add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
-    add('--dtype', default='float32', help='in which the net computes (float32)')
-    _add_feed(add)
     add('--real-labels', metavar='FILE', help="real.json of ImageNet's reassessed labels")
-    add('--json', action='store_true', help='print JSON')
-    add('--quiet', action='store_true', help='no progress bar')
+    _add_work(add)
     _add_hosts(parser)
     options = parser.parse_args(arguments)
     _connect(options, training=False)
@@ -273,11 +269,7 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     add('--split', default='', help='part to be judged on (the evaluation part)')
     add('--neighbours', type=int, default=20, metavar='K', help='how many vote (20)')
     add('--strength', type=float, default=1.0, metavar='C', help='inverse of the L2 penalty (1)')
-    add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
-    add('--dtype', default='float32', help='in which the net computes (float32)')
-    _add_feed(add)
-    add('--json', action='store_true', help='print JSON')
-    add('--quiet', action='store_true', help='no progress bar')
+    _add_work(add)
     options = parser.parse_args(arguments)
     from flaxnets.store.compiled import keep_compiled
 
@@ -289,11 +281,16 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _add_feed(add: Callable[..., Any]) -> None:
+def _add_work(add: Callable[..., Any]) -> None:
+    """Adds the options of all commands that apply a net to the images of a data set."""
+    add('--batch', type=_count(1), default=64, help='images of a device at a time (64)')
+    add('--dtype', default='float32', help='in which the net computes (float32)')
     what = 'threads or processes that decode images (one for each core)'
     add('--workers', '--threads', type=_count(0), default=0, metavar='N', help=what)
     what = 'who decodes: threads, processes, or auto: processes where many would work (auto)'
     add('--feed', default='auto', choices=('auto', 'threads', 'processes'), help=what)
+    add('--json', action='store_true', help='print JSON')
+    add('--quiet', action='store_true', help='no progress bar')
 
 
 def _count(least: int) -> Callable[[str], int]:

@@ -17,9 +17,10 @@ from typing import IO
 
 import numpy as np
 
-from flaxnets.errors import FlaxnetsError, shown
+from flaxnets.errors import FlaxnetsError
 from flaxnets.store.digest import Description, prepared
 from flaxnets.store.files import written_whole
+from flaxnets.store.safetensors_file import unfit
 from flaxnets.words import some
 
 from .torch_names import STORAGE_DTYPES
@@ -54,13 +55,7 @@ def write_pth(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -
 
 
 def _check(target: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    wrong = [
-        f'{shown(name)} ({type(tensor).__name__}, {getattr(tensor, "dtype", "no dtype")})'
-        for name, tensor in tensors.items()
-        if not isinstance(name, str)
-        or not hasattr(tensor, 'dtype')
-        or tensor.dtype.name not in _STORAGE_NAMES
-    ]
+    wrong = unfit(tensors, _STORAGE_NAMES, lambda name: isinstance(name, str))
     if wrong:
         raise FlaxnetsError(
             f'{target}: cannot be written, since a PyTorch checkpoint needs named arrays of '

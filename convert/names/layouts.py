@@ -122,7 +122,7 @@ def to_canonical(
     found = unwrap(loaded, ema, key, prefix)
     tensors, notes = found.state, [*found.notes]
     place = found.place or Place('layers', '', '')
-    clean = _strip_wrappers(tensors, place, notes)
+    clean = _strip_wrappers(tensors, notes)
     names, beside = _split(clean, place)
     features = _features(names, tensors, place.form)
     head = find_head(found, clean, features, drop_head) if found.place else Head()
@@ -218,7 +218,7 @@ def caveat(layout: str, arch: Arch) -> str | None:
     return None
 
 
-def _strip_wrappers(tensors: Tensors, place: Place, notes: list[str]) -> Names:
+def _strip_wrappers(tensors: Tensors, notes: list[str]) -> Names:
     """Names without what DataParallel, torch.compile and others put into them; notes say what that was."""
     names = bare_names(tensors)
     stripped = Counter(''.join(WRAPPERS.findall(name)) for name in tensors)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeGuard
@@ -397,13 +397,14 @@ def _equal(first: Net, second: Net) -> bool:
     return (
         first.body.keys() == second.body.keys()
         and (a.keys() <= b.keys() or b.keys() <= a.keys())
-        and all(_same_numbers(*pair) for pair in _pairs(first.body, second.body))
-        and all(_same_numbers(*pair) for pair in _pairs(a, b))
+        and _agree(first.body, second.body)
+        and _agree(a, b)
     )
 
 
-def _pairs(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> Iterator[tuple[Any, Any]]:
-    return ((a[key], b[key]) for key in a.keys() & b.keys())
+def _agree(a: Mapping[Any, Any], b: Mapping[Any, Any]) -> bool:
+    """Whether two mappings hold the same numbers under the keys that both have."""
+    return all(_same_numbers(a[key], b[key]) for key in a.keys() & b.keys())
 
 
 def _same_numbers(a: Any, b: Any) -> bool:

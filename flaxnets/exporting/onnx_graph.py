@@ -164,19 +164,18 @@ def _stem(g: Graph, arch: Arch, x: str) -> str:
 def _block(g: Graph, arch: Arch, x: str, path: str, planes: int, stride: int, is_first: bool) -> str:
     width = planes * arch.base_width // 64 * arch.cardinality
     y = g.relu(g.norm(g.conv(x, f'{path}/conv1'), f'{path}/bn1'))
-    middle = {'resnext': _grouped, 'res2net': _scales, 'resnest': _split_attention}[arch.block]
-    y = middle(g, arch, y, path, width, stride, is_first)
+    if arch.block == 'resnext':
+        y = g.relu(g.norm(g.conv(y, f'{path}/conv2', stride, arch.cardinality), f'{path}/bn2'))
+    elif arch.block == 'res2net':
+        y = _scales(g, arch, y, path, width, stride, is_first)
+    else:
+        y = _split_attention(g, arch, y, path, width, stride)
     y = g.norm(g.conv(y, f'{path}/conv3'), f'{path}/bn3')
     if arch.se:
         y = _squeeze_excite(g, y, f'{path}/se')
     if is_first:
         x = _shortcut(g, arch, x, f'{path}/downsample', stride)
     return g.relu(g.add('Add', [y, x], f'{path}/sum'))
-
-
-def _grouped(g: Graph, arch: Arch, y: str, path: str, width: int, stride: int, is_first: bool) -> str:
-    """`nets.blocks.Bottleneck`."""
-    return g.relu(g.norm(g.conv(y, f'{path}/conv2', stride, arch.cardinality), f'{path}/bn2'))
 
 
 def _scales(g: Graph, arch: Arch, y: str, path: str, width: int, stride: int, is_first: bool) -> str:
@@ -197,7 +196,7 @@ def _scales(g: Graph, arch: Arch, y: str, path: str, width: int, stride: int, is
     return joined
 
 
-def _split_attention(g: Graph, arch: Arch, y: str, path: str, width: int, stride: int, is_first: bool) -> str:
+def _split_attention(g: Graph, arch: Arch, y: str, path: str, width: int, stride: int) -> str:
     """`nets.blocks.SplitAttentionBottleneck`, between its 1x1 convolutions."""
     if stride > 1 and arch.avd_first:
         y = g.average(y, stride, f'{path}/avd')

@@ -182,33 +182,27 @@ def read_manifest(directory: str | os.PathLike[str]) -> Manifest:
     return Manifest(manifest['facts'], manifest['arrays'])
 
 
-def read(
-    directory: str | os.PathLike[str], names: Collection[str] | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a folder and checks every digest.
+def read(directory: str | os.PathLike[str], names: Collection[str]) -> dict[str, Any]:
+    """Reads arrays of a folder and checks their digests.
 
     Args:
       directory: a folder that `write` wrote.
-      names: which arrays to read, by the first part of their names ('params', 'batch_stats'); None reads all.
+      names: which arrays to read, by the first part of their names ('params', 'batch_stats').
 
     Returns:
-      The facts, and the arrays as dicts in dicts. Lists and tuples have become dicts with keys '0', '1', ...
+      The arrays as dicts in dicts. Lists and tuples have become dicts with keys '0', '1', ...
 
     Raises:
       DamagedError: an array is missing, or is not the one that was written.
       CheckpointError: the folder has no such names, or cannot be read.
     """
-    manifest = read_manifest(directory)
-    tops = dict.fromkeys(name.partition('/')[0] for name in manifest.arrays)
-    missing = sorted(set(names or ()) - set(tops))
+    entries = read_manifest(directory).arrays
+    tops = dict.fromkeys(name.partition('/')[0] for name in entries)
+    missing = sorted(set(names) - set(tops))
     if missing:
         raise CheckpointError(f'{directory}: has no {", ".join(missing)}; it has {", ".join(tops)}')
-    wanted = {
-        name: entry
-        for name, entry in manifest.arrays.items()
-        if names is None or name.partition('/')[0] in names
-    }
-    return manifest.facts, nested(read_arrays(directory, wanted))
+    wanted = {name: entry for name, entry in entries.items() if name.partition('/')[0] in names}
+    return nested(read_arrays(directory, wanted))
 
 
 def read_arrays(

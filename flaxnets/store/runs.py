@@ -18,6 +18,8 @@ from ..zoo.records import Config, config_from_json
 from . import arrays
 from .remote import StorePath, place
 
+_VARIABLES = ('params', 'batch_stats')
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -64,14 +66,15 @@ def find(path: str | os.PathLike[str], which: str = 'last') -> str:
     steps = sorted(int(name) for name in names if name.isdecimal() and arrays.is_committed(folder / name))
     if not steps:
         raise CheckpointError(f'{path}: no checkpoint of a training run')
+    there = ', '.join(map(str, steps))
     if which == 'best':
         scores = {step: arrays.read_manifest(folder / str(step)).facts.get('score') for step in steps}
         scored = [(score, step) for step, score in scores.items() if score is not None]
         if not scored:
-            raise CheckpointError(f'{folder}: no checkpoint has been evaluated; there are {_list(steps)}')
+            raise CheckpointError(f'{folder}: no checkpoint has been evaluated; there are {there}')
         return os.fspath(folder / str(max(scored)[1]))
     if which != 'last' and which not in map(str, steps):
-        raise CheckpointError(f'{folder}: no checkpoint {which}; there are {_list(steps)}, last and best')
+        raise CheckpointError(f'{folder}: no checkpoint {which}; there are {there}, last and best')
     return os.fspath(folder / (str(steps[-1]) if which == 'last' else which))
 
 
@@ -107,11 +110,8 @@ def read(path: str | os.PathLike[str], which: str = 'last', *, ema: bool = True)
     folder = find(path, which)
     config, step = _facts(folder)
     averaged = ema and any(name.startswith('ema/') for name in arrays.read_manifest(folder).arrays)
-    if averaged:
-        _, tree = arrays.read(folder, ['ema'])
-        return Checkpoint(step, config, tree['ema'], True)
-    _, tree = arrays.read(folder, ['params', 'batch_stats'])
-    return Checkpoint(step, config, tree, False)
+    variables = arrays.read(folder, ['ema'])['ema'] if averaged else arrays.read(folder, _VARIABLES)
+    return Checkpoint(step, config, variables, averaged)
 
 
 @contextlib.contextmanager
@@ -148,7 +148,3 @@ def fetched(source: str | os.PathLike[str]) -> Iterator[Path]:
         except FlaxnetsError as error:
             error.args = (str(error).replace(str(here), str(path)), *error.args[1:])
             raise
-
-
-def _list(steps: list[int]) -> str:
-    return ', '.join(map(str, steps))

@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -243,14 +243,7 @@ def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str,
     Raises:
       CheckpointError: it cannot; the message has every such name, dtype and text.
     """
-    wrong = [
-        f'{shown(name)} ({type(tensor).__name__}, {getattr(tensor, "dtype", "no dtype")})'
-        for name, tensor in tensors.items()
-        if not _is_text(name)
-        or name == _METADATA
-        or not hasattr(tensor, 'dtype')
-        or tensor.dtype.name not in _CODES
-    ]
+    wrong = unfit(tensors, _CODES, lambda name: _is_text(name) and name != _METADATA)
     wrong += [
         f'metadata {shown(key)}' for key in metadata if not _is_text(key) or not _is_text(metadata[key])
     ]
@@ -259,6 +252,23 @@ def check_tensors(where: str, tensors: Mapping[str, Any], metadata: Mapping[str,
             f'{where}: cannot be written, since a safetensors file needs named arrays of '
             f'{", ".join(_CODES)}, and metadata of texts, not {some(wrong)}'
         )
+
+
+def unfit(
+    tensors: Mapping[Any, Any], dtypes: Collection[str], is_name: Callable[[object], bool]
+) -> list[str]:
+    """Those of named arrays that a format cannot hold, in words.
+
+    Args:
+      tensors: name -> array.
+      dtypes: names of the dtypes that it has.
+      is_name: whether it can have a tensor of this name.
+    """
+    return [
+        f'{shown(name)} ({type(tensor).__name__}, {getattr(tensor, "dtype", "no dtype")})'
+        for name, tensor in tensors.items()
+        if not is_name(name) or not hasattr(tensor, 'dtype') or tensor.dtype.name not in dtypes
+    ]
 
 
 def _is_text(value: object) -> bool:

@@ -97,25 +97,21 @@ class SubPolicies:
         return image
 
 
-def _posterize(bits: int, p: float) -> Op:
-    return 'Posterize', bits, p
-
-
 # The 25 sub-policies of Cubuk et al. (arXiv 1805.09501, appendix A, table 9) as zhanghang1989/ResNeSt ran
 # them (`resnest/gluon/transforms.py`, after kakaobrain/fast-autoaugment): posterising keeps 1 or 2 bits,
 # where others keep 4 to 8, and sub-policy 15 takes level 0 of Color.
 _EQ6, _EQ4 = ('Equalize', 0, 0.6), ('Equalize', 0, 0.4)
 _RESNEST: tuple[tuple[Op, ...], ...] = (
-    (_posterize(1, 0.4), ('Rotate', 27, 0.6)),
+    (('Posterize', 1, 0.4), ('Rotate', 27, 0.6)),
     (('Solarize', 128, 0.6), ('AutoContrast', 0, 0.6)),
     (('Equalize', 0, 0.8), _EQ6),
-    (_posterize(2, 0.6), _posterize(2, 0.6)),
+    (('Posterize', 2, 0.6), ('Posterize', 2, 0.6)),
     (_EQ4, ('Solarize', 154, 0.2)),
     (_EQ4, ('Rotate', 24, 0.8)),
     (('Solarize', 180, 0.6), _EQ6),
-    (_posterize(2, 0.8), ('Equalize', 0, 1.0)),
+    (('Posterize', 2, 0.8), ('Equalize', 0, 1.0)),
     (('Rotate', 9, 0.2), ('Solarize', 52, 0.6)),
-    (_EQ6, _posterize(2, 0.4)),
+    (_EQ6, ('Posterize', 2, 0.4)),
     (('Rotate', 24, 0.8), ('Color', 0.1, 0.4)),
     (('Rotate', 27, 0.4), _EQ6),
     (('Equalize', 0, 0.0), ('Equalize', 0, 0.8)),
