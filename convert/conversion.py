@@ -22,7 +22,7 @@ from flaxnets.zoo.records import Config, Weights
 
 from .arithmetic import without_head
 from .checkpoint import Checkpoint, net_of
-from .download.published_files import fetch
+from .download.published_files import HUB_PREFIX, fetch
 from .formats.pth import read_pth
 from .names.counters import add_counters, take_counters
 from .names.found import Found
@@ -127,7 +127,7 @@ def named(source: str) -> Weights | None:
     try:
         return zoo.resolve(source)[1]
     except FlaxnetsError as error:
-        if '://' in source or source.lower().startswith(('hf-hub:', 'hf_hub:')):
+        if '://' in source or HUB_PREFIX.match(source):
             return None
         if '/' in source or Path(source).suffix in SUFFIXES:
             raise CheckpointError(f'{source}: no such file or directory') from None

@@ -33,7 +33,7 @@ from ..names.hub_folder import CONFIG_FILE, WEIGHTS_FILES
 from .transfer import download, is_intact
 from .web import Request, Unavailable, check_url, origin_of
 
-_HUB_PREFIX = re.compile(r'hf[-_]hub:', re.IGNORECASE)
+HUB_PREFIX = re.compile(r'hf[-_]hub:', re.IGNORECASE)
 _REPOSITORY = re.compile(r'(?P<id>\w[\w.-]*/\w[\w.-]*)(@(?P<revision>\w[\w./-]*))?', re.ASCII)
 # torch.hub's convention: resnest50-528c19ca.pth. Eight digits that could be a date (20240131) are no hash.
 _HASH_IN_NAME = re.compile(
@@ -173,7 +173,7 @@ def fetch(name_or_url: str, *, quiet: bool = False) -> Path:
 
 def _places(name: str) -> Sequence[_File | _Repository]:
     """Where to look for the weights of this name, in order."""
-    if prefix := _HUB_PREFIX.match(name):
+    if prefix := HUB_PREFIX.match(name):
         return [_repository(name, name[prefix.end() :])]
     if '://' in name:
         return [_any_file(name)]

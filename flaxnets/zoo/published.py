@@ -11,6 +11,8 @@ The first row of an architecture is its default: the file that timm takes for th
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..images.preprocess import Preprocess
 from .records import Accuracy, Weights
 
@@ -27,6 +29,18 @@ OPENMMLAB = 'https://download.openmmlab.com/mmclassification/v0'
 Percent = tuple[float, float]
 
 
+def _row(arch: str, tag: str, *urls: str, hub: bool = True, **facts: Any) -> Weights:
+    """A row for one file, by its addresses without `.pth`; timm's hub has it too unless `hub` is False."""
+    return Weights(
+        arch,
+        tag,
+        urls=tuple(f'{url}.pth' for url in urls),
+        hub_id=f'timm/{arch}.{tag}' if hub else None,
+        sha256=urls[0][-8:],
+        **facts,
+    )
+
+
 def _bicubic(size: int, crop_pct: float) -> Preprocess:
     return Preprocess(size, crop_pct, interpolation='bicubic')
 
@@ -38,12 +52,10 @@ def _csv(size: int, csv: Percent) -> Accuracy:
 def _res2net(arch: str, file: str, csv: Percent, authors: Percent, mirrored: bool = True) -> Weights:
     """The Res2Net authors' files. timm's release mirrors those of the paper, not the later v1b."""
     hosts = (f'{TIMM}/v0.1-res2net', RES2NET_AUTHORS) if mirrored else (RES2NET_AUTHORS,)
-    return Weights(
+    return _row(
         arch,
         'in1k',
-        urls=tuple(f'{host}/{file}.pth' for host in hosts),
-        hub_id=f'timm/{arch}.in1k',
-        sha256=file[-8:],
+        *(f'{host}/{file}' for host in hosts),
         accuracy=(_csv(224, csv), Accuracy(*authors, 224, 'Res2Net authors')),
         licence='cc-by-nc-sa-4.0',
     )
@@ -52,12 +64,11 @@ def _res2net(arch: str, file: str, csv: Percent, authors: Percent, mirrored: boo
 def _resnest(arch: str, file: str, preprocess: Preprocess, csv: Percent, authors: float) -> Weights:
     """The ResNeSt authors' files as timm evaluates them: resized first, then cropped."""
     size = preprocess.height
-    return Weights(
+    return _row(
         arch,
         'in1k',
-        urls=(f'{RESNEST_AUTHORS}/{file}.pth', f'{TIMM}/v0.1-resnest/{file}.pth'),
-        hub_id=f'timm/{arch}.in1k',
-        sha256=file[-8:],
+        f'{RESNEST_AUTHORS}/{file}',
+        f'{TIMM}/v0.1-resnest/{file}',
         preprocess=preprocess,
         accuracy=(_csv(size, csv), Accuracy(authors, None, size, 'ResNeSt authors')),
         licence='apache-2.0',
@@ -66,12 +77,12 @@ def _resnest(arch: str, file: str, preprocess: Preprocess, csv: Percent, authors
 
 def _resnest_fast(file: str, authors: float) -> Weights:
     """The authors' ablations that timm lacks, hence evaluated as the authors' `verify.py` does."""
-    arch, sha256 = file.split('-')
-    return Weights(
+    arch = file.partition('-')[0]
+    return _row(
         arch,
         'in1k',
-        urls=(f'{RESNEST_AUTHORS}/{file}.pth',),
-        sha256=sha256,
+        f'{RESNEST_AUTHORS}/{file}',
+        hub=False,
         preprocess=Preprocess(224, 0.875, 'center_first', 'bicubic'),
         accuracy=(Accuracy(authors, None, 224, 'ResNeSt authors'),),
         licence='apache-2.0',
@@ -80,12 +91,10 @@ def _resnest_fast(file: str, authors: float) -> Weights:
 
 def _resnest_gluon(arch: str, file: str, csv: Percent, gluon: Percent) -> Weights:
     """GluonCV's small ResNeSts, which are not the paper authors', ported to PyTorch by timm."""
-    return Weights(
+    return _row(
         arch,
         'gluon_in1k',
-        urls=(f'{TIMM}/v0.1-weights/{file}.pth',),
-        hub_id=f'timm/{arch}.gluon_in1k',
-        sha256=file[-8:],
+        f'{TIMM}/v0.1-weights/{file}',
         accuracy=(_csv(224, csv), Accuracy(*gluon, 224, 'GluonCV')),
         licence='apache-2.0',
     )
@@ -102,12 +111,10 @@ def _timm(
 ) -> Weights:
     """timm's own training, with what timm measured at its default and at its larger size."""
     arch, tag = name.split('.')
-    return Weights(
+    return _row(
         arch,
         tag,
-        urls=(f'{TIMM}/{release}-weights/{arch}{suffix}.pth',),
-        hub_id=f'timm/{name}',
-        sha256=suffix[-8:],
+        f'{TIMM}/{release}-weights/{arch}{suffix}',
         preprocess=small,
         test_preprocess=large,
         accuracy=(_csv(small.height, at_small), _csv(large.height, at_large)),
@@ -117,13 +124,11 @@ def _timm(
 
 def _torchvision(file: str, csv: Percent, torchvision: Percent) -> Weights:
     """torchvision's first weights; its own figure for 64x4d resizes to 232 pixels, not 256."""
-    arch, sha256 = file.split('-')
-    return Weights(
+    arch = file.partition('-')[0]
+    return _row(
         arch,
         'tv_in1k',
-        urls=(f'{PYTORCH}/{file}.pth',),
-        hub_id=f'timm/{arch}.tv_in1k',
-        sha256=sha256,
+        f'{PYTORCH}/{file}',
         accuracy=(_csv(224, csv), Accuracy(*torchvision, 224, 'torchvision')),
         licence='bsd-3-clause',
         aliases=(f'tv_{arch}', _torchvision_enum(arch, 1)),
@@ -132,13 +137,11 @@ def _torchvision(file: str, csv: Percent, torchvision: Percent) -> Weights:
 
 def _torchvision_v2(file: str, at_176: Percent, at_224: Percent, torchvision: Percent) -> Weights:
     """torchvision's second weights, trained at 176 pixels and meant for 224 out of 232."""
-    arch, sha256 = file.split('-')
-    return Weights(
+    arch = file.partition('-')[0]
+    return _row(
         arch,
         'tv2_in1k',
-        urls=(f'{PYTORCH}/{file}.pth',),
-        hub_id=f'timm/{arch}.tv2_in1k',
-        sha256=sha256,
+        f'{PYTORCH}/{file}',
         preprocess=Preprocess(176),
         test_preprocess=Preprocess(224, 0.965),
         accuracy=(_csv(176, at_176), _csv(224, at_224), Accuracy(*torchvision, 224, 'torchvision')),
@@ -161,12 +164,10 @@ def _facebook(arch: str, kind: str, sha256: str, csv: Percent | None, own: Perce
     accuracy = [_csv(224, csv)] if csv else []
     if own:
         accuracy.append(Accuracy(*own, 224, 'Facebook WSL-Images'))
-    return Weights(
+    return _row(
         arch,
         tag,
-        urls=(f'{stem}{arch.removesuffix("d")}-{sha256}.pth',),
-        hub_id=f'timm/{arch}.{tag}',
-        sha256=sha256,
+        f'{stem}{arch.removesuffix("d")}-{sha256}',
         accuracy=tuple(accuracy),
         licence='cc-by-nc-4.0',
         aliases=(f'{prefix}_{arch}', f'{arch}_{kind}'),
@@ -175,17 +176,15 @@ def _facebook(arch: str, kind: str, sha256: str, csv: Percent | None, own: Perce
 
 def _gluon(file: str, csv: Percent, gluon: Percent | None = None) -> Weights:
     """GluonCV's files in the PyTorch port; GluonCV's own figures come from OpenCV's bilinear resize."""
-    name, sha256 = file.split('-')
+    name = file.partition('-')[0]
     arch = name.removeprefix('gluon_')
     accuracy = [_csv(224, csv)]
     if gluon:
         accuracy.append(Accuracy(*gluon, 224, 'GluonCV'))
-    return Weights(
+    return _row(
         arch,
         'gluon_in1k',
-        urls=(f'{GLUON_PORT}/{file}.pth',),
-        hub_id=f'timm/{arch}.gluon_in1k',
-        sha256=sha256,
+        f'{GLUON_PORT}/{file}',
         preprocess=_bicubic(224, 0.875),
         accuracy=tuple(accuracy),
         licence='apache-2.0',
@@ -196,11 +195,11 @@ def _gluon(file: str, csv: Percent, gluon: Percent | None = None) -> Weights:
 def _openmmlab(
     arch: str, file: str, own: Percent, licence: str, *aliases: str, test: Preprocess | None = None
 ) -> Weights:
-    return Weights(
+    return _row(
         arch,
         'mm_in1k',
-        urls=(f'{OPENMMLAB}/{file}.pth',),
-        sha256=file[-8:],
+        f'{OPENMMLAB}/{file}',
+        hub=False,
         layout='mmpretrain',
         test_preprocess=test,
         accuracy=(Accuracy(*own, 224, 'mmpretrain'),),
