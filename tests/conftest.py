@@ -65,12 +65,12 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[file_server.Server]:
-    yield from file_server.running()
+    yield from file_server.running(file_server.Server())
 
 
 @pytest.fixture
 def other() -> Iterator[file_server.Server]:
-    yield from file_server.running()
+    yield from file_server.running(file_server.Server())
 
 
 @pytest.fixture

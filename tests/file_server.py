@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -20,6 +21,7 @@ CONTENT = hashlib.shake_256(b'weights').digest(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 NAME = f'resnest50-{SHA256[:8]}.pth'
 
+S = TypeVar('S', bound=ThreadingHTTPServer)
 Answer = Callable[['Handler'], None]
 Publish = Callable[..., Path]
 
@@ -53,6 +55,10 @@ class Server(ThreadingHTTPServer):
         self.seen: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
         self.url = f'http://127.0.0.1:{self.server_port}'
+
+    def shutdown(self) -> None:
+        self.closing.set()
+        super().shutdown()
 
     def handle_error(self, *_: object) -> None:
         pass  # clients that hang up are part of the tests
@@ -102,12 +108,11 @@ def redirect(url: str, status: int = 302, **headers: str) -> Answer:
     return send(b'', status, headers={'Location': url, **linked})
 
 
-def running() -> Iterator[Server]:
-    server = Server()
+def running(server: S) -> Iterator[S]:
+    """The server, answering in a thread until the generator goes on."""
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})
     thread.start()
     yield server
-    server.closing.set()
     server.shutdown()
     server.server_close()
     thread.join()

@@ -15,8 +15,8 @@ import pytest
 import timm
 import torch
 import yaml
-from file_server import isolate
-from hub_server import GOOD, READING, Hub, running_hub
+from file_server import isolate, running
+from hub_server import GOOD, READING, Hub
 from nets import random_variables, randomise, timm_net, to_flax
 from timm.data import resolve_data_config
 
@@ -49,7 +49,7 @@ def surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    for hub in running_hub():
+    for hub in running(Hub()):
         monkeypatch.setenv('HF_ENDPOINT', hub.url)
         monkeypatch.setenv('HF_TOKEN', GOOD)
         yield hub
