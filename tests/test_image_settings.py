@@ -17,8 +17,8 @@ from timm.data import resolve_data_config
 from torchvision import transforms
 
 from convert.conversion import _usual
-from convert.names.image_settings import for_channels, image_settings, timm_fields
-from convert.names.image_values import share_of
+from convert.names.image_settings import for_channels, image_settings, timm_settings
+from convert.names.image_values import ImageSettings, share_of
 from flaxnets import zoo
 from flaxnets.api import transform
 from flaxnets.errors import FlaxnetsError
@@ -95,10 +95,10 @@ def test_values_for_other_numbers_of_channels(mean: Any, channels: int, expected
 
 
 def test_values_from_0_to_255_become_those_from_0_to_1() -> None:
-    fields, _, notes = timm_fields({'mean': (123.675, 116.28, 103.53), 'std': [58.395, 57.12, 57.375]})
-    np.testing.assert_allclose(fields['mean'], Preprocess().mean, atol=1e-12)
-    np.testing.assert_allclose(fields['std'], Preprocess().std, atol=1e-12)
-    assert '255' in notes[0]
+    said = timm_settings({'mean': (123.675, 116.28, 103.53), 'std': [58.395, 57.12, 57.375]})
+    np.testing.assert_allclose(said.fields['mean'], Preprocess().mean, atol=1e-12)
+    np.testing.assert_allclose(said.fields['std'], Preprocess().std, atol=1e-12)
+    assert '255' in said.notes[0]
 
 
 def test_every_size_that_torchvision_resizes_to_is_met() -> None:
@@ -195,8 +195,8 @@ def test_deit_and_what_was_made_from_it(args: dict[str, Any], expected: Preproce
 
 
 def test_an_input_of_one_number() -> None:
-    assert timm_fields({'input_size': 224})[:2] == ({'size': (224, 224)}, ())
-    assert timm_fields({'input_size': [224]})[1]
+    assert timm_settings({'input_size': 224}) == ImageSettings({'size': (224, 224)})
+    assert timm_settings({'input_size': [224]}).unsupported
 
 
 def test_pytorchs_imagenet_example() -> None:

@@ -22,7 +22,7 @@ from flaxnets.images.preprocess import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from flaxnets.store.files import read_small
 
 from .class_names import class_names
-from .image_settings import timm_fields
+from .image_settings import timm_settings
 from .options import changing, described
 
 CONFIG_FILE = 'config.json'
@@ -147,9 +147,9 @@ def _table(data: Mapping[str, Any], key: str) -> dict[str, Any]:
 
 def _preprocess(options: Mapping[str, Any]) -> tuple[Preprocess, tuple[str, ...]]:
     """How images are prepared, and notes on it; what cannot be is listed in `Preprocess.unsupported`."""
-    fields, unsupported, notes = timm_fields(options)
-    found = Preprocess(**_TIMM_DEFAULTS | fields, unsupported=unsupported)
-    return found, tuple(f'images: {note}' for note in notes)
+    said = timm_settings(options)
+    found = Preprocess(**{**_TIMM_DEFAULTS, **said.fields}, unsupported=said.unsupported)
+    return found, tuple(f'images: {note}' for note in said.notes)
 
 
 def _read_json(path: str | os.PathLike[str]) -> Any:

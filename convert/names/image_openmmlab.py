@@ -56,16 +56,10 @@ def openmmlab_settings(configuration: object) -> ImageSettings | None:
     if not isinstance(configuration, Mapping) or not any(key in configuration for key in _SECTIONS):
         return None
     steps = _steps(configuration)
-    fields, problems, notes = _normalisation(configuration, steps)
-    if not steps and not fields and not problems:
+    found = _normalisation(configuration, steps)
+    if not steps and not found.fields and not found.unsupported:
         return None  # other libraries have sections of these names too
-    geometry, more_problems, more_notes, nearly = _geometry(steps)
-    return ImageSettings(
-        {**fields, **geometry},
-        (*problems, *more_problems),
-        (*notes, *more_notes),
-        approximations=nearly,
-    )
+    return found.completed_by(_geometry(steps))
 
 
 def _steps(configuration: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
@@ -95,10 +89,8 @@ def _kind(step: Mapping[Any, Any]) -> str:
     return kind.rpartition('.')[2] if isinstance(kind, str) else ''
 
 
-def _normalisation(
-    configuration: Mapping[Any, Any], steps: Sequence[Mapping[Any, Any]]
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """Mean, std (here of values 0..255) and channel order; what cannot be expressed; notes."""
+def _normalisation(configuration: Mapping[Any, Any], steps: Sequence[Mapping[Any, Any]]) -> ImageSettings:
+    """Mean, std (here of values 0..255) and channel order."""
     inner = [s for step in steps for s in _listed(step.get('transforms')) if isinstance(s, Mapping)]
     model = configuration.get('model')
     preprocessor = model.get('data_preprocessor') if isinstance(model, Mapping) else None
@@ -109,7 +101,7 @@ def _normalisation(
         normalize = configuration.get('img_norm_cfg')
     found = normalize if isinstance(normalize, Mapping) else preprocessor
     if not isinstance(found, Mapping):
-        return {}, (), ()
+        return ImageSettings()
     # Images are loaded as BGR, so that either exchange of mmengine's ImgDataPreprocessor makes them RGB.
     # mmcv's Normalize exchanges channels by default, the preprocessors do not.
     flags = [found[name] for name in ('to_rgb', 'bgr_to_rgb', 'rgb_to_bgr') if name in found]
@@ -117,34 +109,21 @@ def _normalisation(
     mean, std = numbers(found.get('mean')), numbers(found.get('std'))
     said = [f'{name}={shown(found[name])}' for name in ('mean', 'std') if found.get(name) is not None]
     if len(said) > bool(mean) + bool(std) or (std and min(std) < MIN_STD * 255):
-        return {}, (f'normalised by {" and ".join(said)}',), ()
+        return ImageSettings(unsupported=(f'normalised by {" and ".join(said)}',))
     notes = () if said else ('the net takes values from 0 to 255, not normalised',)
     mean, std = mean or (0.0,), std or (1.0,)
-    return (
-        {
-            'mean': of_bytes(mean),
-            'std': of_bytes(std),
-            'channel_order': 'rgb' if exchanges else 'bgr',
-        },
-        (),
-        notes,
-    )
+    order = 'rgb' if exchanges else 'bgr'
+    return ImageSettings({'mean': of_bytes(mean), 'std': of_bytes(std), 'channel_order': order}, notes=notes)
 
 
-def _geometry(
-    steps: Sequence[Mapping[Any, Any]],
-) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """Size, crop and interpolation; what cannot be expressed; notes; what is only nearly so."""
+def _geometry(steps: Sequence[Mapping[Any, Any]]) -> ImageSettings:
+    """Size, crop and interpolation."""
     kinds = [_kind(step) for step in steps]
     if not steps:
-        return {}, (), (), ()
+        return ImageSettings()
     if set(kinds) & set(_DENSE):
-        return (
-            {},
-            (),
-            ('its images have no fixed size: they are of the size that classifiers of this net take',),
-            (),
-        )
+        note = 'its images have no fixed size: they are of the size that classifiers of this net take'
+        return ImageSettings(notes=(note,))
     resize: tuple[int, int] | int | None = None
     crop: tuple[int, ...] | None = None
     filters, problems = [], []
@@ -177,7 +156,7 @@ def _geometry(
             problems.append(f'resized to {resize}, then cropped to {crop}')
         else:
             found |= shape
-    return found, tuple(problems), (), nearly
+    return ImageSettings(found, tuple(problems), approximations=nearly)
 
 
 def _shape(resize: tuple[int, int] | int | None, crop: tuple[int, ...] | None) -> dict[str, Any] | None:

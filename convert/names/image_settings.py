@@ -88,8 +88,7 @@ def _of_training(beside: Mapping[Any, Any]) -> ImageSettings:
         return ImageSettings({**_EXAMPLE, **IMAGENET})
     if found := _deit(arguments):
         return found
-    fields, unsupported, notes = timm_fields(arguments)
-    return ImageSettings(fields, unsupported, notes, weights)
+    return replace(timm_settings(arguments), weights=weights)
 
 
 def _options(beside: Mapping[Any, Any]) -> list[Mapping[Any, Any]]:
@@ -112,8 +111,8 @@ def _is_empty(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value)
 
 
-def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...], tuple[str, ...]]:
-    """The fields of `Preprocess` that timm's options give, options that none can express, and notes."""
+def timm_settings(options: Mapping[Any, Any]) -> ImageSettings:
+    """What timm's options say of images."""
     found: dict[str, Any] = {}
     problems, notes = [], []
 
@@ -163,23 +162,23 @@ def timm_fields(options: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, 
         notes.append('took mean and std as of values from 0 to 255')
         for name in {'mean', 'std'} & set(found):
             found[name] = of_bytes(found[name])
-    return found, tuple(problems), tuple(notes)
+    return ImageSettings(found, tuple(problems), tuple(notes))
 
 
 def _torchvision(arguments: Mapping[Any, Any]) -> ImageSettings:
-    found, problems, notes = timm_fields({'interpolation': arguments.get('interpolation')})
+    said = timm_settings({'interpolation': arguments.get('interpolation')})
+    fields, problems = {**IMAGENET, 'crop_mode': 'center', **said.fields}, said.unsupported
     crop, resize = arguments.get('val_crop_size', 224), arguments.get('val_resize_size', 256)
     sides = whole_numbers([crop, resize])
     if sides:
-        found |= {'size': sides[0], 'crop_pct': share_of(sides[0], sides[1])}
+        fields |= {'size': sides[0], 'crop_pct': share_of(sides[0], sides[1])}
     else:
         problems = (*problems, f'val_crop_size={shown(crop)}, val_resize_size={shown(resize)}')
     backend = arguments.get('backend')
     nearly: tuple[str, ...] = ()
     if isinstance(backend, str) and backend.lower() != 'pil':
         nearly = (f'its evaluation resized tensors (backend={shown(backend)}), here Pillow resizes images',)
-    fields = {**IMAGENET, 'crop_mode': 'center', **found}
-    return ImageSettings(fields, problems, notes, approximations=nearly)
+    return replace(said, fields=fields, unsupported=problems, approximations=nearly)
 
 
 def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
@@ -196,7 +195,7 @@ def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
     if sides is None or not (has_mean or is_deit or is_mae):
         return None
     share = arguments.get('eval_crop_ratio', arguments.get('crop_pct'))
-    said, problems, notes = timm_fields({**arguments, 'crop_pct': share})
+    said = timm_settings({**arguments, 'crop_pct': share})
     is_beit = 'rel_pos_bias' in arguments or 'abs_pos_emb' in arguments
     fields = {**IMAGENET, 'crop_mode': 'center', 'interpolation': 'bicubic', 'crop_pct': 0.875}
     if has_mean:
@@ -206,12 +205,12 @@ def _deit(arguments: Mapping[Any, Any]) -> ImageSettings | None:
             fields['crop_pct'] = 1.0
     elif not is_deit and sides[0] > 224:
         fields['crop_pct'] = 1.0
-    fields |= said
+    fields |= said.fields
     if has_mean and not is_beit and sides[0] >= 384:  # ConvNeXt, whatever its percentage
         fields |= {'crop_pct': 1.0, 'crop_mode': 'squash'}
     elif sides[0] <= 32:
         fields['crop_pct'] = 1.0
-    return ImageSettings(fields, problems, notes)
+    return replace(said, fields=fields)
 
 
 def for_channels(preprocess: Preprocess, channels: int) -> Preprocess:
@@ -233,12 +232,5 @@ def _with_timm_configuration(found: ImageSettings, attributes: Mapping[str, Any]
     )
     if not isinstance(own, Mapping):
         return found
-    fields, unsupported, notes = timm_fields(own)
     weights = '.'.join(str(own[name]) for name in ('architecture', 'tag') if own.get(name))
-    return replace(
-        found,
-        fields={**fields, **found.fields},
-        unsupported=(*found.unsupported, *unsupported),
-        notes=(*found.notes, *notes),
-        weights=found.weights or (weights if '.' in weights else None),
-    )
+    return found.completed_by(replace(timm_settings(own), weights=weights if '.' in weights else None))

@@ -34,6 +34,16 @@ class ImageSettings:
     weights: str | None = None
     approximations: tuple[str, ...] = ()
 
+    def completed_by(self, other: ImageSettings) -> ImageSettings:
+        """These settings, and those of another part of the file that they lack."""
+        return ImageSettings(
+            {**other.fields, **self.fields},
+            (*self.unsupported, *other.unsupported),
+            (*self.notes, *other.notes),
+            self.weights or other.weights,
+            (*self.approximations, *other.approximations),
+        )
+
     def applied_to(self, usual: Preprocess) -> Preprocess:
         """`usual`, with what the file says in its place."""
         return replace(
