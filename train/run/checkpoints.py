@@ -172,22 +172,14 @@ class Checkpoints:
                 return arrays.read_manifest(self._path(step)).facts['meta']
         return None
 
-    def best(self) -> int | None:
-        """The step of the highest score, the newest of several; None if no step has a score."""
-        best = self._best(self.steps(), 1)
-        return best[0] if best else None
-
-    def restore(
-        self, target: Any, step: int | None = None, check: Check = lambda meta: None
-    ) -> Restored | None:
-        """Reads the newest sound checkpoint, or a given one. Every process must call it.
+    def restore(self, target: Any, check: Check = lambda meta: None) -> Restored | None:
+        """Reads the newest sound checkpoint. Every process must call it.
 
         A damaged one is set aside (renamed to STEP.damaged) and the one before it is tried. Of several
         processes the first decides and the others read the step that it found.
 
         Args:
           target: a tree of arrays or `jax.ShapeDtypeStruct`s, as the state that was saved.
-          step: this one and no other.
           check: called with the `meta` of a checkpoint before any array is compared; raises an error of its
             own to refuse it.
 
@@ -195,32 +187,26 @@ class Checkpoints:
           None if there is no checkpoint.
 
         Raises:
-          CheckpointError: all are damaged, or the one asked for is missing or damaged; or it holds other
-            arrays than the target, with the differences. Of several processes all raise
-            `train.parallel.JobError` for it.
+          CheckpointError: all are damaged; or the newest sound one holds other arrays than the target, with
+            the differences. Of several processes all raise `train.parallel.JobError` for it.
         """
         self.wait()
         if jax.process_count() == 1:
-            return self._restore(target, step, check)
-        return self._restore_together(target, step, check)
+            return self._restore(target, check)
+        return self._restore_together(target, check)
 
-    def _restore_together(self, target: Any, step: int | None, check: Check) -> Restored | None:
+    def _restore_together(self, target: Any, check: Check) -> Restored | None:
         """`_restore` by several processes: the others read the step that the first one found."""
-        first = together(lambda: self._restore(target, step, check) if self._primary else None)
+        first = together(lambda: self._restore(target, check) if self._primary else None)
         own = np.int32(first.step if first else NONE)
         found = int(multihost_utils.broadcast_one_to_all(own, is_source=self._primary))
         if found == NONE:
             return None
         return together(lambda: first or self._open(found, target, check))
 
-    def _restore(self, target: Any, step: int | None, check: Check) -> Restored | None:
+    def _restore(self, target: Any, check: Check) -> Restored | None:
         if self._primary:
             self._tidy()
-        if step is not None:
-            if step not in (steps := self.steps()):
-                there = ', '.join(map(str, steps)) or 'none'
-                raise CheckpointError(f'{self._directory}: no checkpoint of step {step}; there are: {there}')
-            return self._open(step, target, check)
         skipped: list[tuple[int, str]] = []
         for newest in self.steps():
             try:
