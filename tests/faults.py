@@ -391,8 +391,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'probability of an operation',
         'train/data/autoaugment.py',
-        'if rng.random() > probability:\n                continue\n            signed',
-        'if rng.random() < probability:\n                continue\n            signed',
+        'if rng.random() > probability:\n            continue\n        signed',
+        'if rng.random() < probability:\n            continue\n        signed',
         'tests/test_autoaugment.py tests/test_augment.py',
     ),
     Fault(

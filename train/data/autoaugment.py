@@ -76,27 +76,6 @@ def apply_op(
     raise ValueError(f'no operation is called {name!r}')
 
 
-@dataclass(frozen=True)
-class SubPolicies:
-    """Applies one of several sequences of operations, each with the same probability.
-
-    Attributes:
-      sequences: the operations of each; the value's sign is drawn where an operation has two directions.
-      shear: how shears resample; rotations take the nearest pixel.
-    """
-
-    sequences: tuple[tuple[Op, ...], ...]
-    shear: Image.Resampling = NEAREST
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for name, value, probability in self.sequences[rng.integers(len(self.sequences))]:
-            if rng.random() > probability:
-                continue
-            signed = -value if name in SIGNED and rng.random() < 0.5 else value
-            image = apply_op(image, name, signed, self.shear if name.startswith('Shear') else NEAREST)
-        return image
-
-
 # The 25 sub-policies of Cubuk et al. (arXiv 1805.09501, appendix A, table 9) as zhanghang1989/ResNeSt ran
 # them (`resnest/gluon/transforms.py`, after kakaobrain/fast-autoaugment): posterising keeps 1 or 2 bits,
 # where others keep 4 to 8, and sub-policy 15 takes level 0 of Color.
@@ -128,6 +107,16 @@ _RESNEST: tuple[tuple[Op, ...], ...] = (
     (('Color', 0.82, 0.6), ('Contrast', 1.54, 1.0)),
     (('Equalize', 0, 0.8), _EQ6),
 )
+
+
+def resnest_autoaugment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """One of the 25 sub-policies, with shears that are bicubic and rotations that take the nearest pixel."""
+    for name, value, probability in _RESNEST[rng.integers(len(_RESNEST))]:
+        if rng.random() > probability:
+            continue
+        signed = -value if name in SIGNED and rng.random() < 0.5 else value
+        image = apply_op(image, name, signed, BICUBIC if name.startswith('Shear') else NEAREST)
+    return image
 
 
 def linspace(start: float, end: float, number: int, bins: int) -> float:
@@ -203,17 +192,14 @@ _PAPER: tuple[tuple[tuple[str, int, float], ...], ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Levels:
+def paper_autoaugment(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """torchvision's `AutoAugment` for ImageNet: one of 25 pairs of operations, either direction by chance."""
-
-    def __call__(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:
-        for name, number, probability in _PAPER[rng.integers(len(_PAPER))]:
-            if rng.random() > probability:
-                continue
-            value = level(name, number, 10, image.size)
-            image = apply_op(image, name, opposite(name, value) if rng.random() < 0.5 else value)
-        return image
+    for name, number, probability in _PAPER[rng.integers(len(_PAPER))]:
+        if rng.random() > probability:
+            continue
+        value = level(name, number, 10, image.size)
+        image = apply_op(image, name, opposite(name, value) if rng.random() < 0.5 else value)
+    return image
 
 
 _RANDAUGMENT = (
@@ -316,8 +302,8 @@ def cutout(image: Image.Image, side: float, x: float, y: float) -> Image.Image:
 def make_policy(name: str, ops: int, magnitude: int) -> Policy | None:
     """The policy that `Settings.policy` names; None for ''."""
     policies: dict[str, Policy] = {
-        'resnest_autoaugment': SubPolicies(_RESNEST, shear=BICUBIC),
-        'autoaugment': Levels(),
+        'resnest_autoaugment': resnest_autoaugment,
+        'autoaugment': paper_autoaugment,
         'randaugment': RandAugment(ops, magnitude),
         'resnest_randaugment': ResNeStRandAugment(ops, magnitude),
     }

@@ -61,7 +61,7 @@ class Log:
         may_write: Callable[[], None] = lambda: None,
     ) -> None:
         self._primary, self._quiet = primary, quiet
-        self._total, self._first, self._images = total_steps, first_step, images_per_step
+        self._total, self._images = total_steps, images_per_step
         self._bar: Any = None
         self._failed: set[str] = set()  # what cannot be written
         self._tensorboard: tensorboard.EventFile | None = None
