@@ -29,21 +29,10 @@ import jaxtyping
 import pytest
 import torch
 import torchvision_ops
+from checked import CHECKED
 from memory import forget
 
-# Shapes and types in the annotations of these modules are checked at every call. `train.step.state` is left
-# out: JAX fills its trees with other things than arrays.
-CHECKED = [
-    'flaxnets.inference.activation_maps',
-    'flaxnets.inference.features',
-    'flaxnets.nets.convolution',
-    'flaxnets.nets.pooling',
-    'train.evaluation.metrics',
-    'train.step.mixing',
-    'train.step.pixels',
-    'train.step.step',
-]
-jaxtyping.install_import_hook(CHECKED, 'checked.check')
+jaxtyping.install_import_hook(CHECKED, 'checked.check')  # before any of them is imported
 
 torchvision_ops.define_missing()
 # Each worker of the tests has a core or so: two threads of torch's would mostly wait, busily.
@@ -76,3 +65,9 @@ def other() -> Iterator[file_server.Server]:
 @pytest.fixture
 def publish(monkeypatch: pytest.MonkeyPatch) -> file_server.Publish:
     return file_server.publisher(monkeypatch)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that pass what the annotations forbid, to see what users are told."""
+    monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)

@@ -135,6 +135,7 @@ def test_feature_info_is_timms(name: str, output_stride: int) -> None:
 @pytest.mark.parametrize(
     'out_indices, names', [((1,), ['layer1']), (2, ['layer3', 'layer4']), ((-1,), ['layer4'])]
 )
+@pytest.mark.usefixtures('unchecked')  # lists in place of tuples are not hashable
 def test_features_only_has_no_parameters_it_does_not_use(out_indices: Any, names: list[str]) -> None:
     model = build(TINY['resnest'], features_only=True, out_indices=out_indices)
     assert [f.name for f in model.feature_info] == names
@@ -185,6 +186,7 @@ BAD = [
 ]
 
 
+@pytest.mark.usefixtures('unchecked')
 @pytest.mark.parametrize('options, message', BAD, ids=[message for _, message in BAD])
 def test_bad_values_are_refused_by_name_and_value(options: dict[str, Any], message: str) -> None:
     with pytest.raises(FlaxnetsError, match=message):
@@ -203,6 +205,7 @@ def test_unknown_option_and_unknown_net() -> None:
         flaxnets.create('resnest50dd')
 
 
+@pytest.mark.usefixtures('unchecked')
 def test_wrong_images_are_refused() -> None:
     model = build(TINY['resnext'])
     variables = abstract_variables(model)
@@ -228,7 +231,7 @@ def test_remat_changes_no_gradient(kind: str) -> None:
     with jax.enable_x64(True):  # in float32 a ReLU at 0 may open in one program and not in the other
         plain = build(TINY[kind], 10, dtype='float64', param_dtype='float64')
         variables = random_variables(plain)
-        maps = np.random.default_rng(0).normal(size=(4, 8, 8, plain.arch.stem_channels))
+        maps = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, plain.arch.stem_channels)))
 
         def gradient(model: ResNet) -> Any:
             def loss(params: Any) -> Any:
@@ -528,7 +531,7 @@ def test_frozen_stages_compute_as_in_inference_and_have_no_gradient(frozen: int)
 def test_drop_block_rate_may_be_traced() -> None:
     model = build(TINY['resnext'], 3, dtype='float64', param_dtype='float64')
     variables = random_variables(model)
-    maps = np.random.default_rng(0).normal(size=(4, 8, 8, 64))
+    maps = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 64)))
 
     def gradient(third: Any, rate: Any, remat: bool = False) -> Any:
         net = model.clone(drop_block_rate=rate, remat=remat)

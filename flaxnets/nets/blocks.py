@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jaxtyping import Float
 
 from .arch import Arch
 from .layers import (
@@ -28,6 +29,8 @@ from .pooling import avg_pool_3x3, avg_pool_shortcut
 
 EXPANSION = 4
 SE_REDUCTION = 16
+
+BlockMap = Float[Array, 'n rows columns {4*self.planes}']
 
 
 class Block(nn.Module):
@@ -56,7 +59,7 @@ class Block(nn.Module):
     pooled_shortcut: bool = False
     has_downsample: bool = False
     drop_path_rate: float = 0.0
-    drop_block_rate: float | Array = 0.0
+    drop_block_rate: float | Float[Array, ''] = 0.0
     drop_block_groups: int = 1
     zero_init_last: bool = True
     conv: MakeConv = Conv
@@ -67,21 +70,25 @@ class Block(nn.Module):
         """Channels of the 3x3 convolution; in Res2Net, of the one of each scale."""
         return self.planes * self.arch.base_width // 64 * self.arch.cardinality
 
-    def drop_block(self, y: Array, train: bool) -> Array:
+    def drop_block(self, y: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
-    def first_layers(self, x: Array, channels: int, train: bool) -> Array:
+    def first_layers(
+        self, x: Float[Array, 'n h w c'], channels: int, train: bool
+    ) -> Float[Array, 'n h w {channels}']:
         """The start of the branch: 1x1 convolution, BatchNorm, ReLU."""
         y = self.norm(name='bn1')(self.conv(channels, 1, name='conv1')(x), train)
         return relu(self.drop_block(y, train))
 
-    def last_layers(self, y: Array, train: bool) -> Array:
+    def last_layers(self, y: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w {4*self.planes}']:
         """The end of the branch: 1x1 convolution and BatchNorm."""
         y = self.conv(EXPANSION * self.planes, 1, name='conv3')(y)
         y = self.norm(zero_scale=self.zero_init_last, name='bn3')(y, train)
         return self.drop_block(y, train)
 
-    def add_shortcut(self, y: Array, x: Array, train: bool) -> Array:
+    def add_shortcut(
+        self, y: Float[Array, 'n rows columns features'], x: Float[Array, 'n h w c'], train: bool
+    ) -> Float[Array, 'n rows columns features']:
         """The block's result, relu(branch + shortcut). In training some samples lose the branch.
 
         Args:
@@ -121,7 +128,9 @@ class Downsample(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, 'n h w c'], train: bool
+    ) -> Float[Array, 'n rows columns {self.features}']:
         stride = self.stride
         if self.pool:
             x, stride = avg_pool_shortcut(x, stride), 1
@@ -136,7 +145,7 @@ class Bottleneck(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
         y = self.first_layers(x, self.width, train)
         conv2 = self.conv(
             self.width,
@@ -160,7 +169,7 @@ class SqueezeExcite(nn.Module):
     conv: MakeConv
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n h w c']:
         channels = x.shape[-1]
         gate = x.mean((1, 2), keepdims=True)
         gate = relu(self.conv(channels // SE_REDUCTION, 1, use_bias=True, name='fc1')(gate))
@@ -178,7 +187,7 @@ class Res2Bottleneck(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
         scale = self.arch.scale
         make_conv = partial(
             self.conv,
@@ -213,7 +222,7 @@ class ModuleList(nn.Module):
     make: Callable[..., nn.Module]
 
     @nn.compact
-    def __call__(self, i: int, *args: object) -> Array:
+    def __call__(self, i: int, *args: object) -> Float[Array, 'n h w c']:
         return self.make(name=str(i))(*args)
 
 
@@ -225,7 +234,7 @@ class SplitAttentionBottleneck(Block):
     """
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
         y = self.first_layers(x, self.width, train)
         if self.stride > 1 and self.arch.avd_first:
             y = avg_pool_3x3(y, self.stride)
@@ -269,7 +278,7 @@ class SplitAttention(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w {self.features}']:
         features, cardinality, radix = self.features, self.cardinality, self.radix
         conv = self.conv(features * radix, 3, dilation=self.dilation, groups=cardinality * radix, name='conv')
         inner = max(32, x.shape[-1] * radix // 4)

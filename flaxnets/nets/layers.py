@@ -15,8 +15,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
 from .convolution import conv2d
@@ -24,6 +26,7 @@ from .platforms import on_tpu
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., nn.Module]
+Vector = Float[Array | np.ndarray, ' c']  # variables that were loaded are NumPy's until a program takes them
 
 BN_EPSILON = 1e-5
 BN_MOMENTUM = 0.1  # as torch counts it: the weight of the new batch in the running statistics
@@ -31,7 +34,7 @@ BN_MOMENTUM = 0.1  # as torch counts it: the weight of the new batch in the runn
 
 @jax.custom_jvp
 @jax.jit
-def relu(x: Array) -> Array:
+def relu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
     """`torch.nn.functional.relu`: the gradient at x = 0 is 0, and at x = NaN it is passed on."""
     return jnp.maximum(x, 0)
 
@@ -43,7 +46,9 @@ def torch_uniform(fan_in: int) -> jax.nn.initializers.Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): torch's default for linear weights and for every bias."""
     bound = fan_in**-0.5
 
-    def init(key: Array, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Array:
+    def init(
+        key: PRNGKeyArray, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None
+    ) -> Float[Array, '*_shape']:
         return jax.random.uniform(key, shape, dtype, -bound, bound, out_sharding=out_sharding)
 
     return init
@@ -75,7 +80,7 @@ class Conv(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns {self.features}']:
         k = self.kernel_size
         if x.shape[-1] % self.groups or self.features % self.groups:
             raise FlaxnetsError(
@@ -150,7 +155,7 @@ class BatchNorm(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         shape = (x.shape[-1],)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param('scale', start, shape, self.param_dtype)
@@ -159,32 +164,32 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
-        def normalise(x: Array, mean: Array, factor: Array, offset: Array) -> Array:
-            return ((x.astype(exact) - mean) * factor + offset).astype(self.dtype)
+        learns = train and not self.frozen and not self.is_initializing()
+        split = x
+        if learns:
+            parts = self.span.parts
+            if x.shape[0] % parts:
+                raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
+            split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
+            mean, var, count = self._batch_statistics(split, running_mean.value)
+        else:
+            mean, var = channels(running_mean.value), channels(running_var.value)
+        factor = channels(scale, split.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
+        offset = channels(bias, split.ndim).astype(exact)
+        near = mean
+        if learns:
+            # The mean's derivative goes through the offset, one number per channel. Through the map it would
+            # cost a CPU one more pass over the map.
+            near = lax.stop_gradient(mean)
+            offset = offset - (mean - near) * factor
+            mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
+            running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
+            running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        return ((split.astype(exact) - near) * factor + offset).astype(self.dtype).reshape(x.shape)
 
-        def per_channel(x: Array, var: Array) -> tuple[Array, Array]:
-            factor = channels(scale, x.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
-            return factor, channels(bias, x.ndim).astype(exact)
-
-        if not train or self.frozen or self.is_initializing():
-            factor, offset = per_channel(x, channels(running_var.value, x.ndim))
-            return normalise(x, channels(running_mean.value, x.ndim), factor, offset)
-        parts = self.span.parts
-        if x.shape[0] % parts:
-            raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
-        split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
-        mean, var, count = self._batch_statistics(split, running_mean.value)
-        factor, offset = per_channel(split, var)
-        # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
-        # a CPU one more pass over the map.
-        near = lax.stop_gradient(mean)
-        y = normalise(split, near, factor, offset - (mean - near) * factor).reshape(x.shape)
-        mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
-        running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
-        running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
-        return y
-
-    def _batch_statistics(self, x: Array, running_mean: Array) -> tuple[Array, Array, int]:
+    def _batch_statistics(
+        self, x: Float[Array, '*parts n h w c'], running_mean: Vector
+    ) -> tuple[Float[Array, '*parts 1 1 1 c'], Float[Array, '*parts 1 1 1 c'], int]:
         """Mean and biased variance over N, H, W (and devices), and how many values they are taken over.
 
         For any constant s, var(x) = mean((x - s)^2) - mean(x - s)^2, and so are all its derivatives. With
@@ -192,20 +197,14 @@ class BatchNorm(nn.Module):
         the mean of the middle row of all maps, at most sqrt(H) standard deviations away from their mean.
 
         Args:
-          x: [(parts,) N, H, W, C].
-          running_mean: [C].
+          x: the maps, perhaps in equal parts that are normalised separately.
+          running_mean: of the net so far.
 
         Returns:
-          Mean and variance, [(parts,) 1, 1, 1, C], and the count.
+          Mean and variance of each part, and the count.
         """
-        span, exact, axes = self.span, running_mean.dtype, (-4, -3, -2)
+        span, exact = self.span, running_mean.dtype
         count = math.prod(x.shape[-4:-1])
-
-        def mean_of(*terms: Array) -> Any:
-            means = [term.mean(axes, keepdims=True) for term in terms]
-            if span.axis_name is None:
-                return means
-            return lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
 
         if span.axis_name is not None:
             count *= len(span.device_groups[0]) if span.device_groups else lax.psum(1, span.axis_name)
@@ -217,7 +216,7 @@ class BatchNorm(nn.Module):
                 'least 2 images per device, or axis_name to take the statistics over all devices'
             )
         middle = x.shape[-3] // 2
-        (shift,) = mean_of(x[..., middle : middle + 1, :, :].astype(exact))
+        (shift,) = _means(span, x[..., middle : middle + 1, :, :].astype(exact))
         if x.dtype.itemsize < exact.itemsize:
             # A TPU computes the statistics within the convolution if the shift does not depend on its result;
             # the compiler's estimate is a fifth of a training step. The running mean is near enough: in half
@@ -225,13 +224,21 @@ class BatchNorm(nn.Module):
             shift = jnp.where(on_tpu(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         x = x.astype(exact) - shift
-        mean, square = mean_of(x, lax.square(x))
+        mean, square = _means(span, x, lax.square(x))
         return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
 
 
-def channels(x: Array, ndim: int = 4) -> Array:
+def _means(span: Span, *maps: Float[Array, '*parts n _h w c']) -> list[Float[Array, '*parts 1 1 1 c']]:
+    """The means of maps over N, H, W and the devices of a span."""
+    means = [x.mean((-4, -3, -2), keepdims=True) for x in maps]
+    if span.axis_name is not None:
+        means = lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
+    return means
+
+
+def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
     """[C] reshaped to [1, ..., C], with `ndim` dimensions, so that no implicit broadcast is needed."""
-    return x.reshape((1,) * (ndim - 1) + (-1,))
+    return jnp.asarray(x).reshape((1,) * (ndim - 1) + (-1,))
 
 
 class FoldedNorm(nn.Module):
@@ -239,7 +246,7 @@ class FoldedNorm(nn.Module):
 
     zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
 
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if train:
             raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
         return x
@@ -270,7 +277,7 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, '*shape'], train: bool) -> Float[Array, '*shape']:
         if not train or self.rate == 0:
             return x
         keep = 1.0 - self.rate
@@ -291,7 +298,7 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if not train or self.rate == 0:
             return x
         keep = 1.0 - self.rate
@@ -313,12 +320,12 @@ class DropBlock(nn.Module):
       groups: number of equal parts of the batch, each with its own mask, as each GPU of the authors had one.
     """
 
-    rate: float | Array
+    rate: float | Float[Array, '']
     block_size: int = 3
     groups: int = 1
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if not train or (isinstance(self.rate, int | float) and self.rate == 0):
             return x
         n, h, w, channels = x.shape

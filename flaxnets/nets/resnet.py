@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import DTypeLike
+from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
 from .arch import Arch
@@ -34,6 +36,8 @@ BLOCKS: dict[str, type[Block]] = {
     'res2net': Res2Bottleneck,
     'resnest': SplitAttentionBottleneck,
 }
+Images = Float[Array | np.ndarray, 'n h w c']
+Head = Float[Array, 'n features'] | Float[Array, 'n h w c']  # the latter unpooled
 DROP_BLOCK_STAGES = (2, 3)  # the last two of four, as the ResNeSt authors use it
 
 
@@ -96,7 +100,7 @@ class ResNet(nn.Module):
     out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
-    drop_block_rate: float | Array = 0.0
+    drop_block_rate: float | Float[Array, ''] = 0.0
     frozen_stages: int = 0
     freeze_bn: bool = False
     zero_init_last: bool = True
@@ -157,7 +161,9 @@ class ResNet(nn.Module):
             maps.append(FeatureInfo(f'layer{i + 1}', EXPANSION * planes, reduction))
         return tuple(maps[i] for i in self.out_indices)
 
-    def forward_maps(self, x: Array, train: bool = False, upto: int = 4) -> list[Array]:
+    def forward_maps(
+        self, x: Images, train: bool = False, upto: int = 4
+    ) -> list[Float[Array, 'n _rows _columns _features']]:
         """The maps of the stem and of the stages, up to stage `upto` (0 is the stem).
 
         Args:
@@ -173,38 +179,40 @@ class ResNet(nn.Module):
         """
         if x.ndim != 4 or x.shape[-1] != self.in_chans:
             raise FlaxnetsError(f'images must be [N, H, W, in_chans={self.in_chans}], got {x.shape}')
-        x = x.astype(self.dtype)
+        y = jnp.asarray(x, self.dtype)
         learns = train and self.frozen_stages < 1
-        x = self.conv1(x, learns) if self.arch.deep_stem else self.conv1(x)
-        maps = [self._frozen(relu(self.bn1(x, learns)), 0)]
-        x = max_pool_3x3(maps[0]) if upto else x
+        y = self.conv1(y, learns) if self.arch.deep_stem else self.conv1(y)
+        maps = [self._frozen(relu(self.bn1(y, learns)), 0)]
+        y = max_pool_3x3(maps[0]) if upto else y
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:upto], start=1):
-            x = self._frozen(stage(x, train and self.frozen_stages <= i), i)
-            maps.append(x)
+            y = self._frozen(stage(y, train and self.frozen_stages <= i), i)
+            maps.append(y)
         return maps
 
-    def forward_from(self, x: Array, stage: int) -> Array:
+    def forward_from(self, x: Float[Array, 'n h w c'], stage: int) -> Head:
         """Logits in inference from a map of `forward_maps`: the stem's (stage 0) or a stage's, 1 to 4."""
         x = x if stage else max_pool_3x3(x)
         for following in (self.layer1, self.layer2, self.layer3, self.layer4)[stage:]:
             x = following(x, False)
         return self.forward_head(x)
 
-    def _frozen(self, x: Array, stage: int) -> Array:
+    def _frozen(self, x: Float[Array, 'n h w c'], stage: int) -> Float[Array, 'n h w c']:
         """A stage's map; no gradient goes back through it if the stage is frozen (0 is the stem)."""
         return lax.stop_gradient(x) if stage < self.frozen_stages else x
 
-    def forward_features(self, x: Array, train: bool = False) -> Array:
+    def forward_features(self, x: Images, train: bool = False) -> Float[Array, 'n rows columns features']:
         """The last map, unpooled: [N, H/32, W/32, 2048] at output_stride 32."""
         return self.forward_maps(x, train)[-1]
 
-    def forward_head(self, x: Array, train: bool = False, pre_logits: bool = False) -> Array:
+    def forward_head(self, x: Float[Array, 'n h w c'], train: bool = False, pre_logits: bool = False) -> Head:
         """Logits [N, num_classes] from the last map; pooled features [N, num_features] if `pre_logits`."""
         x = global_pool(x, self.global_pool)
         x = self.drop(x, train)
         return self.fc(x) if self.num_classes and not pre_logits else x
 
-    def __call__(self, x: Array, train: bool = False) -> Any:
+    def __call__(
+        self, x: Images, train: bool = False
+    ) -> Head | tuple[Float[Array, 'n _rows _columns _features'], ...]:
         """Images [N, H, W, in_chans] to logits, or to the tuple of maps of a `features_only` net."""
         if self.features_only:
             wanted = [i % 5 for i in self.out_indices]
@@ -228,7 +236,9 @@ class DeepStem(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(
+        self, x: Float[Array, 'n h w c'], train: bool
+    ) -> Float[Array, 'n rows columns {2*self.width}']:
         x = self.conv(self.width, 3, stride=2, name='0')(x)
         x = relu(self.norm(name='1')(x, train))
         x = self.conv(self.width, 3, name='3')(x)
@@ -256,7 +266,7 @@ class Stage(nn.Module):
     dilation: int
     first_dilation: int
     drop_path_rate: float
-    drop_block_rate: float | Array
+    drop_block_rate: float | Float[Array, '']
     drop_block_groups: int
     zero_init_last: bool
     remat: bool
@@ -264,7 +274,7 @@ class Stage(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n rows columns features']:
         arch = self.arch
         make = BLOCKS[arch.block]
         if self.remat:
@@ -421,7 +431,7 @@ def abstract_variables(model: ResNet, size: int = 64) -> Any:
 
 
 @partial(jax.jit, static_argnums=0)
-def _init(model: ResNet, key: Array, images: Array) -> Any:
+def _init(model: ResNet, key: PRNGKeyArray, images: Float[Array, 'n h w c']) -> Any:
     """`model.init`; jit traces it once for equal nets."""
     return model.init(key, images)
 
@@ -440,10 +450,10 @@ def _two_of_each(model: ResNet) -> ResNet:
     return model.clone(arch=replace(model.arch, layers=layers))  # type: ignore[arg-type]
 
 
-def initial_head(model: ResNet, seed: int) -> dict[str, Array]:
+def initial_head(model: ResNet, seed: int) -> dict[str, Float[Array, '*_shape']]:
     """A new random classifier of the net: {'kernel': [num_features, num_classes], 'bias': [num_classes]}."""
 
-    def init(key: Array) -> Any:
+    def init(key: PRNGKeyArray) -> Any:
         images = jnp.zeros((1, 64, 64, model.in_chans))
         return model.init(key, images)['params']['fc']
 
