@@ -8,13 +8,17 @@ from beartype import BeartypeConf, beartype
 # out: JAX fills its trees with other things than arrays.
 CHECKED = [
     'flaxnets.inference.activation_maps',
+    'flaxnets.inference.batches',
     'flaxnets.inference.features',
+    'flaxnets.inference.map_pictures',
+    'flaxnets.inference.prediction',
     'flaxnets.nets.blocks',
     'flaxnets.nets.convolution',
     'flaxnets.nets.layers',
     'flaxnets.nets.pooling',
     'flaxnets.nets.resnet',
     'train.evaluation.metrics',
+    'train.evaluation.pictures',
     'train.step.mixing',
     'train.step.pixels',
     'train.step.step',

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Float32, Shaped
 
 from ..errors import FlaxnetsError, ImageError
 from ..images.listing import ImageFile
@@ -40,7 +41,7 @@ class Result:
 
 
 def mapped(
-    function: Callable[[Any, jax.Array], jax.Array],
+    function: Callable[[Any, Float[Array, 'n h w c']], Shaped[Array, 'n ...']],
     variables: Any,
     transform: Transform,
     files: Sequence[ImageFile],
@@ -50,7 +51,7 @@ def mapped(
     """Applies `function` to every image, in the order of the files. Only a few batches are in memory.
 
     Args:
-      function: takes (variables, images [N, H, W, C]) and returns one row for each image, [N, ...].
+      function: takes (variables, images) and returns one row for each image.
       variables: the function's first argument.
       transform: turns a file into the net's input.
       files: the images. If one cannot be read, its `Result` says so and the others are computed.
@@ -93,14 +94,14 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
 _Read = tuple[ImageFile, str | None]
 
 
-def _results(part: Sequence[_Read], computed: jax.Array) -> Iterator[Result]:
+def _results(part: Sequence[_Read], computed: Shaped[Array, 'n ...']) -> Iterator[Result]:
     for (file, problem), row in zip(part, np.asarray(computed), strict=False):  # the last batch is filled up
         yield Result(file, None if problem else row, problem)
 
 
 def _batches(
     files: Sequence[ImageFile], transform: Transform, size: int
-) -> Iterator[tuple[list[_Read], npt.NDArray[np.float32]]]:
+) -> Iterator[tuple[list[_Read], Float32[np.ndarray, 'n h w c']]]:
     """Batches of images, and for each file why it cannot be read (its image is zeros), or None."""
     p = transform.preprocess
     starts = collections.deque(range(0, len(files), size))
@@ -125,7 +126,7 @@ def _batches(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(file: ImageFile, transform: Transform) -> npt.NDArray[np.float32] | str:
+def _read(file: ImageFile, transform: Transform) -> Float32[np.ndarray, 'h w c'] | str:
     """The net's input for a file, or why it cannot be read."""
     try:
         return transform(file.open(transform.in_chans))

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
+from jaxtyping import Float, UInt8
 
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
@@ -72,7 +72,7 @@ def explain(
     return found
 
 
-def _same(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
+def _same(a: UInt8[np.ndarray, '_h _w _c'], b: UInt8[np.ndarray, '_h _w _c']) -> bool:
     return a.shape == b.shape and bool(np.abs(a.astype(int) - b).mean() < ALIKE)
 
 
@@ -145,18 +145,18 @@ def _class_number(wanted: str, names: Sequence[str], source: str) -> int:
     raise FlaxnetsError(f'{source} has no class {wanted!r}; {hint}')
 
 
-def overlaid(pixels: npt.NDArray[np.uint8], cam: npt.NDArray[Any]) -> npt.NDArray[np.floating[Any]]:
+def overlaid(pixels: UInt8[np.ndarray, 'h w c'], cam: Float[np.ndarray, 'h w']) -> Float[np.ndarray, 'h w 3']:
     """Lays a map, in colours, over the image that it explains.
 
     Args:
-      pixels: the image, [H, W, 1 or 3].
-      cam: the map, [H, W], from 0 to 1.
+      pixels: the image, grey or RGB.
+      cam: the map, from 0 to 1.
 
     Returns:
-      RGB [H, W, 3], from 0 to 1.
+      RGB, from 0 to 1.
     """
     from matplotlib import colormaps
 
     colours = colormaps[COLOURS](cam)[..., :3]
-    mixed: npt.NDArray[np.floating[Any]] = (1 - OVERLAID) * (pixels / 255) + OVERLAID * colours
+    mixed: np.ndarray = (1 - OVERLAID) * (pixels / 255) + OVERLAID * colours
     return mixed

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import numpy.typing as npt
+from jaxtyping import Array, Float
 
 from ..api import load_with_config, transform
 from ..errors import FlaxnetsError
@@ -106,7 +106,7 @@ class Classifier:
         if topk < 1:
             raise FlaxnetsError(f'topk={topk!r} must be at least 1')
 
-        def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+        def probabilities(variables: Any, images: Float[Array, 'n h w c']) -> Float[Array, 'n classes']:
             logits: Any = self._net.apply(variables, images)
             return jax.nn.softmax(logits)
 
@@ -116,7 +116,7 @@ class Classifier:
             else:
                 yield Prediction(result.file.name, self._top(result.value, topk))
 
-    def _top(self, found: npt.NDArray[Any], topk: int) -> tuple[Guess, ...]:
+    def _top(self, found: Float[np.ndarray, ' classes'], topk: int) -> tuple[Guess, ...]:
         best = np.argsort(-found, kind='stable')[:topk]
         return tuple(Guess(self.names[i], int(i), float(found[i])) for i in best)
 

@@ -37,7 +37,7 @@ BLOCKS: dict[str, type[Block]] = {
     'resnest': SplitAttentionBottleneck,
 }
 Images = Float[Array | np.ndarray, 'n h w c']
-Head = Float[Array, 'n features'] | Float[Array, 'n h w c']  # the latter unpooled
+Head = Float[Array, 'n features'] | Float[Array, 'n rows columns features']  # the latter unpooled
 DROP_BLOCK_STAGES = (2, 3)  # the last two of four, as the ResNeSt authors use it
 
 

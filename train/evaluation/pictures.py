@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from jaxtyping import Bool, Float, Int
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -51,7 +52,7 @@ def _plot(axes: Any, records: Sequence[dict[str, Any]], field: str, label: str, 
         axes.plot(x, y, label=label, marker='.' if len(points) < 40 else None, linewidth=1.4)
 
 
-def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path: str) -> None:
+def confusion(matrix: Int[np.ndarray, 'classes classes'], classes: Sequence[str], path: str) -> None:
     """Draws a confusion matrix, [true, predicted] counts of images, and lists the worst pairs, to a PNG."""
     count = len(matrix)
     size = min(10.0, max(4.5, 0.45 * count))
@@ -87,7 +88,7 @@ def confusion(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str], path
     _save(figure, path)
 
 
-def _worst(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str]) -> str:
+def _worst(matrix: Int[np.ndarray, 'classes classes'], classes: Sequence[str]) -> str:
     off = matrix - np.diag(matrix.diagonal())
     order = np.argsort(-off, axis=None, kind='stable')[:WORST]
     pairs = [(int(off.flat[i]), *divmod(int(i), len(matrix))) for i in order if off.flat[i]]
@@ -97,7 +98,13 @@ def _worst(matrix: npt.NDArray[np.integer[Any]], classes: Sequence[str]) -> str:
     return '\n'.join(['most often confused:', '', *(line.replace(' for ', ' as ') for line in lines)])
 
 
-def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path: str) -> None:
+def reliability(
+    counts: Int[np.ndarray, ' bins'],
+    confidence: Float[np.ndarray, ' bins'],
+    accuracy: Float[np.ndarray, ' bins'],
+    error: float,
+    path: str,
+) -> None:
     """Draws a reliability diagram, accuracy over confidence, to a PNG.
 
     Args:
@@ -131,12 +138,12 @@ def reliability(counts: Any, confidence: Any, accuracy: Any, error: float, path:
     _save(figure, path)
 
 
-def by_confidence(confidences: Any, right: Any, path: str) -> None:
+def by_confidence(confidences: Float[np.ndarray, ' n'], right: Bool[np.ndarray, ' n'], path: str) -> None:
     """Draws to a PNG the accuracy on the images that the net is surest of, over the share that they are.
 
     Args:
-      confidences: [N], 0 to 1.
-      right: bool [N], whether the net was right.
+      confidences: of the images, 0 to 1.
+      right: whether the net was right.
       path: the file to write.
     """
     order = np.argsort(-confidences, kind='stable')

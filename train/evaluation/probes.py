@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy.typing as npt
 import scipy.optimize
+from jaxtyping import Array, Float, Float64, Int
 from tqdm import tqdm
 
 from flaxnets.api import load_with_config
@@ -28,8 +28,8 @@ from ..data.sources import Source, open_source
 from ..step.pixels import normalise
 from .feed import device_batches
 
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.integer[Any]]
+Features = Float[np.ndarray, 'n d']
+Labels = Int[np.ndarray, ' n']
 TEMPERATURE = 0.07  # divides the cosines: Wu et al., arXiv 1805.01978, and DINO, arXiv 2104.14294
 ITERATIONS = 1000  # at most, of L-BFGS, as in CLIP's probe (arXiv 2103.00020, appendix A.3)
 
@@ -102,8 +102,8 @@ def run(options: argparse.Namespace) -> Probe:
     )
 
 
-def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints]]:
-    """A function from a source to the features [N, D] and labels [N] of its images, in its order."""
+def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Features, Labels]]:
+    """A function from a source to the features and labels of its images, in its order."""
     config, model, variables = load_with_config(options.model, dtype=options.dtype)
     variables = parallel.replicate(jax.tree.map(np.asarray, variables))
 
@@ -115,7 +115,7 @@ def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints
 
     step = parallel.map_eval_step(features)
 
-    def read(source: Source) -> tuple[Floats, Ints]:
+    def read(source: Source) -> tuple[Features, Labels]:
         batches = device_batches(
             source, config, images=options.batch, feed=options.feed, workers=options.workers
         )
@@ -131,17 +131,23 @@ def reader(options: argparse.Namespace) -> Callable[[Source], tuple[Floats, Ints
     return read
 
 
-def vote(asked: Floats, known: Floats, labels: Ints, classes: int, k: int) -> Ints:
+def vote(
+    asked: Float[np.ndarray, 'n d'],
+    known: Float[np.ndarray, 'm d'],
+    labels: Int[np.ndarray, ' m'],
+    classes: int,
+    k: int,
+) -> Int[np.ndarray, ' n']:
     """The class that the k nearest images vote for, each with the weight exp(cosine / 0.07).
 
     Args:
-      asked: features of the images to judge, [N, D].
-      known, labels: features [M, D] and classes [M] of the images that vote.
+      asked: features of the images to judge.
+      known, labels: features and classes of the images that vote.
       classes: how many classes there are.
-      k: how many vote; at most M do.
+      k: how many vote, if there are so many.
 
     Returns:
-      Classes, int [N]; of classes with equal votes the lowest.
+      Classes; of classes with equal votes the lowest.
     """
     rows, similar = nearest(asked, known, k)
     votes = np.zeros((len(asked), classes))
@@ -151,26 +157,28 @@ def vote(asked: Floats, known: Floats, labels: Ints, classes: int, k: int) -> In
     return votes.argmax(1)
 
 
-def linear_probe(known: Floats, labels: Ints, classes: int, strength: float) -> Callable[[Floats], Ints]:
+def linear_probe(
+    known: Features, labels: Labels, classes: int, strength: float
+) -> Callable[[Features], Labels]:
     """Fits a linear classifier to features: scikit-learn's `LogisticRegression(C=strength)`.
 
     L-BFGS minimises C times the sum of the images' cross entropies plus half the squared norm of the weights,
     without the bias.
 
     Args:
-      known, labels: features [M, D] and classes [M].
+      known, labels: features and classes to learn from.
       classes: how many there are.
       strength: C.
 
     Returns:
-      A function from features [N, D] to classes, int [N].
+      A function from features to classes.
     """
     features, targets = jnp.asarray(known), jnp.asarray(labels)
     shape = (known.shape[1] + 1, classes)
 
     @jax.jit
-    def loss(flat: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def value(flat: jax.Array) -> jax.Array:
+    def loss(flat: Float[Array, ' p']) -> tuple[Float[Array, ''], Float[Array, ' p']]:
+        def value(flat: Float[Array, ' p']) -> Float[Array, '']:
             weights = flat.reshape(shape)
             logs = jax.nn.log_softmax(features @ weights[:-1] + weights[-1])
             own = jnp.take_along_axis(logs, targets[:, None], 1).sum()
@@ -178,7 +186,7 @@ def linear_probe(known: Floats, labels: Ints, classes: int, strength: float) -> 
 
         return jax.value_and_grad(value)(flat)
 
-    def on_host(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+    def on_host(flat: Float64[np.ndarray, ' p']) -> tuple[float, Float64[np.ndarray, ' p']]:
         value, slope = loss(jnp.asarray(flat, jnp.float32))
         return float(value), np.asarray(slope, np.float64)
 

@@ -53,7 +53,7 @@ def mix(
         mixed = mask * images + (1 - mask) * images[::-1]
         return mixed, share * targets + (1 - share) * targets[::-1]
 
-    def grouped(x: Array) -> Array:
+    def grouped(x: Float[Array, 'n ...']) -> Float[Array, 'groups m ...']:
         return x.reshape(keys.shape[0], -1, *x.shape[1:])
 
     mixed, both = jax.vmap(one)(grouped(images), grouped(targets), keys)
