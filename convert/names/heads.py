@@ -132,10 +132,6 @@ class HeadLayer:
         shapes = [self.tensors[leaf].shape for leaf in leaves]
         return max((shape[1] for shape in shapes if len(shape) in (2, 4)), default=0)
 
-    def is_plain(self) -> bool:
-        """Whether it is a linear layer with a weight [O, I] as it is, and perhaps a bias."""
-        return self._form() == _PLAIN and self.tensors['weight'].ndim == 2
-
     def matrix(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Weight [O, I] and bias [O] of a linear layer in float64, and the dtype that they were stored in."""
         form = self._form()
@@ -369,18 +365,16 @@ def _reduced(chain: Sequence[HeadLayer], usual: str) -> tuple[dict[str, np.ndarr
     """The layers as one linear layer, and notes. A single plain layer keeps its numbers bit by bit."""
     called = some([plain(layer.path) for layer in chain])
     notes = [] if called == usual else [f'took {called} as the classifier']
-    if len(chain) == 1 and chain[0].is_plain():
+    if len(chain) == 1 and chain[0].tensors.keys() <= {'weight', 'bias'}:
         weight = chain[0].tensors['weight']
         bias = chain[0].tensors.get('bias')
         if bias is None:
             notes.append(f'{called} has no bias: zeros')
             bias = np.zeros(len(weight), weight.dtype)
+        if weight.ndim == 4:
+            notes.append(f'{called} is a 1x1 convolution, which is a linear layer after the pool')
+            weight = weight.reshape(weight.shape[:2])
         return {'fc.weight': weight, 'fc.bias': bias}, notes
-    if len(chain) == 1 and set(chain[0].tensors) <= {'weight', 'bias'}:
-        weight = chain[0].tensors['weight']
-        bias = chain[0].tensors.get('bias', np.zeros(len(weight), weight.dtype))
-        notes.append(f'{called} is a 1x1 convolution, which is a linear layer after the pool')
-        return {'fc.weight': weight.reshape(weight.shape[:2]), 'fc.bias': bias}, notes
     total, offset, dtype = None, np.zeros(()), None
     for layer in chain:
         if layer.kind == 'linear':

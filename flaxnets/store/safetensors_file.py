@@ -154,13 +154,11 @@ def _read_header(data: mmap.mmap, where: str) -> tuple[int, dict[str, Any]]:
     if raw.count(b',') > _MAX_COMMAS:
         raise CheckpointError(f'{where}: its header describes far more than any net has')
     try:
-        header = json.loads(raw.decode(), object_pairs_hook=_unique)
+        header: dict[str, Any] = json.loads(raw.decode(), object_pairs_hook=_unique)  # it begins with {
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f'{where}: damaged: its header is not JSON as it should be ({error})'
         ) from error
-    if not isinstance(header, dict):
-        raise CheckpointError(f'{where}: damaged: its header is no table of tensors')
     return start, header
 
 
