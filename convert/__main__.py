@@ -17,7 +17,7 @@ from .arithmetic import DTYPES, as_dtype, averaged, folded, with_classes, with_i
 from .checkpoint import Checkpoint
 from .comparison import Comparison, compare
 from .conversion import kept, named, open_checkpoint
-from .names.layouts import LAYOUTS
+from .names.layouts_back import LAYOUTS
 from .names.tree import COUNTER
 from .verification import Verification, verify
 from .writing import FORMATS, Target

@@ -16,7 +16,7 @@ from flaxnets.zoo.records import Config, config_from_json, to_json
 
 from .checkpoint import Checkpoint
 from .formats.pth_write import write_pth
-from .names.layouts import LAYOUTS, caveat, from_canonical
+from .names.layouts_back import check_layout, difference, from_canonical
 from .verification import Verification
 
 FORMATS = ('pth', 'safetensors')
@@ -44,7 +44,7 @@ def write(
     Args:
       checkpoint: what to write.
       out: path to write to; `gs://` too.
-      layout: whose names a file has: 'timm' (also None), 'torchvision' or 'mmpretrain'.
+      layout: whose names a file has, one of `convert.names.layouts_back.LAYOUTS`; None means 'timm'.
       file_format: 'pth' or 'safetensors', in place of what the name of `out` says.
       verification: the proof that goes into the certificate, if there is one.
       approximate: write a file even if the other library's net of these names computes something else.
@@ -66,7 +66,10 @@ def write(
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how a checkpoint is to be written, checked before long work.
+    """Where and how a checkpoint is to be written.
+
+    What can be told without the checkpoint is checked when a target is made. `difference` checks the rest:
+    call it once the checkpoint is open, before work that takes long.
 
     Attributes:
       out: the path.
@@ -95,8 +98,8 @@ class Target:
           FlaxnetsError: no such format or layout, or what is there must not be overwritten.
         """
         kind = _kind(out, file_format)
-        if layout is not None and layout not in LAYOUTS:
-            raise FlaxnetsError(f'layout {layout!r} is not one of {", ".join(LAYOUTS)}')
+        if layout is not None:
+            check_layout(layout)
         if layout is not None and kind is None:
             raise FlaxnetsError(
                 f'layout={layout!r} is for files, and {out} names a directory: end it in .pth, or give '
@@ -118,16 +121,17 @@ class Target:
         """Why the other library's net with these names computes something else; None if it does not.
 
         Raises:
-          FlaxnetsError: it does, and `approximate` is False; or no net of that library takes these weights.
+          FlaxnetsError: it does, and `approximate` is False; or that library has no net for these weights.
         """
         if self.kind is None:
             return None
         if checkpoint.config.folded:
             raise FlaxnetsError(f'{self.out}: folded weights have no BatchNorm, so no PyTorch net takes them')
-        difference = caveat(self.layout, checkpoint.config.arch)
-        if difference and not self.approximate:
-            raise FlaxnetsError(f'{difference}; approximate=True writes them all the same')
-        return difference
+        check_layout(self.layout, checkpoint.config.arch)
+        differs = difference(self.layout, checkpoint.config.arch)
+        if differs and not self.approximate:
+            raise FlaxnetsError(f'{differs}; approximate=True writes them all the same')
+        return differs
 
     def write(self, checkpoint: Checkpoint, verification: Verification | None = None) -> None:
         """Writes the checkpoint there, whole or not at all."""
@@ -143,8 +147,8 @@ class Target:
                 self.out, variables, config, checkpoint.source, verification=proof, overwrite=self.overwrite
             )
             return
-        difference = self.difference(checkpoint)
-        source = checkpoint.noted(difference) if difference else checkpoint.source
+        differs = self.difference(checkpoint)
+        source = checkpoint.noted(differs) if differs else checkpoint.source
         tensors = from_canonical(checkpoint.state, self.layout, config.arch)
         with written_whole(_certificate_of(self.out)) as beside:  # in place only after the file is
             if self.kind == 'pth':

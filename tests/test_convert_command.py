@@ -21,7 +21,7 @@ from nets import randomise, timm_net
 import flaxnets
 from convert.__main__ import DIFFERENT, main
 from convert.conversion import open_checkpoint
-from convert.names.layouts import from_canonical
+from convert.names.layouts_back import from_canonical
 from flaxnets import zoo
 from flaxnets.store import weights
 
@@ -216,14 +216,15 @@ def test_mmpretrain_and_back(file: Path, state: State) -> None:
 
 
 def test_torchvision_takes_plain_resnexts_only(
-    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(state_of('resnext50_32x4d'), tmp_path / 'x.pth')
     run(tmp_path / 'x.pth', '--out', tmp_path / 'tv.pth', '--layout', 'torchvision')
     from torchvision.models import resnext50_32x4d
 
     resnext50_32x4d().load_state_dict(torch.load(tmp_path / 'tv.pth'), strict=True)
-    run(file, '--out', tmp_path / 'no.pth', '--layout', 'torchvision', code=1)
+    monkeypatch.delattr('convert.__main__.verify')  # it is refused before that work
+    run(file, '--out', tmp_path / 'no.pth', '--layout', 'torchvision', '--verify', code=1)
     assert 'torchvision has plain ResNeXts only' in capsys.readouterr().err
     assert not (tmp_path / 'no.pth').exists()
 

@@ -16,7 +16,8 @@ from states import (
     small,
 )
 
-from convert.names.layouts import caveat, from_canonical, to_canonical
+from convert.names.layouts import to_canonical
+from convert.names.layouts_back import LAYOUTS, difference, from_canonical
 from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
 
@@ -105,12 +106,14 @@ def test_torchvision_has_no_other_nets(name: str) -> None:
 
 
 def test_unknown_layout() -> None:
-    with pytest.raises(FlaxnetsError, match="'keras' is not one of timm, torchvision, mmpretrain"):
+    with pytest.raises(FlaxnetsError, match=f"'keras' is not one of {', '.join(LAYOUTS)}"):
         from_canonical(small('resnext'), 'keras', SMALL['resnext'])
 
 
-def test_caveats() -> None:
-    warned = {name for name, arch in zoo.ARCHS.items() if caveat('mmpretrain', arch)}
+def test_nets_that_compute_something_else() -> None:
+    warned = {name for name, arch in zoo.ARCHS.items() if difference('mmpretrain', arch)}
     fast = {name for name in zoo.ARCHS if name.startswith('resnest50_fast')}
     assert warned == {*fast, 'resnest50d_4s2x40d', 'resnest50d_1s4x24d', 'res2next50'}
-    assert not any(caveat(layout, arch) for layout in ('timm', 'torchvision') for arch in zoo.ARCHS.values())
+    assert not any(
+        difference(layout, arch) for layout in ('timm', 'torchvision') for arch in zoo.ARCHS.values()
+    )

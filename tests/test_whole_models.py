@@ -165,6 +165,9 @@ CHANGES: list[tuple[str, Callable[[], nn.Module]]] = [
     ('layer1.0.se.gate', lambda: net('seresnext', layer1__0__se__gate=nn.Hardsigmoid())),
     ('conv1', lambda: net(conv1=Standardised(3, 64, 7, 2, 3, bias=False))),
     ('layer1.0.bn1', lambda: net(layer1__0__bn1__eps=1e-3)),
+    ('0.2', lambda: nn.Sequential(*net('resnest', conv1__2=nn.Identity()).children())),
+    ('2', lambda: nn.Sequential(*net(act1=nn.Identity()).children())),
+    ('5.0.conv1', lambda: nn.Sequential(*other_stride(net()).children())),
     ('1', lambda: nn.Sequential(net(), nn.Tanh())),
     ('0', lambda: nn.Sequential(nn.Upsample(scale_factor=2), net())),
 ]

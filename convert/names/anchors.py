@@ -1,9 +1,7 @@
 """Finds where among the names of a state dict a net is, by its anchor: a tensor that each net has once.
 
-Stages are named in one of three forms: 'layers' as timm and nearly all others do
-(`layer1.0.conv1.weight`), 'children' as a list of children (`nn.Sequential(*net.children())`:
-`4.0.conv1.weight`), and 'detectron2' (`res2.0.conv1.weight`). Within a form publishers still differ in the
-names of their other layers: `convert.names.layouts` translates those.
+What that tensor is called depends on how a publisher names the stages (`convert.names.stages`):
+`layer1.0.conv1.weight`, `4.0.conv1.weight` in a list of children, `res2.0.conv1.weight` in detectron2.
 """
 
 from __future__ import annotations
@@ -13,8 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Each of the nets has this tensor, once; what stands before it in a name is a wrapper's prefix.
-ANCHOR = 'layer1.0.conv1.weight'
+from .stages import STAGE_NAMES, StageNames
 
 # What DataParallel, torch.compile, FSDP and activation checkpointing put into names.
 WRAPPERS = re.compile(
@@ -22,34 +19,25 @@ WRAPPERS = re.compile(
     r'|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.(?=.)'
 )
 
-# A form -> its anchor, what else must be there, and the first parts of the names of its layers. Elsewhere
-# `_features` in layouts.py, and `_STAGES` and `_FIRST_STAGE` in whole_models.py, depend on the form.
-_ANCHORS = {
-    'layers': (ANCHOR, (), ('conv1', 'bn1', 'stem', 'layer0', 'layer1', 'layer2', 'layer3', 'layer4')),
-    'children': ('4.0.conv1.weight', ('7.0.conv1.weight',), ('0', '1', '4', '5', '6', '7')),
-    'detectron2': ('res2.0.conv1.weight', ('res5.0.conv1.weight',), ('stem', 'res2', 'res3', 'res4', 'res5')),
-}
-_STEMS = ('0.weight', '0.0.weight')  # the stem in a list of children
-
 
 @dataclass(frozen=True)
 class Place:
     """Where among the names of a state dict a net is.
 
     Attributes:
-      form: how its stages are named: 'layers', 'children' or 'detectron2'.
+      stage_names: what its stages are called.
       prefix: what stands before its names, without the parts that wrappers put there (`bare`).
-      written: the prefix as it stands in the file, with these parts.
+      prefix_in_file: the prefix as it stands in the file, with these parts.
     """
 
-    form: str
+    stage_names: StageNames
     prefix: str
-    written: str
+    prefix_in_file: str
 
     def is_body(self, name: str) -> bool:
         """Whether a name (`bare`) is of the net itself, and not of its head or of what is beside it."""
         inner = name.removeprefix(self.prefix)
-        return name.startswith(self.prefix) and inner.partition('.')[0] in _ANCHORS[self.form][2]
+        return name.startswith(self.prefix) and self.stage_names.has_in_body(inner)
 
     def body(self, state: Mapping[Any, Any]) -> dict[str, Any]:
         """The net's own tensors by their names within it."""
@@ -66,14 +54,12 @@ def places(names: Iterable[str]) -> list[Place]:
     clean = {new: name for name, new in bare_names(names).items()}
     found: dict[tuple[str, str], Place] = {}
     for name, original in clean.items():
-        for form, (anchor, more, _) in _ANCHORS.items():
-            if not f'.{name}'.endswith(f'.{anchor}'):
-                continue
-            prefix = name[: len(name) - len(anchor)]
-            stem = form != 'children' or any(prefix + first in clean for first in _STEMS)
-            if stem and all(prefix + other in clean for other in more):
-                written = original[: original.rfind('4' if form == 'children' else anchor[:4])]
-                found.setdefault((form, prefix), Place(form, prefix, written))
+        for stage_names in STAGE_NAMES:
+            anchor = stage_names.anchor
+            prefix = name.removesuffix(anchor)
+            if f'.{name}'.endswith(f'.{anchor}') and stage_names.is_complete(prefix, clean):
+                in_file = original[: original.rfind(stage_names.stages[0])]
+                found.setdefault((stage_names.layout, prefix), Place(stage_names, prefix, in_file))
     return list(found.values())
 
 

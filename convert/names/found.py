@@ -27,7 +27,7 @@ class Found:
       said: what the file says of its classes, unchecked.
       named: what the file calls its net (`arch`), unchecked; None if nothing.
       differences: why the file's net computes something else than ours, by its configuration or its layers.
-      around: the same of the layers around the classifier in a pickled model.
+      head_differences: the same by the layers around the classifier in a pickled model.
       images: how the training prepared images for evaluation.
       author: `__author__` of a detectron2 file: whose weights its tools renamed.
       place: where in the file's names the net is; None if none of these nets is there.
@@ -35,9 +35,8 @@ class Found:
       kinds: layer name -> class with its Python module, for all layers of a pickled model; else empty.
       projection: True if the net is one of the two encoders of self-supervised training, whose heads are
         projections and no classifiers.
-      layout: whose names they were: 'canonical' (timm, torchvision, the Gluon port, the Res2Net and
-        ResNeSt authors, Facebook), 'mmpretrain', 'mmdetection', 'cadene', 'detectron2', 'children' (a list of
-        children) or 'a list of the stem'.
+      layout: whose names they were: 'canonical' if they were timm's already, else one of the names that
+        `_publisher` in layouts.py and the records of stages.py give.
       headless: True if the file has a classifier and it was left out.
       classes: the classifier's classes in order, where the file names them.
       class_order: as `flaxnets.Config.class_order`.
@@ -48,7 +47,7 @@ class Found:
     said: Said = field(default_factory=Said)
     named: str | None = None
     differences: tuple[str, ...] = ()
-    around: tuple[str, ...] = ()
+    head_differences: tuple[str, ...] = ()
     images: ImageSettings = field(default_factory=ImageSettings)
     author: object = None
     place: Place | None = None

@@ -27,10 +27,11 @@ from flaxnets.nets.layers import BN_EPSILON
 from flaxnets.words import count, plain, some
 
 from .found import Found, Tensors
+from .stages import CHILDREN
 from .tree import COUNTER
 
-# First parts of the names of classifiers. Other heads (detectors', decoders') are left out.
-_ROOTS = frozenset(
+# What classifiers are called: 'fc' by timm, the rest by others. Heads of detectors and decoders are left out.
+_CLASSIFIERS = frozenset(
     [
         'fc',
         'head',
@@ -66,6 +67,7 @@ _ROOTS = frozenset(
         'model_head',
     ]
 )
+_LAST_CHILD = int(CHILDREN.stages[-1])  # in a list of children, the classifier comes after the last stage
 _SEQUENTIAL = 'torch.nn.modules.container.Sequential'
 _HARMLESS = frozenset(['Dropout', 'AlphaDropout', 'Identity', 'Flatten', 'Sequential', 'ModuleList'])
 _LEAF = re.compile(r'(?:(.*?)\.)?(parametrizations\..+|[^.]+)')
@@ -100,25 +102,25 @@ class HeadLayer:
             width = self.tensors['running_var'].shape
             same = len(width) == 1 and all(tensor.shape == width for tensor in self.tensors.values())
             return 'norm' if same else 'other'
-        return 'linear' if self._fits(self._form()) else 'other'
+        return 'linear' if self._fits(self._leaves()) else 'other'
 
-    def _form(self) -> tuple[str, ...]:
+    def _leaves(self) -> tuple[str, ...]:
         """Which of `_LINEAR` its tensors are; none if it has any other, or lacks one."""
         own = set(self.tensors) - {'bias'}
-        return next((form for form in _LINEAR if own == set(form)), ())
+        return next((leaves for leaves in _LINEAR if own == set(leaves)), ())
 
-    def _fits(self, form: tuple[str, ...]) -> bool:
+    def _fits(self, leaves: tuple[str, ...]) -> bool:
         """Whether the shapes are those of a linear layer."""
-        if not form:
+        if not leaves:
             return False
-        matrix, *more = (self.tensors[leaf].shape for leaf in form)
+        matrix, *more = (self.tensors[leaf].shape for leaf in leaves)
         if len(matrix) not in (2, 4) or matrix[2:] not in ((), (1, 1)):
             return False
-        if form == _MASKED and more != [matrix]:
+        if leaves == _MASKED and more != [matrix]:
             return False
-        if form in _SPECTRAL_NORMS and more != [matrix[:1], matrix[1:2]]:
+        if leaves in _SPECTRAL_NORMS and more != [matrix[:1], matrix[1:2]]:
             return False
-        if form in _WEIGHT_NORMS:  # one number, or one for each row or column
+        if leaves in _WEIGHT_NORMS:  # one number, or one for each row or column
             one_each = [tuple(n if i == axis else 1 for i, n in enumerate(matrix)) for axis in (0, 1)]
             if more[0] not in ((), *one_each):
                 return False
@@ -127,23 +129,23 @@ class HeadLayer:
     @property
     def takes(self) -> int:
         """How many features its matrix takes, whatever the kind of layer; 0 if it has no matrix."""
-        form = self._form()
-        leaves = form[:1] or [leaf for leaf in self.tensors if leaf.startswith(('weight', _NEW))]
-        shapes = [self.tensors[leaf].shape for leaf in leaves]
+        leaves = self._leaves()
+        matrices = leaves[:1] or [leaf for leaf in self.tensors if leaf.startswith(('weight', _NEW))]
+        shapes = [self.tensors[leaf].shape for leaf in matrices]
         return max((shape[1] for shape in shapes if len(shape) in (2, 4)), default=0)
 
     def matrix(self) -> tuple[np.ndarray, np.ndarray, np.dtype]:
         """Weight [O, I] and bias [O] of a linear layer in float64, and the dtype that they were stored in."""
-        form = self._form()
-        dtype = self.tensors[form[0]].dtype
-        matrix, *more = (self.tensors[leaf].astype(np.float64) for leaf in form)
-        if form == _MASKED:
+        leaves = self._leaves()
+        dtype = self.tensors[leaves[0]].dtype
+        matrix, *more = (self.tensors[leaf].astype(np.float64) for leaf in leaves)
+        if leaves == _MASKED:
             matrix = matrix * more[0]
-        elif form in _WEIGHT_NORMS:
+        elif leaves in _WEIGHT_NORMS:
             (scale,) = more
             axes = tuple(i for i, n in enumerate(scale.shape) if n == 1) if scale.ndim else None
             matrix = matrix * (scale / np.sqrt((matrix**2).sum(axis=axes, keepdims=True)))
-        elif form in _SPECTRAL_NORMS:
+        elif leaves in _SPECTRAL_NORMS:
             u, v = more
             matrix = matrix / (u @ matrix.reshape(len(u), -1) @ v)
         matrix = matrix.reshape(matrix.shape[:2])
@@ -242,13 +244,13 @@ def root_of(name: str, prefix: str) -> str | None:
         if name.startswith(place):
             inner = name[len(place) :]
             first = inner.partition('.')[0]
-            if first in _ROOTS and '.' in inner:
+            if first in _CLASSIFIERS and '.' in inner:
                 return place + first
             beside = prefix[len(place) :].rstrip('.')
             if first.isdigit() and '.' in inner and beside.isdigit() and int(first) > int(beside):
                 return f'{place}{first}'
-            if place == prefix and first.isdigit() and int(first) >= 8 and '.' in inner:
-                return f'{place}{first}'  # what follows the stages in a list of children
+            if place == prefix and first.isdigit() and int(first) > _LAST_CHILD and '.' in inner:
+                return f'{place}{first}'
         if not place:
             return None
         place = place[: place.rstrip('.').rfind('.') + 1]

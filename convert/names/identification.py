@@ -17,12 +17,12 @@ from flaxnets.nets.arch import Arch
 from flaxnets.nets.blocks import EXPANSION
 from flaxnets.words import plain, some
 
+from .layouts import OPENMMLAB
+from .stages import LAYERS
 from .tree import State
 
 Traits = dict[str, Any]  # a field of `Arch` -> its value; None where the tensors have none that fits
 
-_OPENMMLAB = ('mmpretrain', 'mmdetection')
-_STAGES = tuple(f'layer{i}' for i in range(1, 5))
 # A kind of block -> its spelling, the 3x3 convolution that tells it from others, all of its layers.
 _KINDS = {
     'resnext': ('ResNeXt', 'conv2.weight', {'conv1', 'bn1', 'conv2', 'bn2', 'conv3', 'bn3', 'downsample'}),
@@ -54,7 +54,7 @@ def identify(state: State, hint: str | None = None, *, layout: str | None = None
     if not found:
         raise CheckpointError(_unknown(state, traits))
     named = _named(hint, found)
-    if layout in _OPENMMLAB:
+    if layout in OPENMMLAB:
         after = [name for name in found if not zoo.NETS[name].avd_first]
         if not after or named not in (None, *after):
             name = named or found[0]
@@ -135,7 +135,7 @@ def _traits(state: State) -> Traits:
     traits: Traits = {
         'block': kind,
         'extra': some(map(plain, sorted(layers)), 6, ' and ') if layers else '',
-        'layers': tuple(len(blocks[stage]) for stage in _STAGES),
+        'layers': tuple(len(blocks[stage]) for stage in LAYERS.stages),
         'se': gated,
     }
     for stem, deep in (('conv1.weight', False), ('conv1.0.weight', True)):
@@ -151,7 +151,7 @@ def _traits(state: State) -> Traits:
 
 def _blocks(state: State) -> tuple[dict[str, set[str]], set[str]]:
     """The numbers of the blocks of each stage, and the names that tensors have within blocks."""
-    blocks: dict[str, set[str]] = {stage: set() for stage in _STAGES}
+    blocks: dict[str, set[str]] = {stage: set() for stage in LAYERS.stages}
     inner = set()
     for name in state:
         if match := re.match(r'(layer[1-4])\.(\d+)\.(.+)', name):
@@ -165,7 +165,7 @@ def _widths(state: State, kind: str) -> Traits:
     found = set()
     closing = _shape(state, 'layer1.0.conv3.weight')
     first = max(1, closing[0] // EXPANSION) if closing else 64
-    for i, stage in enumerate(_STAGES):
+    for i, stage in enumerate(LAYERS.stages):
         planes = first << i
         opening = _shape(state, f'{stage}.0.conv1.weight')
         middle = _shape(state, f'{stage}.0.{_KINDS[kind][1]}')
@@ -206,7 +206,7 @@ def _differences(traits: Traits, arch: Arch) -> list[str]:
         if field == 'layers':
             words += [
                 f'{stage} has {n} block{"" if n == 1 else "s"}, not {m}'
-                for stage, n, m in zip(_STAGES, found, arch.layers, strict=True)
+                for stage, n, m in zip(LAYERS.stages, found, arch.layers, strict=True)
                 if n != m
             ]
         elif field != 'stem_width' or traits['deep_stem'] == arch.deep_stem:

@@ -337,7 +337,7 @@ def _at(nets: Sequence[Net], key: str | None, prefix: str | None) -> list[Net]:
     if prefix is None:
         return found
     wanted = prefix.rstrip('.')
-    return [n for n in found if wanted in (n.place.prefix.rstrip('.'), n.place.written.rstrip('.'))]
+    return [n for n in found if wanted in (n.place.prefix.rstrip('.'), n.place.prefix_in_file.rstrip('.'))]
 
 
 def _by_role(nets: Sequence[Net], ema: bool) -> tuple[Net, Net | None] | None:

@@ -22,6 +22,7 @@ from flaxnets.words import plain
 from ..formats.modules import Layer, ModuleState
 from .anchors import Place, bare_layer
 from .heads import root_of
+from .stages import StageNames
 
 Layers = Mapping[str, Layer]
 
@@ -38,8 +39,6 @@ _RADIX_SOFTMAX = ('RadixSoftmax', 'rSoftMax', 'RSoftmax')  # timm's, the authors
 # Names that activations have in all publishers' nets.
 _ACTIVATION = re.compile(r'(?:act|relu|activation|activate)\d*')
 _POOL = re.compile(r'(?:global_?|avg|adaptive_?)?_?pool(?:ing)?|gap')
-_STAGES = {'layers': 'layer([1-4])', 'children': '([4-7])', 'detectron2': 'res([2-5])'}
-_FIRST_STAGE = {'layers': 1, 'children': 4, 'detectron2': 2}
 
 
 def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]:
@@ -51,7 +50,7 @@ def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]
     keepers = {name.rpartition('.')[0] for name in model.statistics}  # they normalise images
     own = [
         (place.prefix + name, what)
-        for name, what in _of_body({n[len(place.prefix) :]: x for n, x in body.items()}, place.form)
+        for name, what in _of_body({n[len(place.prefix) :]: x for n, x in body.items()}, place.stage_names)
         if place.prefix + name not in keepers
     ]
     ahead = [
@@ -66,8 +65,8 @@ def differences(model: ModuleState, place: Place) -> tuple[list[str], list[str]]
 def _body(layers: Layers, place: Place) -> dict[str, Layer]:
     """The net's own layers: those with its names, and layers without tensors that come before its stages."""
     names = [name for name in layers if name.startswith(place.prefix)]
-    stages = re.compile(f'{re.escape(place.prefix)}{_STAGES[place.form]}')
-    first = next((i for i, name in enumerate(names) if stages.match(name)), 0)
+    in_stage = (place.stage_names.has_in_stage(name[len(place.prefix) :]) for name in names)
+    first = next((i for i, found in enumerate(in_stage) if found), 0)
     return {
         name: layers[name]
         for i, name in enumerate(names)
@@ -82,19 +81,19 @@ def _told(found: Iterable[tuple[str, str]]) -> list[str]:
 # The net's own layers.
 
 
-def _of_body(body: Layers, form: str) -> Iterator[tuple[str, str]]:
-    blocks: dict[str, dict[str, Layer]] = {}
+def _of_body(body: Layers, stage_names: StageNames) -> Iterator[tuple[str, str]]:
+    blocks: dict[tuple[int, str], dict[str, Layer]] = {}
     stem: dict[str, Layer] = {}
     for name, layer in body.items():
-        block = re.match(rf'{_STAGES[form]}\.\d+\.', name)
-        (blocks.setdefault(block[0], {}) if block else stem)[name] = layer
+        block = stage_names.block_of(name)
+        (blocks.setdefault(block, {}) if block else stem)[name] = layer
         if said := _of_layer(name, layer):
             yield name, said
-    yield from _of_stem(stem, form)
-    for start, block_layers in blocks.items():
-        stage, number = re.findall(r'\d+', start)
+    yield from _of_stem(stem, stage_names)
+    for (stage, number), block_layers in blocks.items():
+        start = f'{stage_names.stages[stage]}.{number}.'
         first = number == '0'
-        stride = 2 if first and int(stage) > _FIRST_STAGE[form] else 1
+        stride = 2 if first and stage > 0 else 1
         inner = {name[len(start) :]: layer for name, layer in block_layers.items()}
         yield from ((start + name, said) for name, said in _of_block(inner, first, stride))
 
@@ -144,18 +143,18 @@ def _of_average_pool(layer: Layer) -> str | None:
     return _unless(layer, kernel_size=2, stride=2, padding=0, ceil_mode=True, divisor_override=None)
 
 
-def _of_stem(stem: Layers, form: str) -> Iterator[tuple[str, str]]:
+def _of_stem(stem: Layers, stage_names: StageNames) -> Iterator[tuple[str, str]]:
     convolutions = [(name, layer) for name, layer in stem.items() if layer.kind == 'Conv2d']
     for i, (name, layer) in enumerate(convolutions):
         if said := _unless(layer, stride=2 if i == 0 else 1):
             yield name, said
     leaves = {n: x for n, x in stem.items() if not x.has_layers and not x.has_tensors}
-    active = re.compile('2' if form == 'children' else rf'(?:conv1|stem|layer0)\.\d+|{_ACTIVATION.pattern}')
+    active = re.compile(f'{stage_names.activations}|{_ACTIVATION.pattern}')
     for name, layer in leaves.items():
         if active.fullmatch(name) and layer.kind == 'Identity':
             yield name, f'is {layer.kind}, not ReLU'
     pools = [name for name, layer in leaves.items() if layer.kind == 'MaxPool2d']
-    if len(pools) != 1 and form != 'detectron2':  # there it is a function that the stem calls
+    if len(pools) != 1 and stage_names.pools_in_layer:
         yield 'the stem', f'has {len(pools)} layers MaxPool2d, not one'
 
 

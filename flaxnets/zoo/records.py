@@ -54,8 +54,7 @@ class Weights:
       urls: where the file is, or was, published; the host most likely to answer comes first.
       hub_id: Hugging Face repository that holds it (`timm/resnest101e.in1k`), or None.
       sha256: leading hexadecimal digits of the file's SHA-256, as published in its name, or None.
-      layout: how the file names its tensors: 'canonical' (timm, torchvision, Gluon port, the Res2Net and
-        ResNeSt authors) or 'mmpretrain'.
+      layout: whose names the file's tensors have, as `convert` finds it: 'canonical' where they are timm's.
       preprocess: how the weights' own evaluation prepares images (timm's default input size).
       test_preprocess: preprocessing for the larger evaluation that the publisher recommends, or None.
       accuracy: published accuracies; the first is that of `preprocess`.
