@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 STOPPED = 75  # exit code
-NO_TORCH = str(Path(__file__).parent / 'no_torch')
+TESTS = Path(__file__).parent
 
 # Small enough for a second of training, with everything in it that a resumed run could get wrong.
 FIELDS = (
@@ -27,28 +27,35 @@ FIELDS = (
     'mix_images=8',
     'flip=0.5',
     'ema_decay=0.9',
-    'drop_path_rate=0.1',
+    'drop_rate=0.1',
 )
 
 
 def start(
-    workdir: Path,
+    workdir: Path | str,
     *arguments: str,
     devices: int = 1,
     fields: Sequence[str] = FIELDS,
-    program: str | None = None,
+    program: Sequence[str] = ('-m', 'short_nets'),
+    compiled: Path | None = None,
 ) -> subprocess.Popen[str]:
-    """`python -m train` on the digits, under way; or a program that takes its arguments."""
+    """A run on the digits, under way.
+
+    Args:
+      program: `python -m train`, or one that takes its arguments.
+      compiled: folder of compiled programs; by default they are kept beside the run.
+    """
     env = {
         **os.environ,
         'JAX_NUM_CPU_DEVICES': str(devices),
-        'PYTHONPATH': os.pathsep.join([NO_TORCH, *os.environ.get('PYTHONPATH', '').split(os.pathsep)]),
+        'PYTHONPATH': os.pathsep.join(
+            [str(TESTS / 'no_torch'), str(TESTS), *os.environ.get('PYTHONPATH', '').split(os.pathsep)]
+        ),
         # One compilation serves all: they are what takes the time of these tests.
-        'JAX_COMPILATION_CACHE_DIR': str(workdir.parent / 'compiled'),
+        'JAX_COMPILATION_CACHE_DIR': str(compiled or Path(workdir).parent / 'compiled'),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     }
-    what = ['-c', program] if program else ['-m', 'train']
-    command = [sys.executable, *what, '--workdir', str(workdir), *fields, *arguments]
+    command = [sys.executable, *program, '--workdir', str(workdir), *fields, *arguments]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -6,10 +6,9 @@ import io
 import json
 import os
 import random
-import subprocess
-import sys
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,23 @@ import jax
 import numpy as np
 import pytest
 from bucket import Bucket
+from nets import random_variables
 from PIL import Image
-from runs import FIELDS, finish
+from runs import finish, start
+from short_nets import short_nets
 
 import convert.__main__ as converting
 import flaxnets
 import train.__main__ as training
+from convert.formats.pth import read_pth
+from convert.names.tree import to_variables
+from flaxnets.store import weights
 from train.data.sources import open_source
 from train.run.log import read
 
 FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 DATA = 'tar:gs://bucket/data/{split}-*.tar'
+TRAINING = ('--data', DATA, 'train_split=train')
 SHARDS = {'train': (3, 96), 'val': (1, 40)}  # how many, images of each
 
 pytestmark = pytest.mark.fault
@@ -67,23 +72,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp('compiled')
 
 
-def start(workdir: str, cache: Path, *fields: str) -> subprocess.Popen[str]:
-    command = [sys.executable, '-m', 'train', '--data', DATA, '--workdir', workdir, *FIELDS]
-    command += ['train_split=train', *fields]
-    environment = {
-        **os.environ,
-        'JAX_NUM_CPU_DEVICES': '1',
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    }
-    return subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
 @pytest.fixture(scope='module')
 def undisturbed(bucket: Bucket, cache: Path) -> str:
-    finish(start('gs://bucket/undisturbed', cache, 'save_steps=6'))
+    finish(start('gs://bucket/undisturbed', *TRAINING, 'save_steps=6', compiled=cache))
     return 'gs://bucket/undisturbed'
 
 
@@ -111,7 +102,7 @@ def test_killed_at_random_requests(bucket: Bucket, undisturbed: str, cache: Path
         run = f'killed{trial}'
         while len(kills) < wanted and f'{run}/weights/config.json' not in bucket.names():
             kills += kill_once(bucket, f'gs://bucket/{run}', cache, rng, uploads=len(kills) % 2 == 0)
-        finish(start(f'gs://bucket/{run}', cache, 'save_steps=1'))
+        finish(start(f'gs://bucket/{run}', *TRAINING, 'save_steps=1', compiled=cache))
         assert certified(bucket, run) == certified(bucket, 'undisturbed'), kills
         assert evaluations(f'gs://bucket/{run}') == evaluations(undisturbed), kills
         logged = rates(f'gs://bucket/{run}')  # a run that goes on has no line for its first step
@@ -127,7 +118,7 @@ def kill_once(bucket: Bucket, workdir: str, cache: Path, rng: random.Random, upl
     """Starts a run and kills it at a random request; which, or none if it came to its end before."""
     left = rng.randrange(10, 150) if uploads else rng.randrange(5, 300)
     killed: list[str] = []
-    process = start(workdir, cache, 'save_steps=1')  # so that much of it is saving
+    process = start(workdir, *TRAINING, 'save_steps=1', compiled=cache)  # so that much of it is saving
 
     def fault(method: str, path: str) -> int | None:
         nonlocal left
@@ -145,6 +136,7 @@ def kill_once(bucket: Bucket, workdir: str, cache: Path, rng: random.Random, upl
     return killed
 
 
+@short_nets()
 def test_weights_in_a_bucket(
     bucket: Bucket, undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,23 +158,10 @@ def test_weights_in_a_bucket(
     for place in (undisturbed, source):
         out = tmp_path / f'{place[-4:]}.pth'
         assert converting.main([place, '--out', str(out)]) == 0
-        _, again = flaxnets.load(out, model='resnext_tiny')
-        jax.tree.map(np.testing.assert_array_equal, again, expected)
+        state = read_pth(out)
+        jax.tree.map(np.testing.assert_array_equal, to_variables(state, net), expected)
         said = capsys.readouterr().out
         assert said.startswith(f'{place}: resnext_tiny, ') and 'gs:/b' not in said
-    assert converting.main([source, '--out', 'gs://bucket/out/net.pth']) == 0
-    assert (
-        converting.main(['gs://bucket/out/net.pth', '--model', 'resnext_tiny', '--out', 'gs://bucket/out/w'])
-        == 0
-    )
-    _, again = flaxnets.load('gs://bucket/out/w')
-    jax.tree.map(np.testing.assert_array_equal, again, expected)
-    assert not Path('gs:').exists()
-    capsys.readouterr()
-    assert converting.main([source, '--out', 'gs://bucket/out/w']) == 1
-    assert converting.main(['gs://bucket/nothing', '--out', str(tmp_path / 'x')]) == 1
-    said = capsys.readouterr().err
-    assert 'gs://bucket/out/w exists' in said and 'gs://bucket/nothing: no such file or directory' in said
     arguments = ['--model', source, '--data', DATA, '--out', 'gs://bucket/results', '--json', '--quiet']
     assert training.main(['eval', *arguments]) == 0
     evaluation = [record for record in read(undisturbed) if record['kind'] == 'eval'][-1]
@@ -193,10 +172,25 @@ def test_weights_in_a_bucket(
     assert found == {'result.json', 'per_class.csv', 'mistakes.csv', *pictures}
 
 
+def test_conversions_in_a_bucket(bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = random_variables(flaxnets.create('resnext_tiny', 10))
+    directory, file, again = (f'gs://bucket/out/{name}' for name in ('net', 'net.pth', 'again'))
+    weights.save(directory, expected, replace(flaxnets.config('resnext_tiny'), num_classes=10))
+    for source, out in ((directory, file), (file, again)):
+        assert converting.main([source, '--model', 'resnext_tiny', '--out', out]) == 0
+    jax.tree.map(np.testing.assert_array_equal, flaxnets.load(again)[1], expected)
+    assert not Path('gs:').exists()
+    capsys.readouterr()
+    assert converting.main([directory, '--out', again]) == 1
+    assert converting.main(['gs://bucket/nothing', '--out', str(tmp_path / 'x')]) == 1
+    said = capsys.readouterr().err
+    assert f'{again} exists' in said and 'gs://bucket/nothing: no such file or directory' in said
+
+
 def test_data_that_is_out_of_reach(bucket: Bucket, cache: Path) -> None:
     """No image counts as a bad one for it: the run ends, and goes on when the store is back."""
     bucket.fault = lambda method, path: 403 if path.startswith('/download') and 'train-1' in path else None
-    process = start('gs://bucket/unreachable', cache, 'epochs=1')
+    process = start('gs://bucket/unreachable', *TRAINING, 'epochs=1', compiled=cache)
     said = finish(process, 1)
     bucket.fault = lambda method, path: None
     lines = [line for line in said.splitlines() if line.startswith('error: ')]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,12 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from memory import forget
-from runs import digests, finish, start
+from runs import digests
+from short_nets import short_nets
 
 import flaxnets
 from convert.conversion import open_checkpoint
+from convert.formats.pth import read_pth
 from convert.writing import write
 from flaxnets.errors import FlaxnetsError, ImageError
 from flaxnets.store import runs as checkpoints_of
@@ -26,7 +26,7 @@ from flaxnets.store.arrays import read_manifest
 from train import loop, parallel, recipes
 from train.__main__ import main
 from train.data.sources import open_source
-from train.job import initial_state, make_job
+from train.job import make_job
 from train.loop import NonFiniteError, Outcome, train
 from train.run import log
 from train.run.checkpoints import Checkpoints
@@ -35,7 +35,6 @@ from train.run.meter import of_all_hosts
 from train.settings import Settings
 from train.tools.exporting import export
 
-FULL = os.environ.get('FLAXNETS_FAULTS') == 'full'
 DIGITS = recipes.get('digits')
 SHORT = dataclasses.replace(
     DIGITS,
@@ -69,6 +68,12 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     configure({folder: str(tmp_path_factory.mktemp('compiled')), shortest: 0.0})
     yield
     configure(before)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def with_short_nets() -> Iterator[None]:
+    with short_nets():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +127,7 @@ def test_checkpoints_go_home_to_pytorch_averaged_or_not(
     for checkpoint in (averaged, trained):
         path = tmp_path / 'net.pth'
         write(checkpoint, path, overwrite=True)
-        back = open_checkpoint(path)
-        assert back.config.name == 'resnext_tiny'
-        assert set(back.state) == set(checkpoint.state)
-        assert all(np.array_equal(back.state[name], checkpoint.state[name]) for name in back.state)
+        jax.tree.map(np.testing.assert_array_equal, read_pth(path), dict(checkpoint.state))
     stored = checkpoints_of.read(workdir / 'checkpoints' / '44')
     assert open_checkpoint(workdir / 'checkpoints' / '44').config == stored.config
     _, variables = flaxnets.load(workdir)
@@ -412,118 +414,10 @@ def test_a_save_that_fails(
     assert steps == [4, 12, 16]
 
 
-# What the nets learn: the anchors are in the documents of the recipes.
-
-
-@pytest.mark.parametrize(
-    'fields',
-    [
-        *(('epochs=6', f'seed={seed}') for seed in range(3 if FULL else 1)),
-        # Averages far longer than the run must not keep it near the net that it began with.
-        ('model=resnest_tiny', 'epochs=6', 'ema_decay=0.9999'),
-    ],
-    ids=' '.join,
-)
-def test_digits_are_learned(fields: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two kinds of block, optimised, in processes of their own; the third is fine-tuned below."""
-    monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '0')
-    small = ('image_size=16', 'eval_size=16', 'crop_padding=1')
-    finish(start(tmp_path / 'run', '--recipe', 'digits', *small, fields=fields))
-    evaluation = [record for record in read(str(tmp_path / 'run')) if record['kind'] == 'eval'][-1]
-    assert evaluation['top1'] >= 97.0  # logistic regression: 96.39
-
-
-def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
-    """Digits 0 to 4 are learned, taken to PyTorch's format and back, and help to learn 5 to 9."""
-    for name, low in (('first', 0), ('second', 5)):
-        arrays: dict[str, Any] = {'classes': np.array(list('0123456789')[low : low + 5])}
-        for part, training in (('train', True), ('test', False)):
-            source = open_source('digits', '', training)
-            rows = [i for i in range(len(source)) if low <= source[i].label < low + 5]
-            arrays[f'x_{part}'] = np.stack([np.asarray(source[i].image) for i in rows])
-            arrays[f'y_{part}'] = np.array([source[i].label - low for i in rows])
-        np.savez(tmp_path / f'{name}.npz', **arrays)
-    alone = dict(train_split='', batch_size=64, ema_decay=0, eval_epochs=99)  # evaluated at the end
-    base = dataclasses.replace(SHORT, **alone)
-    first = dataclasses.replace(base, data=f'arrays:{tmp_path}/first.npz', epochs=6)
-    quiet(first, tmp_path / 'first')
-    write(open_checkpoint(tmp_path / 'first' / 'weights'), tmp_path / 'first.pth')
-    (tmp_path / 'first.pth.json').unlink()  # as people hand on a file: without what it says of the classes
-    second = dataclasses.replace(base, data=f'arrays:{tmp_path}/second.npz', epochs=2, lr=0.02)
-    scratch = quiet(second, tmp_path / 'scratch')
-    # A `.pth` does not know its classes, and keeps its classifier; a directory does, and gets a new one.
-    for name, weights, change in (
-        ('tuned', 'first.pth', {}),
-        ('new-head', 'first/weights', {}),
-        ('frozen', 'first/weights', dict(frozen_stages=2)),
-    ):
-        settings = dataclasses.replace(second, weights=str(tmp_path / weights), **change)
-        head = initial_state(make_job(settings)).params['fc']['kernel']
-        old = flaxnets.load(tmp_path / weights)[1]['params']['fc']['kernel']
-        assert np.array_equal(head, old) == (weights == 'first.pth')
-        if name == 'new-head':  # it learns as one that starts from nothing
-            continue
-        tuned = quiet(settings, tmp_path / name)
-        assert tuned.evaluation is not None and scratch.evaluation is not None
-        assert tuned.evaluation.top1 > scratch.evaluation.top1 + 5, name
-    kernel = ('layer1', '0', 'conv1', 'kernel')
-    before, after = (flaxnets.load(tmp_path / name / 'weights')[1] for name in ('first', 'frozen'))
-    for part in ('params', 'batch_stats'):
-        for stem in ('conv1', 'bn1', 'layer1'):
-            for a, b in zip(
-                jax.tree.leaves(before[part][stem]), jax.tree.leaves(after[part][stem]), strict=True
-            ):
-                np.testing.assert_array_equal(a, b)
-    assert before['params'][kernel[0]][kernel[1]][kernel[2]][kernel[3]].any()
-
-
 def test_weights_of_another_net_are_refused(finished: tuple[Path, Outcome], tmp_path: Path) -> None:
     weights = str(finished[0] / 'weights')
     with pytest.raises(FlaxnetsError, match='those of resnext_tiny, but model=res2net_tiny'):
         quiet(dataclasses.replace(DIGITS, weights=weights), tmp_path)
-
-
-# The command line.
-
-
-@pytest.mark.parametrize(
-    'arguments, message',
-    [
-        (['--workdir', 'x', 'lr=fast', 'epoch=3'], "lr='fast' must be a number\n.*did you mean epochs"),
-        (['lr=0.1'], '--workdir is missing'),
-        (['--recipe', 'resnest51', '--workdir', 'x'], 'resnest50'),
-        (['--workdir', 'x', '--processes', '2'], '--coordinator, --processes and --process go together'),
-        (['--workdir', 'x', '--profile', '5'], r"--profile '5' must be two steps"),
-        (['--workdir', 'x', 'batch_size=5000'], 'batch_size=5000 is more than the 1437 images'),
-        (['--workdir', 'x', 'data=nowhere'], "data='nowhere' is not understood"),
-        (['eval', '--model', 'absent.pth', '--data', 'digits'], 'absent.pth: no such file'),
-        (['export', 'absent', '--out', 'x'], 'no checkpoint of a training run'),
-    ],
-)
-def test_errors_are_one_clear_message(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(arguments) == 1
-    err = capsys.readouterr().err
-    assert err.startswith('error: ') and re.search(message, err, re.DOTALL)
-    assert not list(tmp_path.glob('x/checkpoints/*'))
-
-
-def test_print_shows_what_would_happen(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(['--print', 'lr=0.2']) == 0
-    out = capsys.readouterr().out
-    assert '* lr                   0.2' in out and '22 steps' in out and '599,914' in out  # with 10 classes
-
-
-def test_print_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(['--recipe', 'resnest50d', '--print']) == 0
-    out = capsys.readouterr().out
-    assert "ImageNet's 1,281,167 images" in out and '156 steps' in out  # 1281167 / 8192
 
 
 def test_eval_on_the_command_line(

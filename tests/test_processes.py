@@ -32,11 +32,9 @@ def free_port() -> int:
         return port
 
 
-def start_two(workdir: Path, *fields: str, program: str | None = None) -> list[subprocess.Popen[str]]:
+def start_two(workdir: Path, *fields: str, **options: Any) -> list[subprocess.Popen[str]]:
     where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')
-    return [
-        start(workdir, *where, '--process', str(i), *fields, devices=2, program=program) for i in range(2)
-    ]
+    return [start(workdir, *where, '--process', str(i), *fields, devices=2, **options) for i in range(2)]
 
 
 @pytest.fixture(scope='module')
@@ -72,12 +70,14 @@ EXACT = """
 import dataclasses, sys
 import jax
 jax.config.update('jax_enable_x64', True)
+from short_nets import short_nets
 from train.__main__ import main
 from train.fields import fields_of
 from train.settings import Settings
 known = fields_of(Settings)
 known['dtype'] = dataclasses.replace(known['dtype'], allowed=('float64',))
-sys.exit(main(sys.argv[1:]))
+with short_nets():
+    sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -88,11 +88,11 @@ def test_other_processes_and_devices_take_the_steps_of_one_device(folder: Path) 
     alike = ('dtype=float64', 'bn_images=0', 'drop_path_rate=0', 'lr=0.01', 'warmup_epochs=0')
     alike += ('epochs=1', 'log_steps=1')
     moved, straight = folder / 'moved', folder / 'straight'
-    for process in start_two(moved, 'max_steps=3', *alike, program=EXACT):
+    for process in start_two(moved, 'max_steps=3', *alike, program=('-c', EXACT)):
         finish(process)
-    finish(start(moved, 'max_steps=6', *alike, program=EXACT, devices=4))
-    finish(start(moved, *alike, program=EXACT))
-    finish(start(straight, *alike, program=EXACT))
+    finish(start(moved, 'max_steps=6', *alike, program=('-c', EXACT), devices=4))
+    finish(start(moved, *alike, program=('-c', EXACT)))
+    finish(start(straight, *alike, program=('-c', EXACT)))
     before, after = logged(straight), logged(moved)
     assert after.keys() == {2, 3, 5, 6, 8, 9, 10, 11}  # the first line of each call is of two steps
     for step in (2, 3, 6, 9, 10, 11):
@@ -123,24 +123,29 @@ def test_processes_that_do_not_agree_end_together(folder: Path, other: tuple[str
     assert time.monotonic() - began < 60  # an ordinary exit would wait five minutes for the other
 
 
-def test_an_error_of_one_process_ends_the_job(folder: Path) -> None:
-    program = """
-import sys
+# The disk of the second process fails after a step. An ordinary job waits for a silent process for 100 s.
+FAILS = """
+import functools, sys
+import jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
 from flaxnets.errors import FlaxnetsError
+from short_nets import short_nets
 from train.run.meter import Meter
 from train.__main__ import main
 take = Meter.wait_for
-def fails(meter, batches):
-    if meter.steps == 1:
+def wait_for(meter, batches):
+    if meter.steps == 1 and jax.process_index() == 1:
         raise FlaxnetsError('the disk of this host is gone')
     return take(meter, batches)
-Meter.wait_for = fails
-sys.exit(main(sys.argv[1:]))
+Meter.wait_for = wait_for
+with short_nets():
+    sys.exit(main(sys.argv[1:]))
 """
-    where = ('--coordinator', f'localhost:{free_port()}', '--processes', '2')
-    alone = start(folder / 'gone', *where, '--process', '0', devices=2)
-    broken = start(folder / 'gone', *where, '--process', '1', devices=2, program=program)
+
+
+def test_an_error_of_one_process_ends_the_job(folder: Path) -> None:
     began = time.monotonic()
+    alone, broken = start_two(folder / 'gone', program=('-c', FAILS))
     assert 'error: the disk of this host is gone' in finish(broken, 1)
     alone.communicate(timeout=200)
     assert alone.returncode not in (0, STOPPED) and time.monotonic() - began < 200

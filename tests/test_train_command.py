@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,43 @@ def test_compiled_programs_lie_with_all_else_that_is_kept(
         monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', value)
         command._connect(options, training=False)
     assert not changed
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--workdir', 'x', 'lr=fast', 'epoch=3'], "lr='fast' must be a number\n.*did you mean epochs"),
+        (['lr=0.1'], '--workdir is missing'),
+        (['--recipe', 'resnest51', '--workdir', 'x'], 'resnest50'),
+        (['--workdir', 'x', '--processes', '2'], '--coordinator, --processes and --process go together'),
+        (['--workdir', 'x', '--profile', '5'], r"--profile '5' must be two steps"),
+        (['--workdir', 'x', 'batch_size=5000'], 'batch_size=5000 is more than the 1437 images'),
+        (['--workdir', 'x', 'data=nowhere'], "data='nowhere' is not understood"),
+        (['eval', '--model', 'absent.pth', '--data', 'digits'], 'absent.pth: no such file'),
+        (['export', 'absent', '--out', 'x'], 'no checkpoint of a training run'),
+    ],
+)
+def test_errors_are_one_clear_message(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command.main(arguments) == 1
+    err = capsys.readouterr().err
+    assert err.startswith('error: ') and re.search(message, err, re.DOTALL)
+    assert not list(tmp_path.glob('x/checkpoints/*'))
+
+
+def test_print_shows_what_would_happen(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(['--print', 'lr=0.2']) == 0
+    out = capsys.readouterr().out
+    assert '* lr                   0.2' in out and '22 steps' in out and '599,914' in out  # with 10 classes
+
+
+def test_print_needs_no_data(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(['--recipe', 'resnest50d', '--print']) == 0
+    out = capsys.readouterr().out
+    assert "ImageNet's 1,281,167 images" in out and '156 steps' in out  # 1281167 / 8192
