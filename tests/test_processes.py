@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from runs import STOPPED, digests, finish, start, wait_for_training
+from runs import STOPPED, TESTS, digests, finish, start, wait_for_training
 
 from flaxnets.store import weights
 
@@ -83,9 +83,9 @@ with short_nets():
 
 def test_other_processes_and_devices_take_the_steps_of_one_device(folder: Path) -> None:
     """From 2 processes with 4 devices to 1 process, and to 1 device: the same batches, the same steps."""
-    # Drop path would draw by device, and BatchNorm take each device's statistics. From a rate of 0 the first
+    # Dropout would draw by device, and BatchNorm take each device's statistics. From a rate of 0 the first
     # step would change nothing.
-    alike = ('dtype=float64', 'bn_images=0', 'drop_path_rate=0', 'lr=0.01', 'warmup_epochs=0')
+    alike = ('dtype=float64', 'bn_images=0', 'drop_rate=0', 'lr=0.01', 'warmup_epochs=0')
     alike += ('epochs=1', 'log_steps=1')
     moved, straight = folder / 'moved', folder / 'straight'
     for process in start_two(moved, 'max_steps=3', *alike, program=('-c', EXACT)):
@@ -211,9 +211,9 @@ def logged(workdir: Path) -> dict[int, dict[str, float]]:
 def test_two_processes_evaluate_every_image_once(reference: Path) -> None:
     def evaluate(*arguments: str, devices: int = 1) -> subprocess.Popen[str]:
         weights = str(reference / 'weights')
-        command = [sys.executable, '-m', 'train', 'eval', '--model', weights, '--data', 'digits', '--json']
-        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}
-        command += arguments
+        command = [sys.executable, '-m', 'short_nets', 'eval', '--model', weights, '--data', 'digits']
+        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'PYTHONPATH': str(TESTS)}
+        command += ['--json', *arguments]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def result(said: str) -> dict[str, float]:

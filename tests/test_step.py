@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from nets import Shallow, random_variables, shallow
+from nets import random_variables, shallow
 
 import flaxnets
 from flaxnets.errors import FlaxnetsError
@@ -26,7 +26,7 @@ from train.step.step import make_eval_step, make_train_step
 
 N, CLASSES = 16, 5
 BASE = Settings(
-    model='resnest_tiny',
+    model='resnext_tiny',
     batch_size=N,
     flip=0.5,
     lighting=0.1,
@@ -43,15 +43,22 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
     return {'image': images, 'label': rng.integers(0, CLASSES, N).astype(np.int32)}
 
 
+class FirstStage(flaxnets.ResNet):
+    """Enough of a net to take a step with."""
+
+    def forward_maps(self, x: Any, train: bool = False, upto: int = 4) -> Any:
+        return super().forward_maps(x, train, min(upto, 1))
+
+
 class ThirdStage(flaxnets.ResNet):
-    """The stem, and the first stage in which DropBlock acts."""
+    """The stem, and the first of the two stages in which DropBlock acts."""
 
     def forward_maps(self, x: Any, train: bool = False, upto: int = 4) -> Any:
         (stem,) = super().forward_maps(x, train, 0)
         return [stem, self.layer3(stem, train)]
 
 
-def start(settings: Settings, net: type = Shallow, **options: Any) -> tuple[Any, Any, TrainState]:
+def start(settings: Settings, net: type = FirstStage, **options: Any) -> tuple[Any, Any, TrainState]:
     model = shallow(flaxnets.create(settings.model, CLASSES, dtype=settings.dtype, **options), net)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(1e-3, 0.9, nesterov=True))
     state = create_state(random_variables(model), optimizer, ema=settings.ema_decay > 0)
@@ -205,28 +212,28 @@ def test_half_precision_keeps_parameters_and_statistics_exact() -> None:
 
 
 @jax.enable_x64(True)  # two programs round differently
-def test_drop_block_grows_by_epoch_and_mixing_ends() -> None:
-    base = dataclasses.replace(BASE, dtype='float64')
-    settings = dataclasses.replace(base, mixup=0.0, drop_block_rate=0.5)
-    model, optimizer, state = start(
-        settings, net=ThirdStage, param_dtype='float64'
-    )  # it acts on the last two stages
+def test_drop_block_grows_by_epoch() -> None:
+    settings = dataclasses.replace(BASE, model='resnest_tiny', dtype='float64', mixup=0, drop_block_rate=0.5)
+    model, optimizer, state = start(settings, net=ThirdStage, param_dtype='float64')
     model = model.clone(drop_block_rate=0.5)
-    step = jax.jit(make_train_step(model, optimizer, settings, Preprocess(), epoch_steps=4))
-    plain = jitted(dataclasses.replace(base, mixup=0.0), net=ThirdStage, param_dtype='float64')
-    first = {'with': step(state, batch())[0], 'without': plain(state, batch())[0]}
-    assert largest_difference(first['with'].params, first['without'].params) > 0
-
-    fixed = dataclasses.replace(
-        settings, drop_block_rate=0.25, epochs=1
-    )  # the rate of the first of two epochs
-    constant = jax.jit(make_train_step(model, optimizer, fixed, Preprocess(), epoch_steps=4))
+    # The rate of the first of two epochs, all the time.
+    fixed = dataclasses.replace(settings, drop_block_rate=0.25, epochs=1)
+    grows, constant = (
+        jax.jit(make_train_step(model, optimizer, each, Preprocess(), epoch_steps=4))
+        for each in (settings, fixed)
+    )
     for number, same in ((0, True), (4, False)):
         here = state.replace(step=jnp.asarray(number))
-        pair = step(here, batch())[0].params, constant(here, batch())[0].params
-        assert (largest_difference(*pair) < 1e-7) == same, number
+        difference = largest_difference(grows(here, batch())[0].params, constant(here, batch())[0].params)
+        assert (difference < 1e-7) == same, number
 
-    ending = jitted(dataclasses.replace(base, mix_off_epochs=1), net=ThirdStage, param_dtype='float64')
+
+@jax.enable_x64(True)
+def test_mixing_ends() -> None:
+    mixed = dataclasses.replace(BASE, dtype='float64')
+    plain = jitted(dataclasses.replace(mixed, mixup=0.0), param_dtype='float64')
+    ending = jitted(dataclasses.replace(mixed, mix_off_epochs=1), param_dtype='float64')
+    state = start(mixed, param_dtype='float64')[2]
     for number, same in ((3, False), (4, True)):  # the second of two epochs starts at step 4
         here = state.replace(step=jnp.asarray(number))
         difference = largest_difference(ending(here, batch())[0].params, plain(here, batch())[0].params)
@@ -259,11 +266,10 @@ def test_spans_that_do_not_fit_name_those_that_do() -> None:
 
 @pytest.mark.parametrize('conv_init', ['fan_out', 'fan_in', 'prelu'])
 def test_kernels_start_with_the_variance_of_their_rule(conv_init: str) -> None:
-    model = flaxnets.create('resnext_tiny', 10)
-    params = initial_variables(model, 0, conv_init)['params']
-    kernel = params['layer4']['0']['conv2']['kernel']  # 3x3, groups of 32 channels in, 256 out
+    params = initial_variables(flaxnets.create('resnest_tiny', 10), 0, conv_init)['params']
+    kernel = params['layer4']['0']['conv2']['conv']['kernel']  # 3x3, two groups
     k, _, into, out = kernel.shape
-    assert (k, into, out) == (3, 32, 256)
+    assert (k, into, out) == (3, 64, 256)
     # PyTorch's fan out, like MXNet's, takes all output channels, whatever the groups.
     fan_in, fan_out = 9 * into, 9 * out
     variance = {
@@ -273,8 +279,8 @@ def test_kernels_start_with_the_variance_of_their_rule(conv_init: str) -> None:
     }
     assert float(kernel.var()) == pytest.approx(variance[conv_init], rel=0.03)
     bound = 512**-0.5
-    gates = initial_variables(flaxnets.create('resnest_tiny', 10), 0, conv_init)['params']['layer1']['0']
-    assert bool(gates['conv2']['fc2']['bias'].any()) == (conv_init == 'fan_out')
+    gates = params['layer1']['0']['conv2']
+    assert bool(gates['fc2']['bias'].any()) == (conv_init == 'fan_out')
     if conv_init == 'fan_out':
         assert bound * 0.99 < float(jnp.abs(params['fc']['kernel']).max()) <= bound
     else:
