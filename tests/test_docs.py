@@ -28,6 +28,7 @@ import cells
 import check
 import numpy as np
 import pytest
+from short_nets import short_nets
 import zoo_table
 from file_server import isolate
 from nets import random_variables, timm_net
@@ -119,7 +120,8 @@ def test_the_table_of_the_zoo_counts_what_timm_counts(
 
 def test_the_notebook(tmp_path: Path) -> None:
     """Its cells run and show what is kept in it: the same kinds of things, and nearly the same accuracies."""
-    now = cells.run(NOTEBOOK, tmp_path)
+    with short_nets():
+        now = cells.run(NOTEBOOK, tmp_path)
     kept = [cell['outputs'] for cell in NOTEBOOK['cells'] if cell['cell_type'] == 'code']
 
     def kinds(outputs: list[list[dict[str, Any]]]) -> list[list[list[str]]]:

@@ -163,6 +163,7 @@ from train.data.augment import eval_transform
 from train.data.batches import eval_batches
 from train.evaluation.metrics import Evaluator
 from train.data.sources import ArraySource
+from short_nets import short_nets
 from train.step.state import initial_variables
 
 BATCH = 4
@@ -170,22 +171,26 @@ rng = np.random.default_rng(0)
 images = rng.integers(0, 256, (3 * BATCH + 1, 32, 32, 3), dtype=np.uint8)
 labels = rng.integers(0, 3, len(images))
 model = flaxnets.create('resnext_tiny', 3)
-variables = parallel.replicate(jax.tree.map(np.asarray, initial_variables(model, 0)))
+with short_nets():
+    variables = parallel.replicate(jax.tree.map(np.asarray, initial_variables(model, 0)))
 evaluator = Evaluator(model, flaxnets.config('resnext_tiny').preprocess)
 transform = eval_transform(flaxnets.config('resnext_tiny').preprocess, 3)
 found = []
-for count in range(1, len(images) + 1):
-    source = ArraySource('x', images[:count], labels[:count], ('a', 'b', 'c'))
-    where = dict(host=jax.process_index(), hosts=jax.process_count())
-    result = evaluator(variables, eval_batches(source, transform, batch_size=BATCH, **where))
-    found.append([result.labels.tolist(), result.predictions.tolist(), result.ranks.tolist(), result.loss])
+with short_nets():
+    for count in range(1, len(images) + 1):
+        source = ArraySource('x', images[:count], labels[:count], ('a', 'b', 'c'))
+        where = dict(host=jax.process_index(), hosts=jax.process_count())
+        result = evaluator(variables, eval_batches(source, transform, batch_size=BATCH, **where))
+        found.append(
+            [result.labels.tolist(), result.predictions.tolist(), result.ranks.tolist(), result.loss]
+        )
 print('found', json.dumps(found), flush=True)
 """
 
 
 def test_every_number_of_images_on_any_devices_and_processes() -> None:
     def begin(devices: int, *arguments: str) -> subprocess.Popen[str]:
-        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices)}
+        env = {**os.environ, 'JAX_NUM_CPU_DEVICES': str(devices), 'PYTHONPATH': str(TESTS)}
         command = [sys.executable, '-c', EVALUATIONS, *arguments]
         return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
