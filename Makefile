@@ -3,19 +3,24 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles a module when it is first imported: all of them would take a minute.
+INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # One stamp for each set of packages: training needs no torch, the tests and benchmarks do.
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 DOCS := $(VENV)/.docs
 
-.PHONY: demo test check docs bench bench-short bench-gpu clean
+.PHONY: demo test pytest check docs bench bench-short bench-gpu clean
 
 demo: $(CORE)
 	$(RUN) examples/demo.py
 
-test: check
+# Side by side: they leave each other a core.
+test: $(DEV)
+	$(MAKE) --jobs=2 --output-sync=none check pytest
+
+pytest: $(DEV)
 	$(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 check: $(DEV)

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')  # JAX_PLATFORMS=cuda make test: the same on a GPU
 # GPUs and TPUs would multiply float32 at less than its precision.
@@ -25,11 +26,13 @@ os.environ.setdefault(
 )
 
 import file_server
+import jax
 import jaxtyping
 import pytest
 import torch
 import torchvision_ops
 from checked import CHECKED
+from jax.experimental.compilation_cache import compilation_cache
 from memory import forget
 
 jaxtyping.install_import_hook(CHECKED, 'checked.check')  # before any of them is imported
@@ -71,3 +74,19 @@ def publish(monkeypatch: pytest.MonkeyPatch) -> file_server.Publish:
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that pass what the annotations forbid, to see what users are told."""
     monkeypatch.setattr(jaxtyping.config, 'jaxtyping_disable', True)
+
+
+@pytest.fixture(scope='module')
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """For modules whose runs take the same step: compiling it is what takes their time."""
+    folder, shortest = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
+
+    def configure(settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    before = {name: getattr(jax.config, name) for name in (folder, shortest)}
+    configure({folder: str(tmp_path_factory.mktemp('compiled')), shortest: 0.0})
+    yield
+    configure(before)

@@ -28,11 +28,11 @@ import cells
 import check
 import numpy as np
 import pytest
-from short_nets import short_nets
 import zoo_table
 from file_server import isolate
 from nets import random_variables, timm_net
 from PIL import Image
+from short_nets import short_nets
 
 import convert.__main__
 import flaxnets

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from memory import forget
 from runs import digests
 from short_nets import short_nets
@@ -54,20 +53,7 @@ def quiet(settings: Settings, workdir: Path, **options: Any) -> Outcome:
     return train(settings, str(workdir), quiet=True, **options)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Most runs here take the same step, and compiling it takes their time."""
-    folder, shortest = 'jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs'
-
-    def configure(settings: dict[str, Any]) -> None:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-
-    before = {name: getattr(jax.config, name) for name in (folder, shortest)}
-    configure({folder: str(tmp_path_factory.mktemp('compiled')), shortest: 0.0})
-    yield
-    configure(before)
+pytestmark = pytest.mark.usefixtures('compiled_once')
 
 
 @pytest.fixture(scope='module', autouse=True)

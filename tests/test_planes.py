@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from short_nets import short_nets
 from nets import random_variables
 from PIL import Image
+from short_nets import short_nets
 
 import flaxnets
 from flaxnets.errors import FlaxnetsError
@@ -69,6 +69,7 @@ def write_bands(path: Path, channels: int, size: int = 32) -> str:
     return f'arrays:{path}'
 
 
+@pytest.mark.usefixtures('compiled_once')
 @short_nets()
 def test_five_channels_are_trained_on_published_evaluated_and_gone_on_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
