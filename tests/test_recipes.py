@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,16 +41,34 @@ COMMANDS = {
     'resnest200e-torch': (8 * 8, 32, 8 * 8 * 0.0125, 270, 256),
     'resnest269e-torch': (8 * 8, 32, 8 * 8 * 0.0125, 270, 320),
 }
-UNPUBLISHED = {'digits', 'finetune', 'res2net50d', 'res2net101d'}
+NOT_RELEASED = {'res2net50d', 'res2net101d'}
+PUBLISHED = [name for name in recipes.RECIPES if name not in recipes.OURS]
+DOCS = Path(__file__).parents[1] / 'docs'
+
+
+def net_of(name: str) -> str:
+    """The net of a recipe, by the recipe's name."""
+    return next((name.removesuffix(end) for end in recipes.ENDINGS if name.endswith(end)), name)
 
 
 def test_every_recipe_is_checked_here_and_named_by_its_net() -> None:
-    assert set(recipes.RECIPES) == set(COMMANDS) | UNPUBLISHED
-    for name, settings in recipes.RECIPES.items():
+    assert set(recipes.RECIPES) == set(COMMANDS) | NOT_RELEASED | set(recipes.OURS)
+    for settings in recipes.RECIPES.values():
         validate(settings)
-        if name not in ('digits', 'finetune'):
-            assert name.removesuffix('-torch') == settings.model
-            assert settings.model in zoo.ARCHS
+    for name in PUBLISHED:
+        assert net_of(name) == recipes.RECIPES[name].model
+        assert net_of(name) in zoo.ARCHS
+
+
+def test_the_table_of_the_documentation() -> None:
+    table = (DOCS / 'recipes.md').read_text('utf-8').partition('\n| recipe |')[2].partition('\n\n')[0]
+    rows = [line.split(' | ') for line in table.splitlines()[2:]]
+    sources = {name: row[-1] for row in rows for name in re.findall(r'`([^`]+)`', row[0])}
+    assert set(sources) == set(recipes.RECIPES)
+    assert {name for name, source in sources.items() if source.startswith('ours')} == set(recipes.OURS)
+    assert {name for name, source in sources.items() if 'not released' in source} == NOT_RELEASED
+    readme = (DOCS.parent / 'README.md').read_text('utf-8')
+    assert all(f'`{name}`' in readme for name in (*recipes.OURS, *NOT_RELEASED))
 
 
 @pytest.mark.parametrize('name', COMMANDS)
@@ -110,9 +130,9 @@ def test_res2net_v1b_is_what_little_is_known() -> None:
     assert (s.model, s.epochs, s.step_epochs, s.cutmix, s.mixup) == ('res2net50d', 300, 75, 1.0, 0.0)
 
 
-@pytest.mark.parametrize('name', [n for n in recipes.RECIPES if n not in ('digits', 'finetune')])
+@pytest.mark.parametrize('name', PUBLISHED)
 def test_it_evaluates_as_timm_evaluates_its_weights(name: str) -> None:
-    model = name.removesuffix('-torch')
+    model = net_of(name)
     tag = 'gluon_in1k' if 'resnext' in model or model in ('resnest14d', 'resnest26d') else 'in1k'
     reference = timm.models.get_pretrained_cfg(f'{model}.{tag}')
     s = recipes.get(name)

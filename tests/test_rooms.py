@@ -1,4 +1,4 @@
-"""Who may import whom: rooms import downwards only, and no modules import one another in a circle."""
+"""Who may import whom: rooms import rooms of earlier rows, and no modules import one another in a circle."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# The rooms of each building from the ground up. A room may import those below it, never one beside it.
-FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
+# The rooms of each package, in the rows of docs/house.md. A room may import rooms of earlier rows only.
+ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
     'flaxnets': (
         ('errors', 'version', 'checks'),
         ('siblings', 'words', 'command_line'),
@@ -48,7 +48,7 @@ FLOORS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 def modules() -> dict[str, Path]:
     """Every module by its dotted name; a package goes by its `__init__`."""
-    files = (file for top in FLOORS for file in sorted((ROOT / top).rglob('*.py')))
+    files = (file for top in ROWS for file in sorted((ROOT / top).rglob('*.py')))
     return {'.'.join(file.relative_to(ROOT).with_suffix('').parts): file for file in files}
 
 
@@ -85,22 +85,22 @@ def room(name: str) -> tuple[str, str]:
     return top, inner
 
 
-def floor(name: str) -> int:
+def row_of(name: str) -> int:
     top, inner = room(name)
-    found = [i for i, rooms in enumerate(FLOORS[top]) if inner in rooms]
-    assert found, f'{name} is in no room of the plan: give it a floor in {Path(__file__).name}'
+    found = [i for i, rooms in enumerate(ROWS[top]) if inner in rooms]
+    assert found, f'{name} is in no room: give it a row in {Path(__file__).name}'
     return found[0]
 
 
 @pytest.mark.parametrize('name', MODULES)
-def test_imports_go_down(name: str) -> None:
+def test_rooms_import_earlier_rows(name: str) -> None:
     top = room(name)[0]
     for other in GRAPH[name]:
         if room(other)[0] != top:
-            assert top != 'flaxnets', f'{name} imports {other}: flaxnets is the ground floor'
+            assert top != 'flaxnets', f'{name} imports {other}: flaxnets imports neither'
             assert room(other)[0] == 'flaxnets', f'{name} imports {other}'
         elif room(other) != room(name) and not other.endswith('.__init__'):
-            assert floor(other) < floor(name), f'{name} imports {other}, which is not below it'
+            assert row_of(other) < row_of(name), f'{name} imports {other}, which is in no earlier row'
 
 
 def test_no_circles() -> None:

@@ -2,7 +2,7 @@
 
 timm imports torchvision, which registers Python kernels for two operators when imported. Where its
 compiled part does not load (the CPU build of torch), the operators do not exist and the import
-fails, although nothing here uses them. Import this before timm.
+fails, although nothing here uses them. Call `define_missing` before timm is imported.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """The recipes: how the published weights were trained, as data.
 
 `RECIPES`, below the functions that its entries share, is the table: a new recipe is an entry there, named as
-its net. Above each function stand the source, the command that ran the recipe, and the ImageNet top-1 to
-expect (as the authors report it; in brackets what timm measures of the released weights). docs/recipes.md
-says what is known and what is not, and where code, paper and PyTorch port disagree.
+its net. Above each function (or above an entry that calls none) stand the source, the command that ran the
+recipe, and the ImageNet top-1 to expect (as the authors report it; in brackets what timm measures of the
+released weights). docs/recipes.md says what is known and what is not, and where code, paper and PyTorch port
+disagree.
 
 `bn_images` and `mix_images` are the images on one GPU of the authors: their BatchNorm took its statistics
 over these images, and their mixup drew one ratio for them.
@@ -20,8 +21,11 @@ from flaxnets.zoo import ARCH_ALIASES, config, resolve
 
 from .settings import Settings
 
-TORCH = '-torch'  # ends the name of a recipe that is the PyTorch port's, not the released weights'
-# Tags of the weights that were trained by these recipes. Weights with other tags were trained otherwise.
+OURS = ('digits', 'finetune')  # no published net's recipe; a name of these says what the recipe is for
+# What a net's further recipe adds to its name. The PyTorch port's did not train the released weights.
+ENDINGS = ('-torch',)
+# Published weights with these tags (`resnest50d.in1k`) were trained by the recipes here, so that `get` takes
+# their names for the recipes'. Weights with other tags were trained otherwise.
 TAGS = ('in1k', 'gluon_in1k')
 
 
@@ -77,8 +81,8 @@ def _res2net_v1b(model: str) -> Settings:
 #   resnext50_32x4d 79.32 [79.354]   resnext101_32x4d 80.37 [80.336]   resnext101_64x4d 80.69 [80.640]
 #   seresnext50_32x4d [79.916]   seresnext101_32x4d [80.886]   seresnext101_64x4d [80.884]   (--dtype float32)
 # `--last-gamma` is inverted in gluoncv/model_zoo/resnext.py: given, the last scales start at 1.
-def _gluon_resnext(model: str) -> Settings:
-    return Settings(
+def _gluon_resnext(model: str, **changes: Any) -> Settings:
+    settings = Settings(
         model,
         zero_init_last=False,
         conv_init='prelu',
@@ -97,6 +101,7 @@ def _gluon_resnext(model: str) -> Settings:
         decay='kernels',
         **_images(f'{model}.gluon_in1k'),
     )
+    return replace(settings, **changes)
 
 
 # ResNeSt (arXiv 2004.08955), as the released weights were trained: with MXNet, whatever the PyTorch code
@@ -248,19 +253,19 @@ def get(name: str) -> Settings:
       (8192, 270, 'resnest_autoaugment')
     """
     key = name.strip().lower()
-    port = TORCH if key.endswith(TORCH) else ''
-    stem = key.removesuffix(port)
-    key = ARCH_ALIASES.get(stem, stem) + port
+    ending = next((ending for ending in ENDINGS if key.endswith(ending)), '')
+    stem = key.removesuffix(ending)
+    key = ARCH_ALIASES.get(stem, stem) + ending
     if key in RECIPES:
         return RECIPES[key]
     try:
         arch, row = resolve(stem)
     except FlaxnetsError:
         arch, row = '', None
-    if row and row.tag in TAGS and arch + port in RECIPES:
-        return RECIPES[arch + port]
+    if row and row.tag in TAGS and arch + ending in RECIPES:
+        return RECIPES[arch + ending]
     near = difflib.get_close_matches(key, RECIPES, 3, 0.7)
-    if row and arch in RECIPES and not port:
+    if row and arch in RECIPES and not ending:
         hint = (
             f'how {row.name} was trained is not among them; {arch} is the recipe of other weights of this net'
         )

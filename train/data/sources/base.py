@@ -106,8 +106,7 @@ class Labelled:
       __len__, among, empty_classes: where the labels are not known beforehand (`labels` [0], as in tfds.py).
 
     It is pickled to reach worker processes, which do not import JAX. So it keeps paths, names and arrays, and
-    no open files. Files are listed and read by the functions of `store.py`, so
-    that buckets work as folders do.
+    no open files. Files are listed and read by the functions of `store.py`, so that buckets work too.
 
     Args:
       name: for messages.
