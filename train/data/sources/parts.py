@@ -11,7 +11,7 @@ from flaxnets.errors import FlaxnetsError
 
 from .base import SPLITS, Labelled, View
 
-_FORM = re.compile(r'(?P<name>[^\[\]+]*)(\[(?P<first>-?\d+%)?:(?P<last>-?\d+%)?\])?')
+_PATTERN = re.compile(r'(?P<name>[^\[\]+]*)(\[(?P<first>-?\d+%)?:(?P<last>-?\d+%)?\])?')
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Part:
       chosen: whether the user named the part; otherwise `names` are the usual ones.
       percent: first and last percent of each class, or None for all of it. The function that opens a source
         gives the whole part; `open_source` takes the percents.
-      whole: take data that has no parts as it is. If False that is an error, so that no net is evaluated on
-        the images that it was trained on unless the user asked for it.
+      whole: where data has no parts, all of it may be taken for the part. If False that is an error, so that
+        no net is evaluated on the images that it was trained on unless the user asked for it.
       training: the part is to be trained on, so each class must have images.
     """
 
@@ -51,17 +51,17 @@ def parse(split: str, training: bool, whole: bool) -> Part:
     Raises:
       FlaxnetsError: it is none of these.
     """
-    form = _FORM.fullmatch(split)
-    if form is None:
+    found = _PATTERN.fullmatch(split)
+    if found is None:
         raise FlaxnetsError(
             f'the part {split!r} is not understood: it can be a name, and percents of each class, as in '
             "'val', 'train[:80%]', 'train[80%:]', or '[:80%]' of data that has no parts"
         )
     sliced = '[' in split
-    percent = (_bound(form['first'], 0), _bound(form['last'], 100)) if sliced else None
+    percent = (_bound(found['first'], 0), _bound(found['last'], 100)) if sliced else None
     if percent is not None and percent[0] >= percent[1]:
         raise FlaxnetsError(f'the part {split!r} is empty: it goes from {percent[0]} % to {percent[1]} %')
-    name = form['name'].strip()
+    name = found['name'].strip()
     names = (name,) if name else SPLITS[training]
     return Part(names, bool(name), percent, whole or (sliced and not name), training)
 
