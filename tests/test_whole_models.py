@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from convert.formats.pth import read_pth
 from convert.names.found import Found
 from convert.names.layouts import to_canonical
+from convert.names.stages import STAGE_NAMES, StageNames
 from flaxnets.errors import CheckpointError
 
 
@@ -199,6 +202,28 @@ def test_other_layers_are_refused_by_name(tmp_path: Path) -> None:
         assert f' {layer} ' in str(error.value), (layer, str(error.value))
         found = to_canonical(saved, approximate=True)
         assert any(f' {layer} ' in note for note in found.notes), layer
+
+
+def test_a_record_of_stages_is_all_that_a_publisher_with_other_stages_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def to_timm(layers: set[str]) -> dict[str, str]:
+        return {layer: re.sub(r'^stage_(\d)', r'layer\1', layer) for layer in layers}
+
+    def renamed(made: nn.Module) -> nn.Module:
+        children = {name.replace('layer', 'stage_'): child for name, child in made.named_children()}
+        return nn.Sequential(OrderedDict(children))
+
+    names = ('stage_1', 'stage_2', 'stage_3', 'stage_4')
+    record = StageNames('mine', names, stem=('conv1', 'bn1'), to_timm=to_timm)
+    assert opened(renamed(net('resnest')), tmp_path).place is None
+    monkeypatch.setattr('convert.names.anchors.STAGE_NAMES', (*STAGE_NAMES, record))
+    found = opened(renamed(net('resnest')), tmp_path)
+    assert found.layout == 'mine' and set(found.state) == set(net('resnest').state_dict())
+    with pytest.raises(CheckpointError, match=r'stage_2\.0\.conv1 '):
+        opened(renamed(other_stride(net())), tmp_path)
+    with pytest.raises(CheckpointError, match='takes 2047 features, and the net gives 2048'):
+        opened(renamed(net(fc=nn.Linear(2047, 5))), tmp_path)
 
 
 def test_a_head_that_is_dropped_may_be_anything(tmp_path: Path) -> None:
