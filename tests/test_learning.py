@@ -73,25 +73,21 @@ def test_fine_tuning_beats_starting_from_nothing(tmp_path: Path) -> None:
     (tmp_path / 'first.pth.json').unlink()  # as people hand on a file: without what it says of the classes
     second = dataclasses.replace(base, data=f'arrays:{tmp_path}/second.npz', max_steps=22)
     scratch = quiet(second, tmp_path / 'scratch')
-    # A `.pth` does not know its classes, and keeps its classifier; a directory does, and gets a new one.
-    for name, weights, change in (
-        ('new-head', 'first/weights', {}),
-        ('frozen', 'first.pth', dict(frozen_stages=2)),
-    ):
-        settings = dataclasses.replace(second, weights=str(tmp_path / weights), **change)
-        head = initial_state(make_job(settings)).params['fc']['kernel']
-        old = flaxnets.load(tmp_path / weights)[1]['params']['fc']['kernel']
-        assert np.array_equal(head, old) == (weights == 'first.pth')
-        if name == 'new-head':  # it learns as one that starts from nothing
-            continue
-        tuned = quiet(settings, tmp_path / name)
-        assert tuned.evaluation is not None and scratch.evaluation is not None
-        assert tuned.evaluation.top1 > scratch.evaluation.top1 + 5, name
-    before, after = (flaxnets.load(tmp_path / name / 'weights')[1] for name in ('first', 'frozen'))
+    directory, file = tmp_path / 'first' / 'weights', tmp_path / 'first.pth'
+
+    def begins_with(weights: Path) -> Any:
+        job = make_job(dataclasses.replace(second, weights=str(weights)))
+        return initial_state(job).params['fc']['kernel']
+
+    # A directory knows its classes, which are not these, and gets a new classifier. A `.pth` keeps its own.
+    learned = flaxnets.load(directory)[1]['params']['fc']['kernel']
+    assert not np.array_equal(begins_with(directory), learned)
+    np.testing.assert_array_equal(begins_with(file), learned)
+    tuned = quiet(dataclasses.replace(second, weights=str(file), frozen_stages=2), tmp_path / 'tuned')
+    assert tuned.evaluation is not None and scratch.evaluation is not None
+    assert tuned.evaluation.top1 > scratch.evaluation.top1 + 5
+    before, after = (flaxnets.load(tmp_path / name / 'weights')[1] for name in ('first', 'tuned'))
     for part in ('params', 'batch_stats'):
-        for stem in ('conv1', 'bn1', 'layer1'):
-            for a, b in zip(
-                jax.tree.leaves(before[part][stem]), jax.tree.leaves(after[part][stem]), strict=True
-            ):
-                np.testing.assert_array_equal(a, b)
+        for frozen in ('conv1', 'bn1', 'layer1'):
+            jax.tree.map(np.testing.assert_array_equal, before[part][frozen], after[part][frozen])
     assert before['params']['layer1']['0']['conv1']['kernel'].any()
