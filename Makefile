@@ -3,7 +3,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
-# Python compiles a module when it is first imported: all of them would take a minute.
+# Python compiles a module when it is first imported, and keeps that whatever the user's shell says: the tests
+# start a hundred processes. All modules at once, most of which nobody imports, would take a minute.
+export PYTHONDONTWRITEBYTECODE :=
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # One stamp for each set of packages: training needs no torch, the tests and benchmarks do.
