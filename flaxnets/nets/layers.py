@@ -164,28 +164,24 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
-        learns = train and not self.frozen and not self.is_initializing()
-        split = x
-        if learns:
-            parts = self.span.parts
-            if x.shape[0] % parts:
-                raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
-            split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
-            mean, var, count = self._batch_statistics(split, running_mean.value)
-        else:
-            mean, var = channels(running_mean.value), channels(running_var.value)
-        factor = channels(scale, split.ndim).astype(exact) * lax.rsqrt(var + BN_EPSILON)
-        offset = channels(bias, split.ndim).astype(exact)
-        near = mean
-        if learns:
-            # The mean's derivative goes through the offset, one number per channel. Through the map it would
-            # cost a CPU one more pass over the map.
-            near = lax.stop_gradient(mean)
-            offset = offset - (mean - near) * factor
-            mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
-            running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
-            running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
-        return ((split.astype(exact) - near) * factor + offset).astype(self.dtype).reshape(x.shape)
+        if not train or self.frozen or self.is_initializing():
+            mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
+            factor, offset = _factor_and_offset(var, scale, bias)
+            return _normalise(x, mean, factor, offset).astype(self.dtype)
+        parts = self.span.parts
+        if x.shape[0] % parts:
+            raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
+        split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
+        mean, var, count = self._batch_statistics(split, running_mean.value)
+        factor, offset = _factor_and_offset(var, scale, bias)
+        # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
+        # a CPU one more pass over the map.
+        near = lax.stop_gradient(mean)
+        y = _normalise(split, near, factor, offset - (mean - near) * factor).astype(self.dtype)
+        mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
+        running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
+        running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        return y.reshape(x.shape)
 
     def _batch_statistics(
         self, x: Float[Array, '*parts n h w c'], running_mean: Vector
@@ -226,6 +222,23 @@ class BatchNorm(nn.Module):
         x = x.astype(exact) - shift
         mean, square = _means(span, x, lax.square(x))
         return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
+
+
+def _factor_and_offset(
+    var: Float[Array, '*parts 1 1 1 c'], scale: Vector, bias: Vector
+) -> tuple[Float[Array, '*parts 1 1 1 c'], Float[Array, '*ones c']]:
+    """What a map minus its mean is multiplied by, and what is added to it then."""
+    factor = channels(scale, var.ndim).astype(var.dtype) * lax.rsqrt(var + BN_EPSILON)
+    return factor, channels(bias, var.ndim).astype(var.dtype)
+
+
+def _normalise(
+    x: Float[Array, '*parts n h w c'],
+    mean: Float[Array, '*parts 1 1 1 c'],
+    factor: Float[Array, '*parts 1 1 1 c'],
+    offset: Float[Array, '*parts 1 1 1 c'],
+) -> Float[Array, '*parts n h w c']:
+    return (x.astype(mean.dtype) - mean) * factor + offset
 
 
 def _means(span: Span, *maps: Float[Array, '*parts n _h w c']) -> list[Float[Array, '*parts 1 1 1 c']]:
