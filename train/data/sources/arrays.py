@@ -84,7 +84,8 @@ def open_arrays(path: str, part: Part) -> Labelled:
     except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, FlaxnetsError):
             raise
-        raise FlaxnetsError(f'{path}: cannot be read as an .npz file of arrays: {error}') from error
+        why = getattr(error, 'strerror', None) or error
+        raise FlaxnetsError(f'{path}: cannot be read as an .npz file of arrays: {why}') from error
     if (
         images.dtype != np.uint8
         or images.ndim not in (3, 4)
