@@ -25,6 +25,7 @@ from .layers import (
     MakeNorm,
     relu,
 )
+from .platforms import computed_once
 from .pooling import avg_pool_3x3, avg_pool_shortcut
 
 EXPANSION = 4
@@ -105,7 +106,7 @@ class Block(nn.Module):
                 norm=self.norm,
                 name='downsample',
             )(x, train)
-        return relu(DropPath(self.drop_path_rate)(y, train) + x)
+        return computed_once(relu(DropPath(self.drop_path_rate)(y, train) + x))
 
 
 class Downsample(nn.Module):

@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from .platforms import by_platform
+from .platforms import by_platform, computed_once
 from .pooling import shifted
 
 # Groups are packed into one dense convolution until it has this many input channels. Fewer channels leave
@@ -203,7 +203,7 @@ def _one_by_one(convolve: Callable[[Array, Array], Array], x: Array, kernel: Arr
 
     _, y = lax.scan(turn, None, (split(x), split(kernel)), unroll=CPU_UNROLL)
     y = jnp.moveaxis(y, 0, -2)
-    return y.reshape(*y.shape[:-2], -1)
+    return computed_once(y.reshape(*y.shape[:-2], -1))
 
 
 def _linear_in_map(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -22,7 +22,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
 from .convolution import conv2d
-from .platforms import on_tpu
+from .platforms import computed_again, on_tpu
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., nn.Module]
@@ -232,6 +232,7 @@ def _factor_and_offset(
     return factor, channels(bias, var.ndim).astype(var.dtype)
 
 
+@jax.custom_jvp
 def _normalise(
     x: Float[Array, '*parts n h w c'],
     mean: Float[Array, '*parts 1 1 1 c'],
@@ -239,6 +240,16 @@ def _normalise(
     offset: Float[Array, '*parts 1 1 1 c'],
 ) -> Float[Array, '*parts n h w c']:
     return (x.astype(mean.dtype) - mean) * factor + offset
+
+
+@_normalise.defjvp
+def _normalise_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    """The derivative, which subtracts the mean anew: kept, those maps are a quarter of a step's memory."""
+    x, mean, factor, _ = primals
+    dx, dmean, dfactor, doffset = tangents
+    centred = x.astype(mean.dtype) - computed_again(mean)
+    dy = (dx.astype(mean.dtype) - dmean) * factor + centred * dfactor + doffset
+    return _normalise(*primals), dy
 
 
 def _means(span: Span, *maps: Float[Array, '*parts n _h w c']) -> list[Float[Array, '*parts 1 1 1 c']]:

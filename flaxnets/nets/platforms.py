@@ -8,6 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.experimental.xla_metadata import set_xla_metadata
 
 
 def by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) -> Callable[..., Array]:
@@ -29,3 +30,37 @@ def by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) ->
 def on_tpu() -> Array:
     """Whether the program is compiled for a TPU, as a constant of the program."""
     return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))
+
+
+@jax.custom_jvp
+@jax.jit
+def computed_once(x: Array) -> Array:
+    """`x` itself. A program for CPUs computes it once and keeps it, however many operations use it.
+
+    XLA computes cheap elementwise operations anew within every operation that uses them. In a chain of
+    residual blocks that grows: each sum would be computed from the branches of all blocks before it. It
+    drops `lax.optimization_barrier` before it makes these choices, but never looks into a function that it
+    was told not to inline. Of derivatives nothing is kept.
+    """
+    return lax.platform_dependent(x, cpu=_through_a_call, default=_identity)
+
+
+computed_once.defjvp(lambda primals, tangents: (computed_once(*primals), *tangents))
+
+
+def computed_again(x: Array) -> Array:
+    """`x` itself. On CPUs, XLA does not notice that what is computed from it was computed from `x` before.
+
+    It would keep the first result for the second use. This pays where that is a map and `x` a vector.
+    """
+    return lax.platform_dependent(x, cpu=lax.optimization_barrier, default=_identity)
+
+
+@jax.jit
+def _identity(x: Array) -> Array:
+    return x
+
+
+def _through_a_call(x: Array) -> Array:
+    with set_xla_metadata(inlineable='false'):
+        return _identity(x)
