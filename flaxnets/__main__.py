@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import zoo
-from .command_line import as_typed
+from .command_line import as_typed, start_with_huge_pages
 from .errors import FlaxnetsError
 from .nets.arch import Arch
 from .siblings import sibling
@@ -414,5 +414,12 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def command() -> int:
+    """The process of the command `flaxnets`."""
+    if sys.argv[1:2] == ['train']:
+        start_with_huge_pages()
+    return main()
+
+
 if __name__ == '__main__':
-    sys.exit(main())
+    sys.exit(command())

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
 
 def parser(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -35,3 +41,21 @@ def as_typed(message: str, options: Mapping[str, str], valued: Sequence[str] = (
         return f'--{match[1].removeprefix("file_")} {shlex.quote(match[2][1:-1])}'
 
     return re.sub(rf"\b({'|'.join(valued)})=('[^']*'|\"[^\"]*\")", as_option, message)
+
+
+def start_with_huge_pages() -> None:
+    """Starts this process anew with its memory in huge pages, where Linux gives them only on request.
+
+    On a CPU, XLA takes the memory of each step from the system and gives it back after it. In pages of 4 KB
+    that is 290,000 pages for a step of ResNeXt-50 with 8 images, and a tenth of its time or more. glibc asks
+    for huge ones only if `GLIBC_TUNABLES` says so when a process starts. If that variable is set at all, the
+    user has decided, and nothing happens here.
+    """
+    try:
+        on_request = '[madvise]' in HUGE_PAGES.read_text()
+    except OSError:
+        return
+    if on_request and sys.executable and 'GLIBC_TUNABLES' not in os.environ:
+        environment = {**os.environ, 'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+        with contextlib.suppress(OSError):
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)

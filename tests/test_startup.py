@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import flaxnets
 
 ROOT = Path(__file__).parents[1]
 HEAVY = ('jax', 'jaxlib', 'flax', 'orbax', 'grain', 'scipy', 'matplotlib')
 
 
-def run(code: str) -> str:
-    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+def run(code: str, **variables: str) -> str:
+    env = {**os.environ, 'PYTHONPATH': str(ROOT), **variables}
     result = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, check=True)
     return result.stdout
 
@@ -40,3 +42,34 @@ def test_every_public_name_is_there() -> None:
     assert flaxnets.ResNet.__module__ == 'flaxnets.nets.resnet'
     assert flaxnets.zoo.list_models is flaxnets.list_models
     assert not hasattr(flaxnets, 'no_such_name')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='a setting of Linux')
+@pytest.mark.parametrize(
+    ('system', 'set_by_user', 'expected'),
+    [
+        ('always [madvise] never', None, 'glibc.malloc.hugetlb=1'),
+        ('[always] madvise never', None, None),
+        ('always [madvise] never', '', ''),
+        (None, None, None),
+    ],
+)
+def test_training_starts_with_huge_pages(
+    system: str | None,
+    set_by_user: str | None,
+    expected: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    if system is not None:
+        (tmp_path / 'enabled').write_text(system)
+    code = f"""
+import os, pathlib
+from flaxnets import command_line
+command_line.HUGE_PAGES = pathlib.Path({str(tmp_path / 'enabled')!r})
+command_line.start_with_huge_pages()
+print(repr(os.environ.get('GLIBC_TUNABLES')))
+"""
+    variables = {} if set_by_user is None else {'GLIBC_TUNABLES': set_by_user}
+    assert run(code, **variables).strip() == repr(expected)

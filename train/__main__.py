@@ -326,4 +326,5 @@ def _export(arguments: Sequence[str], prog: str) -> int:
 
 
 if __name__ == '__main__':
+    command_line.start_with_huge_pages()
     sys.exit(main())
