@@ -182,6 +182,7 @@ def measure(
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
         'TORCHINDUCTOR_CACHE_DIR': f'{cache}/torch-{measurement.key.replace("|", "-")}',
         'OMP_NUM_THREADS': str(options.threads),
+        'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1',  # for all of them, as `python -m train` sets it
     }
     findings = Path(cache) / 'findings.jsonl'
     findings.unlink(missing_ok=True)
