@@ -416,7 +416,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def command() -> int:
     """The process of the command `flaxnets`."""
-    if sys.argv[1:2] == ['train']:
+    if sys.argv[1:2] == ['train']:  # the others are too short to be worth a second start of Python
         start_with_huge_pages()
     return main()
 

@@ -203,6 +203,7 @@ def _one_by_one(convolve: Callable[[Array, Array], Array], x: Array, kernel: Arr
 
     _, y = lax.scan(turn, None, (split(x), split(kernel)), unroll=CPU_UNROLL)
     y = jnp.moveaxis(y, 0, -2)
+    # Else each of BatchNorm's passes over the result would bring the packs together anew.
     return computed_once(y.reshape(*y.shape[:-2], -1))
 
 
