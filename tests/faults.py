@@ -169,6 +169,27 @@ FAULTS: tuple[Fault, ...] = (
         'tests/test_convolution.py -k torchs',
     ),
     Fault(
+        'rows of a kernel change places in the one product of its gradient',
+        'flaxnets/nets/convolution.py',
+        'shifted(y, (dilation * i, 0), size, strides)',
+        'shifted(y, (dilation * (high - 1 - i), 0), size, strides)',
+        'tests/test_convolution.py -k torchs',
+    ),
+    Fault(
+        'rows apart, but not the padding',
+        'flaxnets/nets/convolution.py',
+        'padding=((apart * padding,) * 2,',
+        'padding=((padding,) * 2,',
+        'tests/test_convolution.py -k torchs',
+    ),
+    Fault(
+        'convolutions of CPUs on one core',
+        'flaxnets/nets/convolution.py',
+        'apart=2 if dilated else 1',
+        'apart=1',
+        'tests/test_convolution.py -k one_core',
+    ),
+    Fault(
         'packs of a loop change places',
         'flaxnets/nets/convolution.py',
         'y = jnp.moveaxis(y, 0, -2)',

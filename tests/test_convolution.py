@@ -40,7 +40,9 @@ SHAPES = [
     (1, 1, 20, 40, 2, 1, 1, 1),  # pointwise, grouped: the gate of split attention
     (5, 5, 7, 3, 4, 1, 2, 1),
     (31, 29, 3, 16, 1, 7, 2, 1),  # the stem
-    (9, 11, 24, 32, 1, 3, 1, 2),  # wide enough for gradients tap by tap
+    (9, 11, 24, 32, 1, 3, 1, 2),  # wide enough for gradients as products: a single one
+    (8, 9, 20, 40, 1, 5, 1, 1),
+    (7, 8, 72, 24, 1, 3, 1, 1),  # one for each pixel of the kernel
     (10, 9, 32, 24, 1, 3, 2, 1),
     (9, 8, 3, 8, 1, 3, 2, 2),  # few inputs: gradients row by row
 ]
@@ -254,6 +256,43 @@ def test_gradients_are_compiled_to_convolutions_that_a_cpu_runs_fast(
     layouts = re.findall(r' convolution\(.*dim_labels=(\S+?),', program)
     assert layouts and set(layouts) == {'b01f_01io->b01f'}
     assert 'feature_group_count' not in program
+
+
+@pytest.mark.skipif(jax.default_backend() != 'cpu', reason='reads a program for CPUs')
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('inputs, outputs, groups', [(3, 32, 1), (24, 24, 1), (24, 48, 2), (32, 32, 8)])
+def test_no_convolution_of_a_cpu_is_left_to_one_core(
+    inputs: int, outputs: int, groups: int, stride: int
+) -> None:
+    """XLA wraps those that go to YNNPACK into fusions; those for Eigen stand by themselves."""
+    shapes = [(2, 12, 12, inputs * groups), (3, 3, inputs, outputs * groups)]
+
+    def convolutions(function: Any) -> list[str]:
+        program = jax.jit(function).lower(*[jnp.ones(shape) for shape in shapes]).compile().as_text()
+        fused = re.findall(r'^%fused_computation\S* \(.*?^}', program, re.M | re.S)
+        return [text for text in fused if ' convolution(' in text]
+
+    def gradient(x: jax.Array, kernel: jax.Array) -> Any:
+        return jax.grad(lambda x: (ours(x, kernel) ** 2).sum())(x)
+
+    ours = partial(conv2d, stride=stride, padding=1, groups=groups)
+    assert not convolutions(ours) and not convolutions(gradient)
+    native = partial(convolution._native, geometry=convolution.Geometry(stride, 1, 1), groups=groups)
+    assert convolutions(native)  # else there is nothing to prevent
+
+
+def test_a_narrow_kernels_gradient_is_one_product() -> None:
+    def products(channels: int) -> int:
+        shapes = [jax.ShapeDtypeStruct(shape, 'float32') for shape in ((2, 9, 9, 24), (3, 3, 24, channels))]
+
+        def gradient(x: jax.Array, kernel: jax.Array) -> Any:
+            return jax.grad(lambda kernel: conv2d(x, kernel, padding=1).sum())(kernel)
+
+        exported = export.export(jax.jit(gradient), platforms=['cpu'])(*shapes)
+        return str(exported.mlir_module()).count('stablehlo.dot_general')
+
+    assert products(64) == 1
+    assert products(65) == 9
 
 
 def test_forward_mode() -> None:

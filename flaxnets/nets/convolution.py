@@ -26,7 +26,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from .platforms import by_platform, computed_once
+from .platforms import by_platform, computed_once, linear_once
 from .pooling import shifted
 
 # Groups are packed into one dense convolution until it has this many input channels. Fewer channels leave
@@ -37,6 +37,11 @@ CPU_CHANNELS, TPU_CHANNELS = 16, 128
 # takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112. So does a kernel with few input
 # channels, the stem's: half of XLA's time.
 CPU_TAP, CPU_FEW_INPUTS = 512, 4
+# Up to so many channels, and where the kernel moves by one pixel, that is one product: a training step of
+# ResNeSt-50 needs a quarter less memory than with one for each pixel, since few parts of maps are copied.
+CPU_ONE_PRODUCT = 64
+# On a CPU, XLA gives convolutions of more channels than this to YNNPACK, which keeps them on few cores.
+CPU_NARROW = 16
 # On a CPU, the gradients of so many packs or more are loops, and so many packs are computed in one turn. A
 # training step is 3 % slower for it.
 CPU_LOOP, CPU_UNROLL = 8, 4
@@ -95,14 +100,21 @@ def _native(
     groups: int = 1,
     order: tuple[str, str, str] = ORDER,
     sharding: NamedSharding | None = None,
+    apart: int = 1,
 ) -> Array:
-    """XLA's convolution; `order` names the dimensions of the map, the kernel and the result."""
+    """XLA's convolution; `order` names the dimensions of the map, the kernel and the result.
+
+    The rows of the map and those of the kernel are put `apart` pixels from each other, with zeros between
+    them, and the kernel moves by so many rows in place of one. That changes no product and no sum.
+    """
+    stride, padding, dilation = geometry
     return lax.conv_general_dilated(
         x,
         kernel,
-        window_strides=(geometry.stride,) * 2,
-        padding=((geometry.padding,) * 2,) * 2,
-        rhs_dilation=(geometry.dilation,) * 2,
+        window_strides=(apart * stride, stride),
+        padding=((apart * padding,) * 2, (padding,) * 2),
+        lhs_dilation=(apart, 1),
+        rhs_dilation=(apart * dilation, dilation),
         dimension_numbers=order,
         feature_group_count=groups,
         out_sharding=sharding,
@@ -136,6 +148,22 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
     return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
 
 
+def _on_all_cores(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, str] = ORDER) -> Array:
+    """A dense convolution that XLA computes with Eigen on a CPU, which uses all cores for any shape.
+
+    YNNPACK, XLA's first choice, is as fast on one core, but splits a convolution only into blocks of about
+    64 columns and 64 output channels: one core computes all of a map of 56x56 with 64 channels. It takes none
+    whose map is dilated, and Eigen leaves out the zeros between the rows. Eigen has no kernels for float64,
+    and is slow where few input channels meet a wide kernel, as in the stem.
+    """
+    inputs, outputs = sorted(kernel.shape[2:])
+    few = kernel.shape[0] > 3 and inputs <= CPU_FEW_INPUTS
+    # JAX does not know that a symbolic size stays what it is.
+    known = isinstance(x.shape[1], int)
+    dilated = known and outputs > CPU_NARROW and not few and x.dtype != jnp.float64
+    return _native(x, kernel, geometry, order=order, apart=2 if dilated else 1)
+
+
 def _packed(kernel: Array, groups: int, channels: int) -> tuple[int, Array]:
     """Puts groups together up to `channels` input channels: how many packs, and [kh, kw, C / packs, O]."""
     packs = groups // _groups_in_pack(kernel.shape[2], groups, channels)
@@ -160,7 +188,7 @@ def _convolution(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Arr
 
     The values alone are never a loop, since that would make a forward 5 % slower.
     """
-    return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
+    return _side_by_side(partial(_on_all_cores, geometry=geometry), x, kernel, packs)
 
 
 @partial(_convolution.defjvp, symbolic_zeros=True)
@@ -168,6 +196,7 @@ def _convolution_jvp(
     packs: int, geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
     (x, kernel), (dx, dkernel) = primals, tangents
+    x = computed_once(x)  # packs, rows and columns are parts of it
     inputs, outputs = kernel.shape[2], kernel.shape[3] // packs
     in_loop = packs >= CPU_LOOP
     products = not in_loop and (inputs * outputs > CPU_TAP or inputs <= CPU_FEW_INPUTS)
@@ -181,7 +210,7 @@ def _convolution_jvp(
         terms.append(each(_linear_in_map, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
         terms.append(each(_as_products if products else _linear_in_kernel, x, dkernel))
-    return each(_native, x, kernel), sum(terms[1:], terms[0])
+    return each(_on_all_cores, x, kernel), linear_once(sum(terms[1:], terms[0]))
 
 
 def _side_by_side(convolve: Callable[[Array, Array], Array], x: Array, kernel: Array, packs: int) -> Array:
@@ -209,7 +238,10 @@ def _one_by_one(convolve: Callable[[Array, Array], Array], x: Array, kernel: Arr
 
 def _linear_in_map(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """A dense convolution, in the form that is transposed to the map's gradient."""
-    return _native(x, kernel.swapaxes(2, 3), geometry, order=TRANSPOSED_IN_MAP)
+    kernel = kernel.swapaxes(2, 3)
+    if geometry.stride > 1:
+        return _native(x, kernel, geometry, order=TRANSPOSED_IN_MAP)  # the gradient's map is dilated as it is
+    return _on_all_cores(x, kernel, geometry, order=TRANSPOSED_IN_MAP)
 
 
 def _linear_in_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
@@ -232,17 +264,26 @@ def _batch_third(x: Array) -> NamedSharding | None:
 def _as_products(x: Array, kernel: Array, geometry: Geometry) -> Array:
     """A dense convolution as a sum of matrix products, one for each pixel of the kernel.
 
-    With few input channels, it is one for each row of the kernel.
+    With few input channels, it is one for each row of the kernel, over its columns side by side. Where the
+    kernel moves by one pixel, narrow channels make one product of all: columns side by side times rows side
+    by side.
     """
     stride, padding, dilation = geometry
     high, wide, inputs, outputs = kernel.shape
+    one = stride == 1 and max(inputs, outputs) <= CPU_ONE_PRODUCT
     sides = (padding, padding, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
     size, strides = (dilation * (high - 1) + 1, dilation * (wide - 1) + 1), (stride, stride)
-    if inputs <= CPU_FEW_INPUTS:
+    if one or inputs <= CPU_FEW_INPUTS:
         columns = [shifted(x, (0, dilation * j), (1, size[1]), (1, stride)) for j in range(wide)]
         x = jnp.concatenate(columns, -1)
         size, strides, inputs, wide = (size[0], 1), (stride, 1), wide * inputs, 1
+    if one:
+        rows = kernel.reshape(high, inputs, outputs).swapaxes(0, 1).reshape(inputs, -1)
+        y = (x.reshape(-1, inputs) @ rows).reshape(*x.shape[:-1], -1)
+        parts = [shifted(y, (dilation * i, 0), size, strides) for i in range(high)]
+        parts = [part[..., i * outputs : (i + 1) * outputs] for i, part in enumerate(parts)]
+        return sum(parts[1:], parts[0])
     places = [(dilation * i, dilation * j) for i in range(high) for j in range(wide)]
     maps = [shifted(x, place, size, strides) for place in places]
     taps = jnp.split(kernel.reshape(len(maps), inputs, outputs), len(maps))

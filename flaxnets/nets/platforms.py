@@ -40,12 +40,17 @@ def computed_once(x: Array) -> Array:
     XLA computes cheap elementwise operations anew within every operation that uses them. In a chain of
     residual blocks that grows: each sum would be computed from the branches of all blocks before it. It
     drops `lax.optimization_barrier` before it makes these choices, but never looks into a function that it
-    was told not to inline. Of derivatives nothing is kept.
+    was told not to inline. Of derivatives nothing is kept; `linear_once` keeps them.
     """
-    return lax.platform_dependent(x, cpu=_through_a_call, default=_identity)
+    return linear_once(x)
 
 
 computed_once.defjvp(lambda primals, tangents: (computed_once(*primals), *tangents))
+
+
+def linear_once(x: Array) -> Array:
+    """As `computed_once`, and so are its tangents and cotangents."""
+    return lax.platform_dependent(x, cpu=_through_a_call, default=_identity)
 
 
 def computed_again(x: Array) -> Array:
