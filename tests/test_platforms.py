@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,7 +11,7 @@ from flax.core import FrozenDict
 from jax import Array
 
 from flaxnets.nets.layers import BatchNorm, relu
-from flaxnets.nets.platforms import computed_once
+from flaxnets.nets.platforms import computed_once, linear_once
 
 cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='reads a program for CPUs')
 MAP = (2, 8, 8, 32)
@@ -42,6 +44,14 @@ def test_keeping_changes_no_value_and_no_derivative() -> None:
     assert jnp.allclose(plain[1], kept[1], rtol=1e-6)
     assert jax.jvp(computed_once, (x,), (2 * x,))[1].tolist() == (2 * x).tolist()
     assert (jax.vmap(computed_once)(x) == x).all()
+
+
+@cpu
+@pytest.mark.parametrize('keep, calls', [(computed_once, 0), (linear_once, 1)])
+def test_of_linear_once_the_gradient_is_kept_too(keep: Callable[[Array], Array], calls: int) -> None:
+    gradient = jax.jit(jax.grad(lambda x: (keep(x) * x.shape[0]).sum()))
+    assert gradient.lower(jnp.ones(MAP)).as_text().count('inlineable = "false"') == calls
+    assert (gradient(jnp.ones(MAP)) == MAP[0]).all()
 
 
 @cpu

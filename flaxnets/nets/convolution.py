@@ -2,7 +2,8 @@
 
 GPUs run XLA's grouped convolution (`feature_group_count`), which is fast there. On CPUs it is slow, and the
 gradient of its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with
-the forms below. The kernel's gradient of a dense convolution is two to three times too slow there as well.
+the forms below. The kernel's gradient of a dense convolution is two to three times too slow there as well,
+and a dense convolution of few channels runs on one core.
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
@@ -156,11 +157,11 @@ def _on_all_cores(x: Array, kernel: Array, geometry: Geometry, order: tuple[str,
     whose map is dilated, and Eigen leaves out the zeros between the rows. Eigen has no kernels for float64,
     and is slow where few input channels meet a wide kernel, as in the stem.
     """
-    inputs, outputs = sorted(kernel.shape[2:])
-    few = kernel.shape[0] > 3 and inputs <= CPU_FEW_INPUTS
-    # JAX does not know that a symbolic size stays what it is.
+    fewest, most = sorted(kernel.shape[2:])
+    stem = kernel.shape[0] > 3 and fewest <= CPU_FEW_INPUTS
+    # Of a symbolic height JAX cannot tell that the result has the height that it has otherwise.
     known = isinstance(x.shape[1], int)
-    dilated = known and outputs > CPU_NARROW and not few and x.dtype != jnp.float64
+    dilated = known and most > CPU_NARROW and not stem and x.dtype != jnp.float64
     return _native(x, kernel, geometry, order=order, apart=2 if dilated else 1)
 
 
