@@ -16,12 +16,14 @@ reads the estimates of the TPU's compiler.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
@@ -41,8 +43,10 @@ CPU_TAP, CPU_FEW_INPUTS = 512, 4
 # Up to so many channels, and where the kernel moves by one pixel, that is one product: a training step of
 # ResNeSt-50 needs a quarter less memory than with one for each pixel, since few parts of maps are copied.
 CPU_ONE_PRODUCT = 64
-# On a CPU, XLA gives convolutions of more channels than this to YNNPACK, which keeps them on few cores.
+# On a CPU, XLA gives convolutions of more channels than this to YNNPACK. Eigen is faster where the result has
+# up to so many rows, and up to jaxlib 0.10, whose YNNPACK leaves most convolutions to one core, everywhere.
 CPU_NARROW = 16
+CPU_EIGEN = 28 if tuple(map(int, jaxlib.version.__version__.split('.')[:2])) > (0, 10) else sys.maxsize
 # On a CPU, the gradients of so many packs or more are loops, and so many packs are computed in one turn. A
 # training step is 3 % slower for it.
 CPU_LOOP, CPU_UNROLL = 8, 4
@@ -149,19 +153,19 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
     return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
 
 
-def _on_all_cores(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, str] = ORDER) -> Array:
-    """A dense convolution that XLA computes with Eigen on a CPU, which uses all cores for any shape.
+def _dense(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, str] = ORDER) -> Array:
+    """A dense convolution, which XLA computes on a CPU with Eigen where that is faster than YNNPACK.
 
-    YNNPACK, XLA's first choice, is as fast on one core, but splits a convolution only into blocks of about
-    64 columns and 64 output channels: one core computes all of a map of 56x56 with 64 channels. It takes none
-    whose map is dilated, and Eigen leaves out the zeros between the rows. Eigen has no kernels for float64,
-    and is slow where few input channels meet a wide kernel, as in the stem.
+    YNNPACK is XLA's first choice. That of jaxlib 0.10 is as fast on one core, but one core computes all of a
+    map of 56x56 with 64 channels, and two all of one with 128. It takes none whose map is dilated, and Eigen
+    leaves out the zeros between the rows. Eigen has no kernels for float64, and is slow where few input
+    channels meet a wide kernel, as in the stem.
     """
     fewest, most = sorted(kernel.shape[2:])
     stem = kernel.shape[0] > 3 and fewest <= CPU_FEW_INPUTS
-    # Of a symbolic height JAX cannot tell that the result has the height that it has otherwise.
-    known = isinstance(x.shape[1], int)
-    dilated = known and most > CPU_NARROW and not stem and x.dtype != jnp.float64
+    # Of a symbolic height JAX could not tell that the result has the height that it has otherwise.
+    short = isinstance(x.shape[1], int) and x.shape[1] <= CPU_EIGEN * geometry.stride
+    dilated = short and most > CPU_NARROW and not stem and x.dtype != jnp.float64
     return _native(x, kernel, geometry, order=order, apart=2 if dilated else 1)
 
 
@@ -189,7 +193,7 @@ def _convolution(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Arr
 
     The values alone are never a loop, since that would make a forward 5 % slower.
     """
-    return _side_by_side(partial(_on_all_cores, geometry=geometry), x, kernel, packs)
+    return _side_by_side(partial(_dense, geometry=geometry), x, kernel, packs)
 
 
 @partial(_convolution.defjvp, symbolic_zeros=True)
@@ -211,7 +215,7 @@ def _convolution_jvp(
         terms.append(each(_linear_in_map, dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
         terms.append(each(_as_products if products else _linear_in_kernel, x, dkernel))
-    return each(_on_all_cores, x, kernel), linear_once(sum(terms[1:], terms[0]))
+    return each(_dense, x, kernel), linear_once(sum(terms[1:], terms[0]))
 
 
 def _side_by_side(convolve: Callable[[Array, Array], Array], x: Array, kernel: Array, packs: int) -> Array:
@@ -242,7 +246,7 @@ def _linear_in_map(x: Array, kernel: Array, geometry: Geometry) -> Array:
     kernel = kernel.swapaxes(2, 3)
     if geometry.stride > 1:
         return _native(x, kernel, geometry, order=TRANSPOSED_IN_MAP)  # the gradient's map is dilated as it is
-    return _on_all_cores(x, kernel, geometry, order=TRANSPOSED_IN_MAP)
+    return _dense(x, kernel, geometry, order=TRANSPOSED_IN_MAP)
 
 
 def _linear_in_kernel(x: Array, kernel: Array, geometry: Geometry) -> Array:
