@@ -3,7 +3,7 @@
 GPUs run XLA's grouped convolution (`feature_group_count`), which is fast there. On CPUs it is slow, and the
 gradient of its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with
 the forms below. The kernel's gradient of a dense convolution is two to three times too slow there as well,
-and a dense convolution of few channels runs on one core.
+and one core may compute all of a narrow one.
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
