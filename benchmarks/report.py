@@ -294,6 +294,8 @@ def _ratios(jobs: dict[str, Any], job: str) -> dict[str, float]:
 
 
 if __name__ == '__main__':
+    if len(sys.argv) != 2 or not Path(sys.argv[1]).is_file():
+        sys.exit(f'{sys.argv[1:]}: give the file that benchmarks.nets wrote, such as build/bench/cpu.jsonl')
     path = Path(sys.argv[1])
     tables(path)
     picture(path)

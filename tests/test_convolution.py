@@ -281,6 +281,26 @@ def test_no_convolution_of_a_cpu_is_left_to_one_core(
     assert convolutions(native)  # else there is nothing to prevent
 
 
+@pytest.mark.parametrize(
+    'rows, kernel, stride, dilation',
+    [
+        (28, (3, 3, 8, 17), 1, 2),
+        (29, (3, 3, 8, 17), 1, 1),  # more rows than Eigen is faster with
+        (56, (3, 3, 8, 17), 2, 2),  # of the result
+        (28, (3, 3, 16, 16), 1, 1),  # Eigen's anyhow
+        (28, (7, 7, 3, 64), 2, 1),  # the stem
+        (28, (3, 3, 3, 64), 2, 2),  # a deep stem
+    ],
+)
+def test_which_convolutions_eigen_gets_since_jaxlib_0_11(
+    rows: int, kernel: tuple[int, ...], stride: int, dilation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolution, 'CPU_EIGEN', 28)
+    dense = partial(convolution._dense, geometry=convolution.Geometry(stride, kernel[0] // 2, 1))
+    jaxpr = jax.make_jaxpr(dense)(jnp.zeros((1, rows, 9, kernel[2])), jnp.zeros(kernel))
+    assert jaxpr.eqns[-1].params['lhs_dilation'] == (dilation, 1)
+
+
 def test_a_narrow_kernels_gradient_is_one_product() -> None:
     def products(channels: int) -> int:
         shapes = [jax.ShapeDtypeStruct(shape, 'float32') for shape in ((2, 9, 9, 24), (3, 3, 24, channels))]

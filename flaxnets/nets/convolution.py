@@ -44,7 +44,7 @@ CPU_TAP, CPU_FEW_INPUTS = 512, 4
 # ResNeSt-50 needs a quarter less memory than with one for each pixel, since few parts of maps are copied.
 CPU_ONE_PRODUCT = 64
 # On a CPU, XLA gives convolutions of more channels than this to YNNPACK. Eigen is faster where the result has
-# up to so many rows, and up to jaxlib 0.10, whose YNNPACK leaves most convolutions to one core, everywhere.
+# up to so many rows. Up to jaxlib 0.10, whose YNNPACK leaves most convolutions to one core, it always is.
 CPU_NARROW = 16
 CPU_EIGEN = 28 if tuple(map(int, jaxlib.version.__version__.split('.')[:2])) > (0, 10) else sys.maxsize
 # On a CPU, the gradients of so many packs or more are loops, and so many packs are computed in one turn. A
