@@ -8,6 +8,7 @@
 3. flaxnets beside timm (channels_last, contiguous, compiled; all under autocast), forward and step, the nets
    in order of importance until the time is up, with the share of the roofline.
 4. What flags and other forms of the convolutions would change, each in a process with flags of its own.
+5. `kernels.py`, one kernel for BatchNorm, ReLU, 1x1 convolution and statistics, beside XLA's programs.
 
 Processes compile side by side (`--together`) and have the card to themselves, one after the other, when they
 are timed. Findings are in `gpu.json` and `gpu.md` under --out, as they come.
@@ -127,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--minutes', type=float, default=7.5, help='after which all is stopped')
     parser.add_argument('--together', type=int, default=0, help='processes that compile side by side')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--only', nargs='+', choices=('parity', 'nets', 'variants'), default=[])
+    parser.add_argument('--only', nargs='+', choices=('parity', 'nets', 'kernels', 'variants'), default=[])
     parser.add_argument('--nets', nargs='+', default=[], choices=[*NETS, *TOY], metavar='NET')
     parser.add_argument('--dtype', default='bfloat16')
     parser.add_argument('--out', default='build/bench')
@@ -173,6 +174,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     kinds = ['resnest50d', 'res2next50'] if toy else KINDS
     parity = {'kind': 'parity', 'batch': 2 if toy else 4, 'size': 32 if toy else 96}
     limits = {'kind': 'limits', 'side': 128 if toy else 8192, 'length': 2**16 if toy else 2**29}
+    fused = {'kind': 'kernels', 'toy': toy, 'batch': 2 if toy else 128, **common}
     names = options.nets or (list(TOY) if toy else list(NETS))
     first = 1 if toy else FIRST
     compare = [Task(net(name, MODES), 'net') for name in names]
@@ -186,6 +188,7 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     groups = {
         'parity': [Task({**parity, 'nets': part}, 'parity') for part in (kinds[:half], kinds[half:])],
         'nets': [Task(limits, 'limits'), *compare[:first]],
+        'kernels': [Task(fused, 'kernels')],
         'variants': variants,
     }
     chosen = [task for key, group in groups.items() if key in (options.only or groups) for task in group]
@@ -272,6 +275,7 @@ def write(result: dict[str, Any], out: Path) -> None:
     out_lines += parity_table(result['tasks'])
     base: dict[tuple[str, str], float] = {}
     out_lines += net_table(result['tasks'], limits, base)
+    out_lines += kernel_table(result['tasks'], limits)
     out_lines += variant_table(result['tasks'], base)
     if result['no_time_left']:
         out_lines += ['', f'No time was left for: {", ".join(result["no_time_left"])}.']
@@ -336,6 +340,26 @@ def variant_table(tasks: list[dict[str, Any]], base: dict[tuple[str, str], float
         return []
     note = 'Time over that of the same net as it is: below 1, the variant is the faster.'
     return ['', '### Variants', '', note, '', *_rows(['variant', 'net', 'forward', 'step', ''], rows)]
+
+
+def kernel_table(tasks: list[dict[str, Any]], limits: dict[str, Any]) -> list[str]:
+    rows: list[list[Any]] = []
+    for task in (t for t in tasks if t['kind'] == 'kernels'):
+        for what in dict.fromkeys(finding['what'] for finding in task['findings']):
+            found = merged(task, what)
+            xla = [one['ms'] for name, one in found.items() if name.startswith('XLA') and 'ms' in one]
+            for name, one in found.items():
+                time = f'{one["ms"]:.3f}' if 'ms' in one else one.get('left_out', '')
+                ratio = f'{min(xla) / one["ms"]:.2f}' if xla and 'ms' in one else ''
+                rows.append([what, name, time, ratio, roofline(one, limits), one.get('differs', '')])
+    if not rows:
+        return []
+    note = (
+        'BatchNorm, ReLU, 1x1 convolution and the sums of its result. Of the roofline: what the products, '
+        'or the two maps once, would take at least.'
+    )
+    heads = ['map', 'program', 'ms', "XLA's best over it", 'of the roofline', 'relative difference']
+    return ['', '### One kernel', '', note, '', *_rows(heads, rows)]
 
 
 def merged(task: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:

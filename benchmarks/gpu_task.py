@@ -1,4 +1,4 @@
-"""One process of `benchmarks/gpu.py`: parity of the blocks, the card's own limits, or a net's contestants.
+"""One process of `benchmarks/gpu.py`: parity of the blocks, the card's limits, kernels, or a net.
 
     python -m benchmarks.gpu_task SPEC FOLDER NUMBER
 
@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxnets
+from benchmarks import kernels
 from benchmarks.contestants import (
     import_timm,
     random_variables,
@@ -57,7 +59,8 @@ class Contestant:
 def main(spec: Spec, folder: Path, number: str) -> None:
     findings = Findings(str(folder / f'{number}.jsonl'))
     card_free = Gate(folder / f'{number}.ready', folder / f'{number}.go')
-    {'parity': parity, 'limits': limits, 'net': net}[spec['kind']](spec, findings, card_free)
+    kinds = {'parity': parity, 'limits': limits, 'net': net, 'kernels': time_kernels}
+    kinds[spec['kind']](spec, findings, card_free)
 
 
 @dataclass
@@ -173,13 +176,48 @@ def limits(spec: Spec, findings: Findings, card_free: Gate) -> None:
     x = jnp.zeros(length, jnp.float32)
     product = jax.jit(lambda a: a @ a).lower(a).compile()
     copy = jax.jit(lambda x: x + 1).lower(x).compile()
-    contestants = {
-        'product': Contestant(lambda: product(a), lambda: jax.block_until_ready(product(a))),
-        'copy': Contestant(lambda: copy(x), lambda: jax.block_until_ready(copy(x))),
-    }
+    contestants = {'product': repeated(product, (a,)), 'copy': repeated(copy, (x,))}
     card_free()
     seconds = {name: min(turn(c, 0.3) for _ in range(3)) for name, c in contestants.items()}
     findings.add(flops=2 * side**3 / seconds['product'], bytes=2 * x.nbytes / seconds['copy'])
+
+
+# A kernel of the project's own.
+
+
+def time_kernels(spec: Spec, findings: Findings, card_free: Gate) -> None:
+    """`kernels.fused` beside XLA's programs for the same, at the sizes of ResNeXt-50 or at one toy size."""
+    interpret = jax.default_backend() != 'gpu'
+    shapes = {'8x8, 32 -> 128': (8, 32, 128)} if spec['toy'] else kernels.SHAPES
+    ready: dict[str, dict[str, Contestant]] = {}
+    for what, (side, inputs, outputs) in shapes.items():
+        rows = spec['batch'] * side**2
+        args = kernels.arguments(rows, inputs, outputs, spec['dtype'])
+        forms: dict[str, Callable[..., Any]] = {
+            'XLA, convolution': partial(kernels.plain, product=partial(kernels.convolved, side=side)),
+            'XLA, product': kernels.plain,
+            **{f'Pallas, {n} warps': partial(kernels.fused, warps=n, interpret=interpret) for n in (4, 8)},
+        }
+        # What no program can do without: the products, and each map once.
+        facts = {'gflop': 2 * rows * inputs * outputs / 1e9}
+        facts['gbyte'] = (args[0].nbytes + rows * outputs * args[0].dtype.itemsize) / 1e9
+        expected, ready[what] = kernels.plain(*args), {}
+        for name, function in forms.items():
+            try:
+                call = jax.jit(function).lower(*args).compile()
+                differs = max(map(distance, call(*args), expected))
+            except Exception as error:
+                findings.add(what=what, contestant=name, left_out=_short(error))
+                continue
+            ready[what][name] = repeated(call, args)
+            findings.add(what=what, contestant=name, differs=differs, **facts)
+    card_free()
+    for what, contestants in ready.items():
+        take_turns(contestants, what, spec, findings)
+
+
+def repeated(call: Callable[..., Any], args: Any) -> Contestant:
+    return Contestant(partial(call, *args), lambda: jax.block_until_ready(call(*args)))
 
 
 # A net.
