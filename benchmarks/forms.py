@@ -16,6 +16,7 @@ from unittest import mock
 import jax.numpy as jnp
 from jax import Array, lax
 
+from flaxnets.nets import layers
 from flaxnets.nets.convolution import conv2d
 from flaxnets.nets.pooling import avg_pool_3x3, max_pool_3x3
 
@@ -110,7 +111,7 @@ FORMS: dict[str, Conv2d] = {
 def form(name: str) -> Iterator[None]:
     """Nets traced within have that form of convolution; '' is the package's own.
 
-    'plain' has the plain pools too: it is what a net of Flax's own layers does.
+    'plain' has the plain pools too, and maps that are normalised whole: what a net of Flax's own layers does.
     """
     with ExitStack() as stack:
         if name:
@@ -118,6 +119,7 @@ def form(name: str) -> Iterator[None]:
         if name == 'plain':
             stack.enter_context(in_place_of(max_pool_3x3, plain_max_pool))
             stack.enter_context(in_place_of(avg_pool_3x3, plain_avg_pool))
+            stack.enter_context(mock.patch.object(layers, 'by_platform', lambda default, **forms: default))
         yield
 
 

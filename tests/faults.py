@@ -92,6 +92,20 @@ FAULTS: tuple[Fault, ...] = (
         'tests/test_training_parity.py',
     ),
     Fault(
+        'shares in another order',
+        'flaxnets/nets/layers.py',
+        'jnp.concatenate([whole(*part) for part in parts], -1)',
+        'jnp.concatenate([whole(*part) for part in parts][::-1], -1)',
+        'tests/test_platforms.py -k in_shares',
+    ),
+    Fault(
+        'maps that are split are normalised whole',
+        'flaxnets/nets/layers.py',
+        'by_platform(whole, tpu=in_shares)',
+        'by_platform(whole, tpu=whole)',
+        'tests/test_platforms.py -k normalise_no_map_whole',
+    ),
+    Fault(
         'maps of the statistics are kept',
         'flaxnets/nets/layers.py',
         'computed_again(mean)',

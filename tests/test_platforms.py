@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax.core import FrozenDict
-from jax import Array
+from jax import Array, export
 
-from flaxnets.nets.layers import BatchNorm, relu
+from flaxnets.nets import layers
+from flaxnets.nets.arch import Arch
+from flaxnets.nets.layers import BatchNorm, Span, relu
 from flaxnets.nets.platforms import computed_once, linear_once
+from flaxnets.nets.resnet import abstract_variables, build
 
 cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='reads a program for CPUs')
 MAP = (2, 8, 8, 32)
@@ -72,3 +78,55 @@ def test_a_batch_norm_keeps_no_map_beside_its_own_for_the_gradient() -> None:
     memory = gradient.lower(variables['params'], x, jnp.ones((64, 64))).compile().memory_analysis()
     assert memory is not None
     assert memory.temp_size_in_bytes < 6.5 * x.nbytes
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+@pytest.mark.parametrize('train', [False, True])
+def test_a_relu_in_shares_is_the_same(train: bool, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The form of TPUs, run on this platform, beside a BatchNorm with a ReLU behind it."""
+    monkeypatch.setattr(layers, 'by_platform', lambda default, **forms: forms['tpu'])
+    keys = list(jax.random.split(jax.random.key(0), 5))
+    names = {'params': ('scale', 'bias'), 'batch_stats': ('mean', 'var')}
+    variables = {
+        kind: {name: jax.random.uniform(keys.pop(), (12,)) for name in some} for kind, some in names.items()
+    }
+    x = jax.random.normal(keys.pop(), (4, 5, 6, 12))
+    span = Span(parts=parts)
+
+    def loss(
+        params: dict[str, Array], x: Array, shares: int | None
+    ) -> tuple[Array, tuple[Array, FrozenDict]]:
+        norm = BatchNorm(span=span) if shares is None else BatchNorm(span=span, relu=True, shares=shares)
+        y, new = norm.apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
+        y = relu(y) if shares is None else y
+        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, new)
+
+    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
+    expected = gradient(variables['params'], x, None)
+    for shares in (1, 3):
+        found = gradient(variables['params'], x, shares)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize(
+    'arch, whole, shares',
+    [
+        # The groups of the 3x3 convolutions are packed to 80 channels, at most 128.
+        (Arch('resnext', (1, 1, 1, 1), cardinality=32, base_width=5), set(), {80}),
+        (Arch('res2net', (1, 1, 1, 1), base_width=26, scale=3), {78, 156, 312, 624}, set()),
+        # Three splits of 192 and of 384 channels; those of 48 and 96 leave sizes that other maps have too. The
+        # last convolution has three packs of 128 channels.
+        (Arch('resnest', (1, 1, 1, 1), radix=3, base_width=48), {576, 1152}, {128}),
+    ],
+)
+def test_tpus_normalise_no_map_whole_that_is_split(arch: Arch, whole: set[int], shares: set[int]) -> None:
+    """`whole` are the channels of the ReLUs that TPUs do not have, `shares` of those that they alone have."""
+    model = build(arch)
+    shapes = abstract_variables(model), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+
+    def widths(platform: str) -> set[int]:
+        program = str(export.export(jax.jit(model.apply), platforms=[platform])(*shapes).mlir_module())
+        return set(map(int, re.findall(r'stablehlo.maximum .*x(\d+)xf32>', program)))
+
+    assert widths('cuda') - widths('tpu') == whole
+    assert widths('tpu') - widths('cuda') == shares

@@ -16,6 +16,7 @@ from jax import Array
 from jaxtyping import Float
 
 from .arch import Arch
+from .convolution import tpu_packs
 from .layers import (
     BatchNorm,
     Conv,
@@ -75,11 +76,17 @@ class Block(nn.Module):
         return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
     def first_layers(
-        self, x: Float[Array, 'n h w c'], channels: int, train: bool
+        self, x: Float[Array, 'n h w c'], channels: int, shares: int, train: bool
     ) -> Float[Array, 'n h w {channels}']:
-        """The start of the branch: 1x1 convolution, BatchNorm, ReLU."""
-        y = self.norm(name='bn1')(self.conv(channels, 1, name='conv1')(x), train)
-        return relu(self.drop_block(y, train))
+        """The start of the branch: 1x1 convolution, BatchNorm, ReLU.
+
+        Args:
+          channels: of the result.
+          shares: into how many parts, at least on TPUs, the result is split for convolutions.
+        """
+        y = self.conv(channels, 1, name='conv1')(x)
+        # DropBlock multiplies by numbers that are not negative: it may as well come after the ReLU.
+        return self.drop_block(self.norm(relu=True, shares=shares, name='bn1')(y, train), train)
 
     def last_layers(self, y: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w {4*self.planes}']:
         """The end of the branch: 1x1 convolution and BatchNorm."""
@@ -147,14 +154,10 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
-        y = self.first_layers(x, self.width, train)
+        groups = self.arch.cardinality
+        y = self.first_layers(x, self.width, tpu_packs(self.width, groups), train)
         conv2 = self.conv(
-            self.width,
-            3,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.arch.cardinality,
-            name='conv2',
+            self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups, name='conv2'
         )
         y = self.norm(name='bn2')(conv2(y), train)
         y = relu(self.drop_block(y, train))
@@ -189,18 +192,14 @@ class Res2Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
-        scale = self.arch.scale
+        scale, groups = self.arch.scale, self.arch.cardinality
         make_conv = partial(
-            self.conv,
-            self.width,
-            3,
-            stride=self.stride,
-            dilation=self.dilation,
-            groups=self.arch.cardinality,
+            self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
         convs, bns = ModuleList(make_conv, name='convs'), ModuleList(self.norm, name='bns')
 
-        parts = jnp.split(self.first_layers(x, self.width * scale, train), scale, axis=-1)
+        y = self.first_layers(x, self.width * scale, scale * tpu_packs(self.width, groups), train)
+        parts = jnp.split(y, scale, axis=-1)
         outputs: list[Array] = []
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
@@ -236,7 +235,8 @@ class SplitAttentionBottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
-        y = self.first_layers(x, self.width, train)
+        packs = tpu_packs(self.width, self.arch.cardinality * self.arch.radix)
+        y = self.first_layers(x, self.width, packs, train)
         if self.stride > 1 and self.arch.avd_first:
             y = avg_pool_3x3(y, self.stride)
         attention = SplitAttention(
@@ -286,7 +286,7 @@ class SplitAttention(nn.Module):
         fc1 = self.conv(inner, 1, groups=cardinality, use_bias=True, name='fc1')
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
-        splits = relu(self.norm(name='bn0')(conv(x), train))
+        splits = self.norm(relu=True, shares=radix, name='bn0')(conv(x), train)
         # Splits are kept apart, not in one more dimension: XLA's fusions for CPUs (jaxlib 0.10.2) hang at
         # seven dimensions, which vmaps of vmaps would reach.
         parts = jnp.split(splits, radix, axis=-1)

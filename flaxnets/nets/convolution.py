@@ -153,6 +153,11 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
     return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
 
 
+def tpu_packs(channels: int, groups: int) -> int:
+    """In how many packs of channels a TPU convolves a map with that many channels and groups."""
+    return groups // _groups_in_pack(channels // groups, groups, TPU_CHANNELS)
+
+
 def _dense(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, str] = ORDER) -> Array:
     """A dense convolution, which XLA computes on a CPU with Eigen where that is faster than YNNPACK.
 

@@ -22,7 +22,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
 from .convolution import conv2d
-from .platforms import computed_again, on_tpu
+from .platforms import by_platform, computed_again, on_tpu
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., nn.Module]
@@ -142,6 +142,8 @@ class BatchNorm(nn.Module):
     Attributes:
       zero_scale: the scale starts at 0 instead of 1 (last BatchNorm of a residual branch).
       span: the images that share statistics in training.
+      relu: a ReLU follows.
+      shares: into how many parts of equal channels the result of that will be split (`_normalise_and_relu`).
       frozen: training uses the running statistics and does not change them, as after torch's `.eval()`;
         scale and bias still learn.
       dtype: type of the result.
@@ -150,6 +152,8 @@ class BatchNorm(nn.Module):
 
     zero_scale: bool = False
     span: Span = Span()
+    relu: bool = False
+    shares: int = 1
     frozen: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -167,7 +171,7 @@ class BatchNorm(nn.Module):
         if not train or self.frozen or self.is_initializing():
             mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
             factor, offset = _factor_and_offset(var, scale, bias)
-            return _normalise(x, mean, factor, offset).astype(self.dtype)
+            return self._result(x, mean, factor, offset)
         parts = self.span.parts
         if x.shape[0] % parts:
             raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
@@ -177,11 +181,16 @@ class BatchNorm(nn.Module):
         # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
         # a CPU one more pass over the map.
         near = lax.stop_gradient(mean)
-        y = _normalise(split, near, factor, offset - (mean - near) * factor).astype(self.dtype)
+        y = self._result(split, near, factor, offset - (mean - near) * factor)
         mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
         running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
         running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
         return y.reshape(x.shape)
+
+    def _result(self, *map_and_vectors: Array) -> Array:
+        if self.relu:
+            return _normalise_and_relu(*map_and_vectors, dtype=jnp.dtype(self.dtype), shares=self.shares)
+        return _normalise(*map_and_vectors).astype(self.dtype)
 
     def _batch_statistics(
         self, x: Float[Array, '*parts n h w c'], running_mean: Vector
@@ -232,6 +241,28 @@ def _factor_and_offset(
     return factor, channels(bias, var.ndim).astype(var.dtype)
 
 
+@partial(jax.jit, static_argnames=('dtype', 'shares'))  # equal layers are traced once
+def _normalise_and_relu(
+    x: Float[Array, '*parts n h w c'], *vectors: Array, dtype: DTypeLike, shares: int
+) -> Float[Array, '*parts n h w c']:
+    """relu(_normalise(x, *vectors)) in a dtype, on TPUs one share of the channels after the other.
+
+    A map that is split for several convolutions is computed within each of them, if it was put together from
+    such shares: XLA takes back the concatenation and the split. Else a TPU writes the whole map and reads it
+    again, and its gradient too. By the compiler's estimate that is 5 to 7 % of a training step.
+    """
+
+    def whole(*part: Array) -> Array:
+        return relu(_normalise(*part).astype(dtype))
+
+    def in_shares(*whole_map: Array) -> Array:
+        parts = zip(*(jnp.split(v, shares, -1) for v in whole_map), strict=True)
+        return jnp.concatenate([whole(*part) for part in parts], -1)
+
+    function = whole if shares == 1 else by_platform(whole, tpu=in_shares)
+    return function(x, *vectors)
+
+
 @jax.custom_jvp
 def _normalise(
     x: Float[Array, '*parts n h w c'],
@@ -269,11 +300,13 @@ class FoldedNorm(nn.Module):
     """The identity, in place of a BatchNorm that was folded into the convolution before it."""
 
     zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
+    relu: bool = False
+    shares: int = 1  # accepted, without effect: there is nothing to normalise
 
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if train:
             raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
-        return x
+        return relu(x) if self.relu else x
 
 
 def conv_and_norm(
