@@ -114,8 +114,7 @@ def test_a_relu_in_shares_is_the_same(train: bool, parts: int, monkeypatch: pyte
         # The groups of the 3x3 convolutions are packed to 80 channels, at most 128.
         (Arch('resnext', (1, 1, 1, 1), cardinality=32, base_width=5), set(), {80}),
         (Arch('res2net', (1, 1, 1, 1), base_width=26, scale=3), {78, 156, 312, 624}, set()),
-        # Three splits of 192 and of 384 channels; those of 48 and 96 leave sizes that other maps have too. The
-        # last convolution has three packs of 128 channels.
+        # Three splits of 192 and of 384 channels, and three packs of 128. Other maps have the smaller sizes.
         (Arch('resnest', (1, 1, 1, 1), radix=3, base_width=48), {576, 1152}, {128}),
     ],
 )
