@@ -41,6 +41,7 @@ def test_frozen(value: Any) -> None:
         ({'layers': (3, 4, 6, 0)}, r'layers=\(3, 4, 6, 0\) must be four'),
         ({'cardinality': 0}, 'cardinality=0 must be at least 1'),
         ({'base_width': -4}, 'base_width=-4 must be at least 1'),
+        ({'planes': 8, 'base_width': 4}, 'planes=8 times base_width=4 must be at least 64'),
         ({'stem_width': 0}, 'stem_width=0 must be at least 1'),
         ({'scale': 4}, "scale=4 only means something with block='res2net'"),
         ({'block': 'res2net'}, "radix=2 only means something with block='resnest'"),

@@ -731,3 +731,10 @@ def _naive(variables: Any, x: np.ndarray, features: int, cardinality: int, radix
             splits[r] * weights[:, r][:, None, None] for r in range(radix)
         )
     return out
+
+
+@pytest.mark.parametrize('width', [50, 300])
+def test_splits_that_leave_a_rest_are_refused(width: int) -> None:
+    net = build(Arch('resnest', (1, 1, 1, 1), radix=7, base_width=width))
+    with pytest.raises(FlaxnetsError, match='must both be divisible by groups=7'):
+        jax.eval_shape(partial(net.init, jax.random.key(0)), jnp.ones((1, 32, 32, 3)))

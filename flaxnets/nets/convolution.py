@@ -155,6 +155,8 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
 
 def tpu_packs(channels: int, groups: int) -> int:
     """In how many packs of channels a TPU convolves a map with that many channels and groups."""
+    if channels % groups:
+        return 1  # `Conv` refuses it
     return groups // _groups_in_pack(channels // groups, groups, TPU_CHANNELS)
 
 

@@ -142,8 +142,9 @@ class BatchNorm(nn.Module):
     Attributes:
       zero_scale: the scale starts at 0 instead of 1 (last BatchNorm of a residual branch).
       span: the images that share statistics in training.
-      relu: a ReLU follows.
-      shares: into how many parts of equal channels the result of that will be split (`_normalise_and_relu`).
+      relu: the result has gone through a ReLU.
+      shares: into how many parts of equal channels such a result will be split. On TPUs it is made of as many
+        (`_normalise_and_relu`).
       frozen: training uses the running statistics and does not change them, as after torch's `.eval()`;
         scale and bias still learn.
       dtype: type of the result.
@@ -301,7 +302,7 @@ class FoldedNorm(nn.Module):
 
     zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
     relu: bool = False
-    shares: int = 1  # accepted, without effect: there is nothing to normalise
+    shares: int = 1  # accepted too: there is nothing to normalise
 
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if train:
