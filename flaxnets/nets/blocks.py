@@ -155,11 +155,12 @@ class Bottleneck(Block):
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
         groups = self.arch.cardinality
-        y = self.first_layers(x, self.width, tpu_packs(self.width, groups), train)
+        packs = tpu_packs(self.width, groups)
+        y = self.first_layers(x, self.width, packs, train)
         conv2 = self.conv(
             self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups, name='conv2'
         )
-        y = self.norm(name='bn2')(conv2(y), train)
+        y = self.norm(packs=packs, name='bn2')(conv2(y), train)
         y = relu(self.drop_block(y, train))
         y = self.last_layers(y, train)
         if self.arch.se:
@@ -196,9 +197,13 @@ class Res2Bottleneck(Block):
         make_conv = partial(
             self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
-        convs, bns = ModuleList(make_conv, name='convs'), ModuleList(self.norm, name='bns')
+        packs = tpu_packs(self.width, groups)
+        convs, bns = (
+            ModuleList(make_conv, name='convs'),
+            ModuleList(partial(self.norm, packs=packs), name='bns'),
+        )
 
-        y = self.first_layers(x, self.width * scale, scale * tpu_packs(self.width, groups), train)
+        y = self.first_layers(x, self.width * scale, scale * packs, train)
         parts = jnp.split(y, scale, axis=-1)
         outputs: list[Array] = []
         for i, part in enumerate(parts[: max(1, scale - 1)]):
@@ -286,7 +291,8 @@ class SplitAttention(nn.Module):
         fc1 = self.conv(inner, 1, groups=cardinality, use_bias=True, name='fc1')
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
-        splits = self.norm(relu=True, shares=radix, name='bn0')(conv(x), train)
+        packs = tpu_packs(x.shape[-1], cardinality * radix)
+        splits = self.norm(relu=True, shares=radix, packs=packs, name='bn0')(conv(x), train)
         # Splits are kept apart, not in one more dimension: XLA's fusions for CPUs (jaxlib 0.10.2) hang at
         # seven dimensions, which vmaps of vmaps would reach.
         parts = jnp.split(splits, radix, axis=-1)

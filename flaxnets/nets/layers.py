@@ -145,6 +145,7 @@ class BatchNorm(nn.Module):
       relu: the result has gone through a ReLU.
       shares: into how many parts of equal channels such a result will be split. On TPUs it is made of as many
         (`_normalise_and_relu`).
+      packs: of how many maps that were convolved separately `x` consists on TPUs (`_moments`).
       frozen: training uses the running statistics and does not change them, as after torch's `.eval()`;
         scale and bias still learn.
       dtype: type of the result.
@@ -155,6 +156,7 @@ class BatchNorm(nn.Module):
     span: Span = Span()
     relu: bool = False
     shares: int = 1
+    packs: int = 1
     frozen: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -222,15 +224,14 @@ class BatchNorm(nn.Module):
                 'least 2 images per device, or axis_name to take the statistics over all devices'
             )
         middle = x.shape[-3] // 2
-        (shift,) = _means(span, x[..., middle : middle + 1, :, :].astype(exact))
+        shift = _over_devices(span, _mean(x[..., middle : middle + 1, :, :].astype(exact)))
         if x.dtype.itemsize < exact.itemsize:
             # A TPU computes the statistics within the convolution if the shift does not depend on its result;
             # the compiler's estimate is a fifth of a training step. The running mean is near enough: in half
             # precision no mean is more than some hundred standard deviations from 0.
             shift = jnp.where(on_tpu(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
-        x = x.astype(exact) - shift
-        mean, square = _means(span, x, lax.square(x))
+        mean, square = _over_devices(span, _moments(x, shift, self.packs))
         return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
 
 
@@ -284,12 +285,52 @@ def _normalise_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> t
     return _normalise(*primals), dy
 
 
-def _means(span: Span, *maps: Float[Array, '*parts n _h w c']) -> list[Float[Array, '*parts 1 1 1 c']]:
-    """The means of maps over N, H, W and the devices of a span."""
-    means = [x.mean((-4, -3, -2), keepdims=True) for x in maps]
-    if span.axis_name is not None:
-        means = lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
-    return means
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=2)
+def _moments(
+    x: Float[Array, '*parts n h w c'], shift: Float[Array, '*parts 1 1 1 c'], packs: int
+) -> tuple[Float[Array, '*parts 1 1 1 c'], Float[Array, '*parts 1 1 1 c']]:
+    """The means of x - shift and of its square over N, H and W; `shift` counts as a constant.
+
+    On TPUs they are taken of one pack of channels after the other. If each is the result of a convolution of
+    its own, they are computed within that, and not in one more pass over the whole map: 3 % of a training
+    step of ResNeXt-50 by the compiler's estimate.
+    """
+
+    def whole(x: Array, shift: Array) -> tuple[Array, Array]:
+        x = x.astype(shift.dtype) - shift
+        return _mean(x), _mean(lax.square(x))
+
+    def by_pack(x: Array, shift: Array) -> tuple[Array, Array]:
+        parts = zip(*(jnp.split(v, packs, -1) for v in (x, shift)), strict=True)
+        means, squares = zip(*(whole(*part) for part in parts), strict=True)
+        return jnp.concatenate(means, -1), jnp.concatenate(squares, -1)
+
+    return whole(x, shift) if packs == 1 else lax.platform_dependent(x, shift, tpu=by_pack, default=whole)
+
+
+@_moments.defjvp
+def _moments_jvp(
+    packs: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """The derivative of whole maps: those of packs would be added in one more pass."""
+    x, shift = primals
+    dx = tangents[0].astype(shift.dtype)
+    centred = x.astype(shift.dtype) - computed_again(shift)
+    return _moments(x, shift, packs), (_mean(dx), _mean(2 * centred * dx))
+
+
+def _mean(x: Float[Array, '*parts n _h w c']) -> Float[Array, '*parts 1 1 1 c']:
+    return x.mean((-4, -3, -2), keepdims=True)
+
+
+def _over_devices(span: Span, means: Any) -> Any:
+    """The means over the devices of a span."""
+    return (
+        means
+        if span.axis_name is None
+        else lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
+    )
 
 
 def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
@@ -303,6 +344,7 @@ class FoldedNorm(nn.Module):
     zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
     relu: bool = False
     shares: int = 1  # accepted too: there is nothing to normalise
+    packs: int = 1
 
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
         if train:
