@@ -96,7 +96,21 @@ FAULTS: tuple[Fault, ...] = (
         'flaxnets/nets/layers.py',
         'jnp.concatenate([whole(*part) for part in parts], -1)',
         'jnp.concatenate([whole(*part) for part in parts][::-1], -1)',
-        'tests/test_platforms.py -k in_shares',
+        'tests/test_platforms.py -k shares_and_packs',
+    ),
+    Fault(
+        'packs in another order',
+        'flaxnets/nets/layers.py',
+        'jnp.concatenate(squares, -1)',
+        'jnp.concatenate(squares[::-1], -1)',
+        'tests/test_platforms.py -k shares_and_packs',
+    ),
+    Fault(
+        'statistics of packs are taken whole',
+        'flaxnets/nets/layers.py',
+        'by_platform(whole, tpu=by_pack)',
+        'by_platform(whole, tpu=whole)',
+        'tests/test_platforms.py -k pack_by_pack',
     ),
     Fault(
         'maps that are split are normalised whole',

@@ -82,8 +82,11 @@ def test_a_batch_norm_keeps_no_map_beside_its_own_for_the_gradient() -> None:
 
 @pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('train', [False, True])
-def test_a_relu_in_shares_is_the_same(train: bool, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_norm_by_shares_and_packs_is_the_same(
+    train: bool, parts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The form of TPUs, run on this platform, beside a BatchNorm with a ReLU behind it."""
+    jax.clear_caches()  # of programs that were traced before
     monkeypatch.setattr(layers, 'by_platform', lambda default, **forms: forms['tpu'])
     keys = list(jax.random.split(jax.random.key(0), 5))
     names = {'params': ('scale', 'bias'), 'batch_stats': ('mean', 'var')}
@@ -93,19 +96,32 @@ def test_a_relu_in_shares_is_the_same(train: bool, parts: int, monkeypatch: pyte
     x = jax.random.normal(keys.pop(), (4, 5, 6, 12))
     span = Span(parts=parts)
 
-    def loss(
-        params: dict[str, Array], x: Array, shares: int | None
-    ) -> tuple[Array, tuple[Array, FrozenDict]]:
-        norm = BatchNorm(span=span) if shares is None else BatchNorm(span=span, relu=True, shares=shares)
-        y, new = norm.apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
-        y = relu(y) if shares is None else y
-        return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, new)
+    def differentiated(norm: BatchNorm) -> object:
+        def loss(params: dict[str, Array], x: Array) -> tuple[Array, tuple[Array, FrozenDict]]:
+            y, new = norm.apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
+            y = y if norm.relu else relu(y)
+            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, new)
 
-    gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)
-    expected = gradient(variables['params'], x, None)
-    for shares in (1, 3):
-        found = gradient(variables['params'], x, shares)
+        return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables['params'], x)
+
+    expected = differentiated(BatchNorm(span=span))
+    for shares, packs in ((1, 1), (3, 2)):
+        found = differentiated(BatchNorm(span=span, relu=True, shares=shares, packs=packs))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+
+
+def test_tpus_take_statistics_pack_by_pack() -> None:
+    x = jax.ShapeDtypeStruct((4, 8, 8, 12), jnp.bfloat16)
+
+    norm = BatchNorm(packs=3)
+    variables = jax.eval_shape(lambda x: norm.init(jax.random.key(0), x, False), x)
+
+    def program(platform: str) -> str:
+        call = jax.jit(partial(norm.apply, train=True, mutable=['batch_stats']))
+        return str(export.export(call, platforms=[platform])(variables, x).mlir_module())
+
+    for platform, sums in (('tpu', 2 * 3), ('cuda', 0)):  # of values and of squares
+        assert len(re.findall(r'stablehlo.reduce.*tensor<4x8x8x4xf32>', program(platform))) == sums
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,8 @@ def _moments(
         means, squares = zip(*(whole(*part) for part in parts), strict=True)
         return jnp.concatenate(means, -1), jnp.concatenate(squares, -1)
 
-    return whole(x, shift) if packs == 1 else lax.platform_dependent(x, shift, tpu=by_pack, default=whole)
+    function = whole if packs == 1 else by_platform(whole, tpu=by_pack)
+    return function(x, shift)
 
 
 @_moments.defjvp

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
 
+Result = TypeVar('Result')
 
-def by_platform(default: Callable[..., Array], **forms: Callable[..., Array]) -> Callable[..., Array]:
+
+def by_platform(default: Callable[..., Result], **forms: Callable[..., Result]) -> Callable[..., Result]:
     """A function that computes `default`, or the form given for the platform that it is compiled for.
 
     `jax.checkpoint` makes the backward pass choose the platform anew. Without it, a function inside a jit
