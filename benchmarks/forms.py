@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -114,6 +115,9 @@ def form(name: str) -> Iterator[None]:
     'plain' has the plain pools too, and maps that are normalised whole: what a net of Flax's own layers does.
     """
     with ExitStack() as stack:
+        # Functions of the package that were traced in one form are not used in the other.
+        jax.clear_caches()
+        stack.callback(jax.clear_caches)
         if name:
             stack.enter_context(in_place_of(conv2d, FORMS[name]))
         if name == 'plain':
