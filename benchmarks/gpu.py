@@ -7,8 +7,8 @@
 2. The card's own limits: products and bytes a second.
 3. flaxnets beside timm (channels_last, contiguous, compiled; all under autocast), forward and step, the nets
    in order of importance until the time is up, with the share of the roofline.
-4. What flags and other forms of the convolutions would change, each in a process with flags of its own.
-5. `kernels.py`, one kernel for BatchNorm, ReLU, 1x1 convolution and statistics, beside XLA's programs.
+4. `kernels.py`, one kernel for BatchNorm, ReLU, 1x1 convolution and statistics, beside XLA's programs.
+5. What flags and other forms of the convolutions would change, each in a process with flags of its own.
 
 Processes compile side by side (`--together`) and have the card to themselves, one after the other, when they
 are timed. Findings are in `gpu.json` and `gpu.md` under --out, as they come.
@@ -187,12 +187,16 @@ def tasks(options: argparse.Namespace) -> list[Task]:
     half = (len(kinds) + 1) // 2
     groups = {
         'parity': [Task({**parity, 'nets': part}, 'parity') for part in (kinds[:half], kinds[half:])],
-        'nets': [Task(limits, 'limits'), *compare[:first]],
+        'limits': [Task(limits, 'limits')],
+        'nets': compare[:first],
         'kernels': [Task(fused, 'kernels')],
         'variants': variants,
     }
-    chosen = [task for key, group in groups.items() if key in (options.only or groups) for task in group]
-    return chosen + (compare[first:] if 'nets' in (options.only or groups) else [])
+    wanted = set(options.only or groups)
+    if wanted & {'nets', 'kernels'}:
+        wanted.add('limits')
+    chosen = [task for key, group in groups.items() if key in wanted for task in group]
+    return chosen + (compare[first:] if 'nets' in wanted else [])
 
 
 def run(
@@ -344,22 +348,24 @@ def variant_table(tasks: list[dict[str, Any]], base: dict[tuple[str, str], float
 
 def kernel_table(tasks: list[dict[str, Any]], limits: dict[str, Any]) -> list[str]:
     rows: list[list[Any]] = []
+    ended: list[str] = []
     for task in (t for t in tasks if t['kind'] == 'kernels'):
+        ended += [task['ended']] if task['ended'] != 'well' else []
         for what in dict.fromkeys(finding['what'] for finding in task['findings']):
             found = merged(task, what)
             xla = [one['ms'] for name, one in found.items() if name.startswith('XLA') and 'ms' in one]
             for name, one in found.items():
-                time = f'{one["ms"]:.3f}' if 'ms' in one else one.get('left_out', '')
+                time = f'{one["ms"]:.3f}' if 'ms' in one else _in_a_cell(one.get('left_out', ''))
                 ratio = f'{min(xla) / one["ms"]:.2f}' if xla and 'ms' in one else ''
                 rows.append([what, name, time, ratio, roofline(one, limits), one.get('differs', '')])
-    if not rows:
+    if not rows and not ended:
         return []
     note = (
         'BatchNorm, ReLU, 1x1 convolution and the sums of its result. Of the roofline: what the products, '
         'or the two maps once, would take at least.'
     )
     heads = ['map', 'program', 'ms', "XLA's best over it", 'of the roofline', 'relative difference']
-    return ['', '### One kernel', '', note, '', *_rows(heads, rows)]
+    return ['', '### One kernel', '', note, '', *_rows(heads, rows), *(['', *ended] if ended else [])]
 
 
 def merged(task: dict[str, Any], what: str) -> dict[str, dict[str, Any]]:
@@ -382,8 +388,12 @@ def roofline(one: dict[str, Any], limits: dict[str, Any]) -> str:
 
 def _cell(one: dict[str, Any], task: dict[str, Any]) -> str:
     if 'ms' not in one:
-        return re.sub(r'[|\n]', ' ', one.get('left_out', ''))
+        return _in_a_cell(one.get('left_out', ''))
     return f'{1e3 * task["batch"] / one["ms"]:.0f}/s, {one["ms"]:.1f} ms'
+
+
+def _in_a_cell(text: str) -> str:
+    return re.sub(r'[|\n]', ' ', text)
 
 
 def _rows(heads: list[str], rows: Any) -> list[str]:

@@ -2,11 +2,11 @@
 
 Between two convolutions of a training step there is a BatchNorm. XLA on GPUs writes the normalised map to
 memory for the 1x1 convolution, whose result it then reads once more for the next BatchNorm's sums. This
-kernel normalises what it has just read, and sums what it is about to write: of a block's last 1x1
-convolution the map is read once and the result written once.
+kernel normalises what it has just read, and sums what it is about to write. The map is read from memory once
+if the cache holds its rows for all tiles of outputs, and the result is written once.
 
 `benchmarks/gpu.py` times it beside XLA's own program. The nets do not use it as long as no GPU has shown
-what it saves. Without a GPU Pallas interprets it, and JAX lowers it to Triton's code all the same.
+what it saves. Without a GPU `interpret=True` runs it, and JAX up to 0.10 lowers it to Triton's code.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from jaxtyping import Float
 from flaxnets.nets.convolution import conv2d
 
 ROWS, OUTPUTS, INPUTS = 128, 128, 32  # of the tiles of the result and of the sum over inputs
-# Pixels, images and channels of the last 1x1 convolution of each stage's blocks in ResNeXt-50.
+# Side in pixels, input and output channels of the last 1x1 convolution in each stage of ResNeXt-50.
 SHAPES = {
     '56x56, 128 -> 256': (56, 128, 256),
     '28x28, 256 -> 512': (28, 256, 512),
@@ -55,7 +55,7 @@ def plain(
 
     Returns:
       The product in the dtype of x, and the two sums in float32. With `shift` near the mean, the variance
-      that they give is exact (`BatchNorm._batch_statistics`).
+      that they give loses no digits (`BatchNorm._batch_statistics`).
     """
     normalised = jnp.maximum((x.astype(jnp.float32) - mean) * factor + offset, 0).astype(x.dtype)
     y = product(normalised, kernel)
@@ -81,6 +81,10 @@ def fused(
 ) -> Result:
     """As `plain`, in one kernel.
 
+    Args:
+      warps: groups of 32 threads that compute a tile.
+      interpret: run it on any platform, slowly.
+
     Raises:
       ValueError: the rows are no multiple of `ROWS`, the inputs none of `INPUTS` or the outputs of `OUTPUTS`.
     """
@@ -90,20 +94,21 @@ def fused(
             f'{rows} x {inputs} x {outputs} is not in tiles of {ROWS} x {INPUTS} x {OUTPUTS}: pad the map'
         )
     across, down = outputs // OUTPUTS, rows // ROWS
-    vector = pl.BlockSpec((inputs,), lambda i, j: (0,))
+    vector = pl.BlockSpec((inputs,), lambda j, i: (0,))
     y, sums, squares = pl.pallas_call(
         _tile,
-        # Tiles of the same rows follow each other, so that the second one finds them in the cache.
-        grid=(down, across),
+        # The first number runs fastest on a GPU. So tiles of the same rows follow each other, and all but the
+        # first of them find their rows in the cache.
+        grid=(across, down),
         in_specs=[
-            pl.BlockSpec((ROWS, inputs), lambda i, j: (i, 0)),
+            pl.BlockSpec((ROWS, inputs), lambda j, i: (i, 0)),
             *[vector] * 3,
-            pl.BlockSpec((inputs, OUTPUTS), lambda i, j: (0, j)),
-            pl.BlockSpec((OUTPUTS,), lambda i, j: (j,)),
+            pl.BlockSpec((inputs, OUTPUTS), lambda j, i: (0, j)),
+            pl.BlockSpec((OUTPUTS,), lambda j, i: (j,)),
         ],
         out_specs=[
-            pl.BlockSpec((ROWS, OUTPUTS), lambda i, j: (i, j)),
-            *[pl.BlockSpec((None, OUTPUTS), lambda i, j: (i, j))] * 2,
+            pl.BlockSpec((ROWS, OUTPUTS), lambda j, i: (i, j)),
+            *[pl.BlockSpec((None, OUTPUTS), lambda j, i: (i, j))] * 2,
         ],
         out_shape=[
             jax.ShapeDtypeStruct((rows, outputs), x.dtype),
@@ -140,10 +145,8 @@ def arguments(rows: int, inputs: int, outputs: int, dtype: Any, seed: int = 0) -
     """Random arguments of the kernel, whose normalised map has a deviation of about 1."""
     keys = jax.random.split(jax.random.key(seed), 6)
     x = 3 * jax.random.normal(keys[0], (rows, inputs)) + 1
-    mean, offset = (
-        1 + 0.1 * jax.random.normal(keys[1], (inputs,)),
-        0.5 * jax.random.normal(keys[2], (inputs,)),
-    )
+    mean = 1 + 0.1 * jax.random.normal(keys[1], (inputs,))
+    offset = 0.5 * jax.random.normal(keys[2], (inputs,))
     factor = jax.random.uniform(keys[3], (inputs,), minval=0.2, maxval=0.5)
     kernel = jax.random.normal(keys[4], (inputs, outputs)) / inputs**0.5
     shift = 0.1 * jax.random.normal(keys[5], (outputs,))

@@ -14,6 +14,7 @@ from flax.core import FrozenDict
 from jax import Array, export
 
 from benchmarks.forms import form
+from benchmarks.measure import as_numbers
 from flaxnets.nets import layers
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.layers import BatchNorm, Span, relu
@@ -81,34 +82,39 @@ def test_a_batch_norm_keeps_no_map_beside_its_own_for_the_gradient() -> None:
     assert memory.temp_size_in_bytes < 6.5 * x.nbytes
 
 
-@pytest.mark.parametrize('parts', [1, 2])
-@pytest.mark.parametrize('train', [False, True])
+@pytest.mark.parametrize(
+    'train, parts, dtype',
+    [(False, 1, 'float32'), (True, 1, 'float32'), (True, 2, 'float32'), (True, 1, 'bfloat16')],
+)
 def test_batch_norm_by_shares_and_packs_is_the_same(
-    train: bool, parts: int, monkeypatch: pytest.MonkeyPatch
+    train: bool, parts: int, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The form of TPUs, run on this platform, beside a BatchNorm with a ReLU behind it."""
-    jax.clear_caches()  # of programs that were traced before
+    jax.clear_caches()  # of what was traced in another form
     monkeypatch.setattr(layers, 'by_platform', lambda default, **forms: forms['tpu'])
     keys = list(jax.random.split(jax.random.key(0), 5))
     names = {'params': ('scale', 'bias'), 'batch_stats': ('mean', 'var')}
     variables = {
         kind: {name: jax.random.uniform(keys.pop(), (12,)) for name in some} for kind, some in names.items()
     }
-    x = jax.random.normal(keys.pop(), (4, 5, 6, 12))
-    span = Span(parts=parts)
+    x = jax.random.normal(keys.pop(), (4, 5, 6, 12), dtype)
+    settings = {'span': Span(parts=parts), 'dtype': dtype}
+    near = {'float32': 1e-5, 'bfloat16': 1e-2}[dtype]
 
     def differentiated(norm: BatchNorm) -> object:
         def loss(params: dict[str, Array], x: Array) -> tuple[Array, tuple[Array, FrozenDict]]:
             y, new = norm.apply({**variables, 'params': params}, x, train, mutable=['batch_stats'])
             y = y if norm.relu else relu(y)
-            return (y * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, new)
+            return (y.astype(jnp.float32) * jnp.cos(jnp.arange(y.size).reshape(y.shape))).sum(), (y, new)
 
         return jax.value_and_grad(loss, (0, 1), has_aux=True)(variables['params'], x)
 
-    expected = differentiated(BatchNorm(span=span))
+    expected = differentiated(BatchNorm(**settings))
     for shares, packs in ((1, 1), (3, 2)):
-        found = differentiated(BatchNorm(span=span, relu=True, shares=shares, packs=packs))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), found, expected)
+        found = differentiated(BatchNorm(relu=True, shares=shares, packs=packs, **settings))
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+            np.testing.assert_allclose(as_numbers(one), as_numbers(other), rtol=near, atol=near)
+    jax.clear_caches()
 
 
 def test_tpus_take_statistics_pack_by_pack() -> None:

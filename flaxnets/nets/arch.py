@@ -54,10 +54,10 @@ class Arch:
         for field in ('cardinality', 'base_width', 'scale', 'radix', 'stem_width', 'planes'):
             if getattr(self, field) < 1:
                 problems.append(f'{field}={getattr(self, field)!r} must be at least 1')
-        if not problems and self.planes * self.base_width < 64:
+        if min(self.planes, self.base_width) > 0 and self.planes * self.base_width < 64:
             problems.append(
-                f'planes={self.planes} times base_width={self.base_width} must be at least 64, which is one '
-                'channel a group'
+                f'planes={self.planes} times base_width={self.base_width} must be at least 64: groups of the '
+                'first stage have no channels'
             )
         for field, owner in (('scale', 'res2net'), ('radix', 'resnest')):
             if getattr(self, field) != 1 and self.block != owner:

@@ -82,7 +82,7 @@ class Block(nn.Module):
 
         Args:
           channels: of the result.
-          shares: into how many parts, at least on TPUs, the result is split for convolutions.
+          shares: parts into which the result is split for convolutions, on TPUs at least.
         """
         y = self.conv(channels, 1, name='conv1')(x)
         # DropBlock multiplies by numbers that are not negative: it may as well come after the ReLU.
@@ -198,10 +198,8 @@ class Res2Bottleneck(Block):
             self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
         packs = tpu_packs(self.width, groups)
-        convs, bns = (
-            ModuleList(make_conv, name='convs'),
-            ModuleList(partial(self.norm, packs=packs), name='bns'),
-        )
+        convs = ModuleList(make_conv, name='convs')
+        bns = ModuleList(partial(self.norm, packs=packs), name='bns')
 
         y = self.first_layers(x, self.width * scale, scale * packs, train)
         parts = jnp.split(y, scale, axis=-1)

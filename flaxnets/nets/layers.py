@@ -143,7 +143,7 @@ class BatchNorm(nn.Module):
       zero_scale: the scale starts at 0 instead of 1 (last BatchNorm of a residual branch).
       span: the images that share statistics in training.
       relu: the result has gone through a ReLU.
-      shares: into how many parts of equal channels such a result will be split. On TPUs it is made of as many
+      shares: into how many parts of equal channels such a result will be split. On TPUs it is computed so
         (`_normalise_and_relu`).
       packs: of how many maps that were convolved separately `x` consists on TPUs (`_moments`).
       frozen: training uses the running statistics and does not change them, as after torch's `.eval()`;
@@ -250,8 +250,8 @@ def _normalise_and_relu(
     """relu(_normalise(x, *vectors)) in a dtype, on TPUs one share of the channels after the other.
 
     A map that is split for several convolutions is computed within each of them, if it was put together from
-    such shares: XLA takes back the concatenation and the split. Else a TPU writes the whole map and reads it
-    again, and its gradient too. By the compiler's estimate that is 5 to 7 % of a training step.
+    such shares: XLA removes the concatenation and the split. Else a TPU writes the whole map and reads it
+    again, and its gradient too. By the compiler's estimate that is 6 to 8 % of a training step.
     """
 
     def whole(*part: Array) -> Array:
@@ -294,7 +294,7 @@ def _moments(
 
     On TPUs they are taken of one pack of channels after the other. If each is the result of a convolution of
     its own, they are computed within that, and not in one more pass over the whole map: 3 % of a training
-    step of ResNeXt-50 by the compiler's estimate.
+    step of a shortened ResNeXt-50 by the compiler's estimate.
     """
 
     def whole(x: Array, shift: Array) -> tuple[Array, Array]:
@@ -327,11 +327,9 @@ def _mean(x: Float[Array, '*parts n _h w c']) -> Float[Array, '*parts 1 1 1 c']:
 
 def _over_devices(span: Span, means: Any) -> Any:
     """The means over the devices of a span."""
-    return (
-        means
-        if span.axis_name is None
-        else lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
-    )
+    if span.axis_name is None:
+        return means
+    return lax.pmean(means, span.axis_name, axis_index_groups=span.device_groups)
 
 
 def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
@@ -340,11 +338,11 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
 
 
 class FoldedNorm(nn.Module):
-    """The identity, in place of a BatchNorm that was folded into the convolution before it."""
+    """The identity, or a ReLU, in place of a BatchNorm that was folded into the convolution before it."""
 
-    zero_scale: bool = False  # accepted like `BatchNorm`'s, without effect
     relu: bool = False
-    shares: int = 1  # accepted too: there is nothing to normalise
+    zero_scale: bool = False  # this and what follows is accepted like `BatchNorm`'s, without effect
+    shares: int = 1
     packs: int = 1
 
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:

@@ -20,8 +20,9 @@ def by_platform(default: Callable[..., Result], **forms: Callable[..., Result]) 
     `jax.checkpoint` makes the backward pass choose the platform anew. Without it, a function inside a jit
     carries the choice of the forward pass over as a value, and its gradient is a conditional on that value.
     XLA resolves this conditional only after it has brought convolutions into the one layout that is fast on
-    a CPU, so that those inside miss it and run ten times as slowly. The checkpoint computes nothing twice,
-    since the gradients of convolutions and pools need only the arguments.
+    a CPU, so that those inside miss it and run ten times as slowly. The gradients of convolutions and pools
+    need only the arguments, so that nothing is computed twice; of other functions (`_normalise_and_relu`) XLA
+    merges the second time with the first, or computes cheap operations within the gradient.
 
     Args:
       default: the form for all other platforms.
