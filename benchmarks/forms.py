@@ -112,7 +112,7 @@ FORMS: dict[str, Conv2d] = {
 def form(name: str) -> Iterator[None]:
     """Nets traced within have that form of convolution; '' is the package's own.
 
-    'plain' has the plain pools too, and maps that are normalised whole: what a net of Flax's own layers does.
+    'plain' has the plain pools too, and maps that are normalised whole, as a net of Flax's layers has them.
     """
     with ExitStack() as stack:
         # Functions of the package that were traced in one form are not used in the other.

@@ -176,7 +176,7 @@ def limits(spec: Spec, findings: Findings, card_free: Gate) -> None:
     x = jnp.zeros(length, jnp.float32)
     product = jax.jit(lambda a: a @ a).lower(a).compile()
     copy = jax.jit(lambda x: x + 1).lower(x).compile()
-    contestants = {'product': repeated(product, (a,)), 'copy': repeated(copy, (x,))}
+    contestants = {'product': repeated(product, a), 'copy': repeated(copy, x)}
     card_free()
     seconds = {name: min(turn(c, 0.3) for _ in range(3)) for name, c in contestants.items()}
     findings.add(flops=2 * side**3 / seconds['product'], bytes=2 * x.nbytes / seconds['copy'])
@@ -192,7 +192,7 @@ def time_kernels(spec: Spec, findings: Findings, card_free: Gate) -> None:
     ready: dict[str, dict[str, Contestant]] = {}
     for what, (side, inputs, outputs) in shapes.items():
         rows = spec['batch'] * side**2
-        args = kernels.arguments(rows, inputs, outputs, spec['dtype'])
+        layer = kernels.random_layer(rows, inputs, outputs, spec['dtype'])
         forms: dict[str, Callable[..., Any]] = {
             'XLA, convolution': partial(kernels.plain, product=partial(kernels.convolved, side=side)),
             'XLA, product': kernels.plain,
@@ -200,27 +200,27 @@ def time_kernels(spec: Spec, findings: Findings, card_free: Gate) -> None:
         }
         # What no program can do without: the products, and each map once.
         facts = {'gflop': 2 * rows * inputs * outputs / 1e9}
-        facts['gbyte'] = (args[0].nbytes + rows * outputs * args[0].dtype.itemsize) / 1e9
-        expected, ready[what] = kernels.plain(*args), {}
+        facts['gbyte'] = (layer.x.nbytes + rows * outputs * layer.x.dtype.itemsize) / 1e9
+        expected, ready[what] = kernels.plain(layer), {}
         for name, function in forms.items():
             try:
-                call = jax.jit(function).lower(*args).compile()
-                differs = max(map(distance, call(*args), expected))
+                call = jax.jit(function).lower(layer).compile()
+                differs = max(map(distance, call(layer), expected))
             except Exception as error:
                 findings.add(what=what, contestant=name, left_out=_short(error))
                 continue
-            ready[what][name] = repeated(call, args)
+            ready[what][name] = repeated(call, layer)
             findings.add(what=what, contestant=name, differs=differs, **facts)
     card_free()
     for what, contestants in ready.items():
         take_turns(contestants, what, spec, findings)
 
 
-def repeated(call: Callable[..., Any], args: Any) -> Contestant:
+def repeated(call: Callable[..., Any], argument: Any) -> Contestant:
     last: list[Any] = [None]
 
     def once() -> None:
-        last[0] = call(*args)
+        last[0] = call(argument)
 
     return Contestant(once, lambda: jax.block_until_ready(last[0]))
 

@@ -12,7 +12,7 @@ what it saves. Without a GPU `interpret=True` runs it, and JAX up to 0.10 lowers
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,28 +35,35 @@ SHAPES = {
 Result = tuple[Float[Array, 'm o'], Float[Array, ' o'], Float[Array, ' o']]
 
 
-def plain(
-    x: Float[Array, 'm c'],
-    mean: Float[Array, ' c'],
-    factor: Float[Array, ' c'],
-    offset: Float[Array, ' c'],
-    kernel: Float[Array, 'c o'],
-    shift: Float[Array, ' o'],
-    *,
-    product: Callable[[Array, Array], Array] = jnp.dot,
-) -> Result:
+class Layer(NamedTuple):
+    """A map and what is done to it.
+
+    Attributes:
+      x: the map, of the net's dtype, its pixels in rows.
+      mean, factor, offset: of the BatchNorm before the convolution, float32.
+      kernel: of the 1x1 convolution, of the dtype of x.
+      shift: near the mean of the result, float32. Of the sums with it the variance loses no digits
+        (`BatchNorm._batch_statistics`).
+    """
+
+    x: Float[Array, 'm c']
+    mean: Float[Array, ' c']
+    factor: Float[Array, ' c']
+    offset: Float[Array, ' c']
+    kernel: Float[Array, 'c o']
+    shift: Float[Array, ' o']
+
+
+def plain(layer: Layer, *, product: Callable[[Array, Array], Array] = jnp.dot) -> Result:
     """y = relu((x - mean) * factor + offset) @ kernel, and the sums of y - shift and of its square.
 
     Args:
-      x: a map of the net's dtype, its pixels in rows.
-      mean, factor, offset, shift: float32.
-      kernel: of the dtype of x.
       product: of the normalised map and the kernel, `jnp.dot` or `convolved`.
 
     Returns:
-      The product in the dtype of x, and the two sums in float32. With `shift` near the mean, the variance
-      that they give loses no digits (`BatchNorm._batch_statistics`).
+      The product in the dtype of x, and the two sums over its rows in float32.
     """
+    x, mean, factor, offset, kernel, shift = layer
     normalised = jnp.maximum((x.astype(jnp.float32) - mean) * factor + offset, 0).astype(x.dtype)
     y = product(normalised, kernel)
     apart = y.astype(jnp.float32) - shift
@@ -68,17 +75,7 @@ def convolved(x: Float[Array, 'm c'], kernel: Float[Array, 'c o'], *, side: int)
     return conv2d(x.reshape(-1, side, side, x.shape[1]), kernel[None, None]).reshape(x.shape[0], -1)
 
 
-def fused(
-    x: Float[Array, 'm c'],
-    mean: Float[Array, ' c'],
-    factor: Float[Array, ' c'],
-    offset: Float[Array, ' c'],
-    kernel: Float[Array, 'c o'],
-    shift: Float[Array, ' o'],
-    *,
-    warps: int = 8,
-    interpret: bool = False,
-) -> Result:
+def fused(layer: Layer, *, warps: int = 8, interpret: bool = False) -> Result:
     """As `plain`, in one kernel.
 
     Args:
@@ -88,7 +85,7 @@ def fused(
     Raises:
       ValueError: the rows are no multiple of `ROWS`, the inputs none of `INPUTS` or the outputs of `OUTPUTS`.
     """
-    (rows, inputs), outputs = x.shape, kernel.shape[1]
+    (rows, inputs), outputs = layer.x.shape, layer.kernel.shape[1]
     if rows % ROWS or inputs % INPUTS or outputs % OUTPUTS:
         raise ValueError(
             f'{rows} x {inputs} x {outputs} is not in tiles of {ROWS} x {INPUTS} x {OUTPUTS}: pad the map'
@@ -111,13 +108,13 @@ def fused(
             *[pl.BlockSpec((None, OUTPUTS), lambda j, i: (i, j))] * 2,
         ],
         out_shape=[
-            jax.ShapeDtypeStruct((rows, outputs), x.dtype),
+            jax.ShapeDtypeStruct((rows, outputs), layer.x.dtype),
             # Each row of tiles has its own sums: added in one order, they are the same in every run.
             *[jax.ShapeDtypeStruct((down, outputs), jnp.float32)] * 2,
         ],
         compiler_params=triton.CompilerParams(num_warps=warps, num_stages=3),
         interpret=interpret,
-    )(x, mean, factor, offset, kernel, shift)
+    )(*layer)
     return y, sums.sum(0), squares.sum(0)
 
 
@@ -141,8 +138,8 @@ def _tile(
     squares[...] = (apart * apart).sum(0)
 
 
-def arguments(rows: int, inputs: int, outputs: int, dtype: Any, seed: int = 0) -> tuple[Array, ...]:
-    """Random arguments of the kernel, whose normalised map has a deviation of about 1."""
+def random_layer(rows: int, inputs: int, outputs: int, dtype: Any, seed: int = 0) -> Layer:
+    """Random numbers, whose normalised map has a deviation of about 1."""
     keys = jax.random.split(jax.random.key(seed), 6)
     x = 3 * jax.random.normal(keys[0], (rows, inputs)) + 1
     mean = 1 + 0.1 * jax.random.normal(keys[1], (inputs,))
@@ -150,4 +147,4 @@ def arguments(rows: int, inputs: int, outputs: int, dtype: Any, seed: int = 0) -
     factor = jax.random.uniform(keys[3], (inputs,), minval=0.2, maxval=0.5)
     kernel = jax.random.normal(keys[4], (inputs, outputs)) / inputs**0.5
     shift = 0.1 * jax.random.normal(keys[5], (outputs,))
-    return x.astype(dtype), mean, factor, offset, kernel.astype(dtype), shift
+    return Layer(x.astype(dtype), mean, factor, offset, kernel.astype(dtype), shift)
