@@ -98,13 +98,48 @@ def _separate(x: Array, kernel: Array, groups: int, geometry: dict[str, int]) ->
     return jnp.concatenate([plain(maps, part, **dense) for maps, part in pairs], -1)
 
 
+def channels_first(x: Array, kernel: Array, **geometry: int) -> Array:
+    """XLA's convolution of maps that are [N, C, H, W] before and after."""
+    stride, padding = geometry.get('stride', 1), geometry.get('padding', 0)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(padding, padding)] * 2,
+        dimension_numbers=('NCHW', 'HWIO', 'NCHW'),
+        feature_group_count=geometry.get('groups', 1),
+    )
+
+
+def padded(multiple: int) -> Conv2d:
+    """Dense, the channels of map, kernel and result filled up with zeros to a multiple; those are cut off."""
+
+    def convolve(x: Array, kernel: Array, **geometry: int) -> Array:
+        outputs = kernel.shape[3]
+        more, wider = -kernel.shape[2] % multiple, -outputs % multiple
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more)))
+        kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, more), (0, wider)))
+        return plain(x, kernel, **geometry)[..., :outputs]
+
+    return convolve
+
+
+# In place of the package's own in whole nets.
 FORMS: dict[str, Conv2d] = {
     'plain': plain,
     'products': products,
+    **{f'packed{n}': packed(n) for n in (16, 32, 64, 128)},
+}
+# Of a convolution by itself.
+LAYER_FORMS: dict[str, Conv2d] = {
+    'flaxnets': conv2d,
+    'plain': plain,
+    'products': products,
     'split': split,
-    'packed32': packed(32),
-    'packed64': packed(64),
-    'packed128': packed(128),
+    **{f'packs of {n}': packed(n) for n in (8, 16, 32, 64, 128)},
+    **{f'packs of {n} apart': packed(n, apart=True) for n in (32, 64, 128)},
+    **{f'padded to {n}': padded(n) for n in (8, 16, 32, 64)},
+    'channels first': channels_first,
 }
 
 

@@ -3,12 +3,13 @@
     python -m benchmarks.gpu [--minutes 7.5] [--out build/bench]
     JAX_PLATFORMS=cpu python -m benchmarks.gpu --toy      # the same, tiny, on any machine
 
-1. Parity of every kind of block with timm's, float32 and bfloat16, logits and gradients.
-2. The card's own limits: products and bytes a second.
-3. flaxnets beside timm (channels_last, contiguous, compiled; all under autocast), forward and step, the nets
-   in order of importance until the time is up, with the share of the roofline.
+1. The card's own limits: products and bytes a second.
+2. Parity of every kind of block with timm's, float32 and bfloat16, logits and gradients.
+3. Convolutions by themselves, in every form and beside torch.
 4. `kernels.py`, one kernel for BatchNorm, ReLU, 1x1 convolution and statistics, beside XLA's programs.
-5. What flags and other forms of the convolutions would change, each in a process with flags of its own.
+5. flaxnets beside timm (channels_last, contiguous, compiled; all under autocast), forward and step, the nets
+   in order of importance until the time is up, with the share of the roofline and what the time is spent on.
+6. What flags and other forms of the convolutions would change, each in a process with flags of its own.
 
 Processes compile side by side (`--together`) and have the card to themselves, one after the other, when they
 are timed. Findings are in `gpu.json` and `gpu.md` under --out, as they come.
@@ -49,37 +50,37 @@ NETS = {  # in order of importance: pixels, images
     'resnest200e': (320, 32),
     'resnest269e': (416, 16),
 }
-FIRST = 3  # nets that are measured before the variants
+FIRST = 5  # nets that are measured before the variants
 KINDS = [
     'resnext50_32x4d',
-    'resnext101_64x4d',
     'seresnext50_32x4d',
     'res2net50_14w_8s',
-    'res2net50_26w_8s',
     'res2next50',
     'resnest50d',
     'resnest50d_1s4x24d',
     'resnest50d_4s2x40d',
 ]
 MODES = ('channels_last', 'contiguous', 'compiled')
-NCHW = '--xla_gpu_force_conv_nchw=true'
+NCHW, TRIAL = '--xla_gpu_force_conv_nchw=true', '--xla_gpu_experimental_enable'
 X50, S50, R50 = 'resnext50_32x4d', 'resnest50d', 'res2net50_14w_8s'
 # Label, flags, form of the convolutions (`benchmarks/forms.py`), nets; in order of importance.
 VARIANTS: list[tuple[str, str, str, list[str]]] = [
     ('as it is, once more', '', '', [X50]),  # how far two equal processes differ
+    ('plain Flax', '', 'plain', [X50, S50, R50]),
     ('channels first', NCHW, '', [S50, X50, R50]),
-    ('radix groups apart', '', 'split', [S50]),
-    ('groups packed to 32', '', 'packed32', [X50]),
-    ('groups packed to 128', '', 'packed128', [X50]),
+    ('groups packed to 16', '', 'packed16', [X50]),
+    ('groups packed to 64', '', 'packed64', [X50]),
+    ('graphs with parallel branches', '--xla_gpu_command_buffer_scheduling_mode=CONCURRENT', '', [R50, S50]),
     ('1x1 as products', '', 'products', [X50, S50]),
-    ('convolution fusion', '--xla_gpu_experimental_enable_conv_fusion=true', '', [X50, S50]),
+    ('convolution fusion', f'{TRIAL}_conv_fusion=true', '', [X50, S50]),
+    ('fusions of equal shapes', f'{TRIAL}_same_shape_multi_output_fusion=true', '', [X50]),
+    ('fusion autotuner', f'{TRIAL}_fusion_autotuner=true', '', [X50]),
     ('latency-hiding scheduler', '--xla_gpu_enable_latency_hiding_scheduler=true', '', [X50]),
     ('autotune level 0', '--xla_gpu_autotune_level=0', '', [X50]),
-    ('radix groups apart, channels first', NCHW, 'split', [S50]),
-    ('groups packed to 64', '', 'packed64', [X50]),
     ('deterministic', '--xla_gpu_deterministic_ops=true', '', [X50]),
 ]
 TOY = ('resnest_tiny', 'resnext_tiny')
+PARTS = ('parity', 'layers', 'kernels', 'nets', 'variants')
 
 
 @dataclass
@@ -128,12 +129,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--minutes', type=float, default=7.5, help='after which all is stopped')
     parser.add_argument('--together', type=int, default=0, help='processes that compile side by side')
     parser.add_argument('--rounds', type=int, default=5)
-    parser.add_argument('--only', nargs='+', choices=('parity', 'nets', 'kernels', 'variants'), default=[])
+    parser.add_argument('--only', nargs='+', choices=PARTS, default=[])
     parser.add_argument('--nets', nargs='+', default=[], choices=[*NETS, *TOY], metavar='NET')
     parser.add_argument('--dtype', default='bfloat16')
+    parser.add_argument('--keep', default='', help="folder for the nets' programs and traces")
     parser.add_argument('--out', default='build/bench')
     options = parser.parse_args()
-    options.together = options.together or min(6, max(2, len(os.sched_getaffinity(0)) // 3))
+    if options.keep:
+        options.keep = str(Path(options.keep).absolute())
+        Path(options.keep).mkdir(parents=True, exist_ok=True)
+    options.together = options.together or min(6, max(2, int(len(os.sched_getaffinity(0)) / 2.5)))
     return options
 
 
@@ -168,13 +173,15 @@ def tasks(options: argparse.Namespace) -> list[Task]:
             'batch': batch,
             'timm': timm,
             'form': form,
+            'keep': options.keep,
             **common,
         }
 
     kinds = ['resnest50d', 'res2next50'] if toy else KINDS
     parity = {'kind': 'parity', 'batch': 2 if toy else 4, 'size': 32 if toy else 96}
     limits = {'kind': 'limits', 'side': 128 if toy else 8192, 'length': 2**16 if toy else 2**29}
-    fused = {'kind': 'kernels', 'toy': toy, 'batch': 2 if toy else 128, **common}
+    alone = {'toy': toy, 'batch': 2 if toy else 128, **common}
+    layers = {**alone, 'kind': 'layers', 'rounds': 3, 'seconds': common['seconds'] / 5}
     names = options.nets or (list(TOY) if toy else list(NETS))
     first = 1 if toy else FIRST
     compare = [Task(net(name, MODES), 'net') for name in names]
@@ -184,12 +191,12 @@ def tasks(options: argparse.Namespace) -> list[Task]:
         for label, flags, form, nets in changed
         for n in (TOY[:1] if toy else nets)
     ]
-    half = (len(kinds) + 1) // 2
     groups = {
-        'parity': [Task({**parity, 'nets': part}, 'parity') for part in (kinds[:half], kinds[half:])],
         'limits': [Task(limits, 'limits')],
+        'parity': [Task({**parity, 'nets': kinds[i::3]}, 'parity') for i in range(min(3, len(kinds)))],
+        'layers': [Task(layers, 'layers')],
+        'kernels': [Task({**alone, 'kind': 'kernels'}, 'kernels')],
         'nets': compare[:first],
-        'kernels': [Task(fused, 'kernels')],
         'variants': variants,
     }
     wanted = set(options.only or groups)
@@ -207,15 +214,16 @@ def run(
     for task, number in zip(wave, numbers, strict=True):
         task.process = begin(task, number, folder, toy)
     try:
-        waiting = [(t, n) for t, n in zip(wave, numbers, strict=True) if t.timed]
-        while time.monotonic() < deadline - 20 and not all(_settled(t, n, folder) for t, n in waiting):
+        pairs = list(zip(wave, numbers, strict=True))
+        while time.monotonic() < deadline - 20 and not all(_settled(t, n, folder) for t, n in pairs):
             time.sleep(0.05)
-        for task, number in waiting:
+        for task, number in pairs:
             if (folder / f'{number}.ready').exists():
                 (folder / f'{number}.go').touch()
-                finish(task, deadline)
+                finish(task, min(deadline, time.monotonic() + 120))  # one that hangs holds up no others
         for task in wave:
-            finish(task, deadline)
+            if task.ended == 'well':
+                finish(task, deadline)
     finally:
         for task in wave:
             if task.process is not None and task.process.poll() is None:
@@ -257,6 +265,8 @@ def finish(task: Task, deadline: float) -> None:
         code = task.process.wait(max(0.1, deadline - time.monotonic()))
         task.ended = 'well' if code == 0 else f'exit code {code}'
     except subprocess.TimeoutExpired:
+        task.process.kill()
+        task.process.wait()
         task.ended = 'stopped: no time left'
 
 
@@ -279,6 +289,8 @@ def write(result: dict[str, Any], out: Path) -> None:
     out_lines += parity_table(result['tasks'])
     base: dict[tuple[str, str], float] = {}
     out_lines += net_table(result['tasks'], limits, base)
+    out_lines += profile_table(result['tasks'])
+    out_lines += layer_table(result['tasks'])
     out_lines += kernel_table(result['tasks'], limits)
     out_lines += variant_table(result['tasks'], base)
     if result['no_time_left']:
@@ -344,6 +356,33 @@ def variant_table(tasks: list[dict[str, Any]], base: dict[tuple[str, str], float
         return []
     note = 'Time over that of the same net as it is: below 1, the variant is the faster.'
     return ['', '### Variants', '', note, '', *_rows(['variant', 'net', 'forward', 'step', ''], rows)]
+
+
+def profile_table(tasks: list[dict[str, Any]]) -> list[str]:
+    rows: list[list[Any]] = []
+    for task in (t for t in tasks if t['kind'] == 'net' and t['label'] == 'net'):
+        for what in task['jobs']:
+            spent: dict[str, float] = merged(task, what).get('flaxnets', {}).get('operations', {})
+            if spent:
+                cells = [f'{name} {ms:.2f}' for name, ms in list(spent.items())[:10]]
+                rows.append([task['net'], what, f'{sum(spent.values()):.1f}', ', '.join(cells)])
+    if not rows:
+        return []
+    note = "Milliseconds of the card by XLA's names of operations, the ten longest."
+    return ['', '### What the time is spent on', '', note, '', *_rows(['net', 'job', 'all', ''], rows)]
+
+
+def layer_table(tasks: list[dict[str, Any]]) -> list[str]:
+    rows: list[list[Any]] = []
+    for task in (t for t in tasks if t['kind'] == 'layers'):
+        for what in dict.fromkeys(finding['what'] for finding in task['findings']):
+            found = merged(task, what)
+            times = sorted((one['ms'], name) for name, one in found.items() if 'ms' in one)
+            rows.append([what, ', '.join(f'{name} {ms:.3f}' for ms, name in times)])
+    if not rows:
+        return []
+    note = 'Milliseconds of each form, the fastest first; `torch` has two layouts.'
+    return ['', '### Convolutions', '', note, '', *_rows(['convolution', 'forms'], rows)]
 
 
 def kernel_table(tasks: list[dict[str, Any]], limits: dict[str, Any]) -> list[str]:

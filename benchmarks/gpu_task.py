@@ -1,4 +1,4 @@
-"""One process of `benchmarks/gpu.py`: parity of the blocks, the card's limits, kernels, or a net.
+"""One process of `benchmarks/gpu.py`: parity of the blocks, the card's limits, layers, kernels, or a net.
 
     python -m benchmarks.gpu_task SPEC FOLDER NUMBER
 
@@ -11,10 +11,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import faulthandler
 import importlib
 import json
+import os
+import re
+import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flaxnets
-from benchmarks import kernels
+from benchmarks import gpu_layers, kernels
 from benchmarks.contestants import (
     import_timm,
     random_variables,
@@ -45,6 +50,7 @@ from flaxnets import zoo
 from flaxnets.nets.resnet import build
 
 Spec = dict[str, Any]
+COMPILE_SECONDS = 75  # for all layers; those that are not compiled by then are left out
 
 
 @dataclass
@@ -59,7 +65,7 @@ class Contestant:
 def main(spec: Spec, folder: Path, number: str) -> None:
     findings = Findings(str(folder / f'{number}.jsonl'))
     card_free = Gate(folder / f'{number}.ready', folder / f'{number}.go')
-    kinds = {'parity': parity, 'limits': limits, 'net': net, 'kernels': time_kernels}
+    kinds = {'parity': parity, 'limits': limits, 'net': net, 'layers': layers, 'kernels': time_kernels}
     kinds[spec['kind']](spec, findings, card_free)
 
 
@@ -182,6 +188,45 @@ def limits(spec: Spec, findings: Findings, card_free: Gate) -> None:
     findings.add(flops=2 * side**3 / seconds['product'], bytes=2 * x.nbytes / seconds['copy'])
 
 
+# Convolutions by themselves.
+
+
+def layers(spec: Spec, findings: Findings, card_free: Gate) -> None:
+    """Convolutions of the nets in every form, and as torch computes them: forward, and both gradients."""
+    ready: dict[str, dict[str, Contestant]] = {}
+    shapes = {layer.name: layer for layer in (gpu_layers.TOY if spec['toy'] else gpu_layers.LAYERS)}
+    batch, dtype = spec['batch'], spec['dtype']
+    with ThreadPoolExecutor(8) as pool:
+        making = {
+            (what, job, form): pool.submit(compiled_layer, layer, form, job, batch, dtype)
+            for what, layer in shapes.items()
+            for job in ('forward', 'gradients')
+            for form in layer.forms
+        }
+        end = time.monotonic() + COMPILE_SECONDS
+        for (what, job, form), future in making.items():
+            try:
+                contestant = future.result(max(0, end - time.monotonic()))
+                ready.setdefault(f'{what}, {job}', {})[form] = contestant
+            except Exception as error:
+                findings.add(what=f'{what}, {job}', contestant=form, left_out=_short(error))
+        pool.shutdown(wait=False, cancel_futures=True)
+    for what, layer in shapes.items():
+        for job in ('forward', 'gradients'):
+            for layout in ('channels_last', 'contiguous'):
+                call = gpu_layers.torch_call(layer, layout, job, batch, dtype, torch_device())
+                ready.setdefault(f'{what}, {job}', {})[f'torch {layout}'] = Contestant(call, torch_wait())
+    card_free()
+    for what, contestants in ready.items():
+        take_turns(contestants, what, spec, findings)
+
+
+def compiled_layer(layer: gpu_layers.Layer, form: str, job: str, batch: int, dtype: str) -> Contestant:
+    call, arguments = gpu_layers.jax_call(layer, form, job, batch, dtype)
+    jax.block_until_ready(call(*arguments))
+    return repeated(call, *arguments)
+
+
 # A kernel of the project's own.
 
 
@@ -216,11 +261,11 @@ def time_kernels(spec: Spec, findings: Findings, card_free: Gate) -> None:
         take_turns(contestants, what, spec, findings)
 
 
-def repeated(call: Callable[..., Any], argument: Any) -> Contestant:
+def repeated(call: Callable[..., Any], *arguments: Any) -> Contestant:
     last: list[Any] = [None]
 
     def once() -> None:
-        last[0] = call(argument)
+        last[0] = call(*arguments)
 
     return Contestant(once, lambda: jax.block_until_ready(last[0]))
 
@@ -248,6 +293,49 @@ def net(spec: Spec, findings: Findings, card_free: Gate) -> None:
     for what in spec['jobs']:
         take_turns({name: c for (w, name), c in ready.items() if w == what}, what, spec, findings)
     findings.add(memory=memory())
+    for what in spec['jobs']:
+        if (what, 'flaxnets') in ready:
+            spent = profile(ready[what, 'flaxnets'], kept(spec, what, 'trace'))
+            findings.add(what=what, contestant='flaxnets', operations=spent)
+
+
+def kept(spec: Spec, what: str, kind: str) -> Path | None:
+    """Where a net's program or trace is kept, if it is."""
+    name = '_'.join(filter(None, (spec['net'], spec['form'], *os.environ['XLA_FLAGS'].split(), what, kind)))
+    return Path(spec['keep'], name.replace('--xla_gpu_', '')) if spec['keep'] else None
+
+
+def profile(contestant: Contestant, keep: Path | None, calls: int = 3) -> dict[str, float]:
+    """Milliseconds a call that the card computes each kind of operation, by XLA's names, longest first."""
+    faulthandler.dump_traceback_later(60, exit=True)  # a profiler that hangs must not take the others' time
+    with tempfile.TemporaryDirectory() as folder:
+        contestant.wait()
+        with jax.profiler.trace(folder):
+            for _ in range(calls):
+                contestant.call()
+            contestant.wait()
+        found = operations(folder, calls)
+        if keep:
+            shutil.copytree(folder, keep, dirs_exist_ok=True)
+    faulthandler.cancel_dump_traceback_later()
+    return found
+
+
+def operations(folder: str, calls: int) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for path in Path(folder).rglob('*.xplane.pb'):
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+            if not plane.name.startswith('/device:GPU'):
+                continue
+            for line in plane.lines:
+                for event in line.events if line.name.startswith('Stream') else ():
+                    name = str(dict(event.stats).get('hlo_op', ''))
+                    if not name or name.startswith('command_buffer'):
+                        name = event.name  # of a graph, only its kernels have names of their own
+                    name = re.sub(r'[._]\d+$', '', name)
+                    total[name] = total.get(name, 0) + event.duration_ns / 1e6 / calls
+    longest = sorted(total.items(), key=lambda pair: -pair[1])
+    return {name: round(ms, 3) for name, ms in longest[:40]}
 
 
 def _now(function: Callable[..., Contestant], *args: Any) -> Future[Contestant]:
@@ -299,8 +387,9 @@ def flax_contestant(spec: Spec, what: str) -> Contestant:
     shape = (spec['batch'], spec['size'], spec['size'], 3)
     images = jax.random.normal(jax.random.key(0), shape)
     last: list[Any] = [None]
+    keep = kept(spec, what, 'program.txt')
     if what == 'forward':
-        forward, facts = compiled(lambda v, x: model.apply(v, x), variables, images)
+        forward, facts = compiled(lambda v, x: model.apply(v, x), variables, images, keep=keep)
 
         def call() -> None:
             last[0] = forward(variables, images)
@@ -308,7 +397,7 @@ def flax_contestant(spec: Spec, what: str) -> Contestant:
         train, start = training(spec['net'], model, variables)
         state = [start]
         batch = {'image': images, 'label': jnp.zeros(spec['batch'], jnp.int32)}
-        step, facts = compiled(train, start, batch, donate_argnums=0)
+        step, facts = compiled(train, start, batch, keep=keep, donate_argnums=0)
 
         def call() -> None:
             state[0], last[0] = step(state[0], batch)
@@ -316,13 +405,17 @@ def flax_contestant(spec: Spec, what: str) -> Contestant:
     return Contestant(call, lambda: jax.block_until_ready(last[0]), facts)
 
 
-def compiled(function: Callable[..., Any], *args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+def compiled(
+    function: Callable[..., Any], *args: Any, keep: Path | None, **options: Any
+) -> tuple[Any, dict[str, Any]]:
     start = time.perf_counter()
     lowered = jax.jit(function, **options).lower(*args)
     traced = time.perf_counter()
     call = lowered.compile()
     facts: dict[str, Any] = {'trace_s': traced - start, 'compile_s': time.perf_counter() - traced}
     before, after = lowered.cost_analysis() or {}, call.cost_analysis() or {}
+    if keep:
+        keep.write_text(call.as_text() or '')
     # The products that the net asks for, and the bytes that the program moves: a library's convolution
     # hides its products from the second account.
     facts['gflop'] = before.get('flops', 0) / 1e9
@@ -341,12 +434,14 @@ def timm_contestant(spec: Spec, what: str, mode: str) -> Contestant:
     images = torch.randn(spec['batch'], 3, spec['size'], spec['size'], device=device).to(memory_format=layout)
     net = torch.compile(model, backend=spec['backend']) if mode.startswith('compiled') else model
     call = torch_call(net, what, images, narrow=spec['dtype'] == 'bfloat16')
-    wait = torch.cuda.synchronize if device == 'cuda' else lambda: None
+    wait = torch_wait()
     if net is model:
         return Contestant(call, wait)
     start = time.perf_counter()
     call()  # compiles
     wait()
+    if device == 'cuda':
+        torch.cuda.empty_cache()  # other processes need the card's memory to compile
     return Contestant(call, wait, {'first_s': round(time.perf_counter() - start, 2)})
 
 
@@ -356,6 +451,11 @@ def torch_device() -> str:
     if on_card and not torch.cuda.is_available():
         raise RuntimeError('JAX sees a GPU, torch does not')
     return 'cuda' if on_card else 'cpu'
+
+
+def torch_wait() -> Callable[[], Any]:
+    torch = importlib.import_module('torch')
+    return torch.cuda.synchronize if torch_device() == 'cuda' else lambda: None
 
 
 def memory() -> dict[str, float]:

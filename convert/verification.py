@@ -194,6 +194,8 @@ def of_timms_blocks(arch: Arch, **kwargs: Any) -> Any:
     block_args: dict[str, Any] = {}
     if arch.block == 'resnest':
         block_args = dict(radix=arch.radix, avd=True, avd_first=arch.avd_first)
+    if arch.block == 'res2net':
+        block_args = dict(scale=arch.scale)
     if arch.se:
         block_args = dict(attn_layer='se')
     return ResNet(

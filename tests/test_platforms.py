@@ -17,6 +17,7 @@ from benchmarks.forms import form
 from benchmarks.measure import as_numbers
 from flaxnets.nets import layers
 from flaxnets.nets.arch import Arch
+from flaxnets.nets.convolution import Packs
 from flaxnets.nets.layers import BatchNorm, Span, relu
 from flaxnets.nets.platforms import computed_once, linear_once
 from flaxnets.nets.resnet import abstract_variables, build
@@ -91,7 +92,7 @@ def test_batch_norm_by_shares_and_packs_is_the_same(
 ) -> None:
     """The form of TPUs, run on this platform, beside a BatchNorm with a ReLU behind it."""
     jax.clear_caches()  # of what was traced in another form
-    monkeypatch.setattr(layers, 'by_platform', lambda default, **forms: forms['tpu'])
+    monkeypatch.setattr(layers, 'by_platform', lambda default, **forms: forms.get('tpu', default))
     keys = list(jax.random.split(jax.random.key(0), 5))
     names = {'params': ('scale', 'bias'), 'batch_stats': ('mean', 'var')}
     variables = {
@@ -111,24 +112,26 @@ def test_batch_norm_by_shares_and_packs_is_the_same(
 
     expected = differentiated(BatchNorm(**settings))
     for shares, packs in ((1, 1), (3, 2)):
-        found = differentiated(BatchNorm(relu=True, shares=shares, packs=packs, **settings))
+        parted = {'shares': Packs(tpu=shares), 'packs': Packs(tpu=packs)}
+        found = differentiated(BatchNorm(relu=True, **parted, **settings))
         for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
             np.testing.assert_allclose(as_numbers(one), as_numbers(other), rtol=near, atol=near)
     jax.clear_caches()
 
 
-def test_tpus_take_statistics_pack_by_pack() -> None:
+def test_accelerators_take_statistics_pack_by_pack() -> None:
     x = jax.ShapeDtypeStruct((4, 8, 8, 12), jnp.bfloat16)
 
-    norm = BatchNorm(packs=3)
+    norm = BatchNorm(packs=Packs(tpu=3, gpu=2))
     variables = jax.eval_shape(lambda x: norm.init(jax.random.key(0), x, False), x)
 
     def program(platform: str) -> str:
         call = jax.jit(partial(norm.apply, train=True, mutable=['batch_stats']))
         return str(export.export(call, platforms=[platform])(variables, x).mlir_module())
 
-    for platform, sums in (('tpu', 2 * 3), ('cuda', 0)):  # of values and of squares
-        assert len(re.findall(r'stablehlo.reduce.*tensor<4x8x8x4xf32>', program(platform))) == sums
+    for platform, packs, channels in (('tpu', 3, 4), ('cuda', 2, 6), ('rocm', 2, 6), ('cpu', 1, 12)):
+        sums = re.findall(rf'stablehlo.reduce.*tensor<4x8x8x{channels}xf32>', program(platform))
+        assert len(sums) == 2 * packs  # of values and of squares
 
 
 @pytest.mark.parametrize(
@@ -143,11 +146,11 @@ def test_tpus_take_statistics_pack_by_pack() -> None:
 )
 def test_tpus_normalise_no_map_whole_that_is_split(arch: Arch, whole: set[int], shares: set[int]) -> None:
     """`whole` are the channels of the ReLUs that TPUs do not have, `shares` of those that they alone have."""
-    ours = {platform: widths(arch, platform) for platform in ('cuda', 'tpu')}
-    assert ours['cuda'] - ours['tpu'] == whole
-    assert ours['tpu'] - ours['cuda'] == shares
+    ours = {platform: widths(arch, platform) for platform in ('cpu', 'tpu')}
+    assert ours['cpu'] - ours['tpu'] == whole
+    assert ours['tpu'] - ours['cpu'] == shares
     with form('plain'):  # of the benchmarks, whatever was traced before
-        assert widths(arch, 'tpu') == ours['cuda']
+        assert widths(arch, 'tpu') == ours['cpu']
 
 
 def widths(arch: Arch, platform: str) -> set[int]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import torchvision
 from nets import numpy_state, randomise, timm_net
 from PIL import Image
@@ -19,7 +20,7 @@ from torchvision.models.resnet import Bottleneck
 import flaxnets
 from convert.arithmetic import fold_batch_norm
 from convert.names.tree import to_variables
-from convert.verification import TOLERANCE, verify
+from convert.verification import TOLERANCE, of_timms_blocks, verify
 from flaxnets import zoo
 from flaxnets.errors import FlaxnetsError
 from flaxnets.images.preprocess import Preprocess
@@ -54,6 +55,14 @@ def test_other_heads_channels_and_images(tmp_path: Path) -> None:
         images = Preprocess(96, mean=(0.5,) * config.in_chans, std=(0.5,), unsupported=('ten crops',))
         result = verify(state, variables, dataclasses.replace(config, preprocess=images), image=str(photo))
         assert result.first_outside is None and result.image == str(photo)
+
+
+def test_every_net_of_the_zoo_can_be_built_of_timms_blocks() -> None:
+    for name, arch in zoo.NETS.items():
+        with torch.device('meta'):
+            built, timms = of_timms_blocks(arch), timm_net(name)
+        ours, theirs = ({key: t.shape for key, t in net.state_dict().items()} for net in (built, timms))
+        assert ours == theirs, name
 
 
 def test_folded_variables_are_proven_against_the_net_as_it_was() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,7 +17,7 @@ from jax import Array
 from jaxtyping import Float
 
 from .arch import Arch
-from .convolution import tpu_packs
+from .convolution import Packs, dense_on_gpu, packs_of
 from .layers import (
     BatchNorm,
     Conv,
@@ -24,6 +25,8 @@ from .layers import (
     DropPath,
     MakeConv,
     MakeNorm,
+    convolved,
+    normalised,
     relu,
 )
 from .platforms import computed_once
@@ -76,7 +79,7 @@ class Block(nn.Module):
         return DropBlock(self.drop_block_rate, groups=self.drop_block_groups)(y, train)
 
     def first_layers(
-        self, x: Float[Array, 'n h w c'], channels: int, shares: int, train: bool
+        self, x: Float[Array, 'n h w c'], channels: int, shares: Packs, train: bool
     ) -> Float[Array, 'n h w {channels}']:
         """The start of the branch: 1x1 convolution, BatchNorm, ReLU.
 
@@ -84,15 +87,15 @@ class Block(nn.Module):
           channels: of the result.
           shares: parts into which the result is split for convolutions, on TPUs at least.
         """
-        y = self.conv(channels, 1, name='conv1')(x)
+        conv, norm = self.conv(channels, 1, name='conv1'), self.norm(relu=True, shares=shares, name='bn1')
         # DropBlock multiplies by numbers that are not negative: it may as well come after the ReLU.
-        return self.drop_block(self.norm(relu=True, shares=shares, name='bn1')(y, train), train)
+        return self.drop_block(normalised(norm, train, conv, x), train)
 
     def last_layers(self, y: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w {4*self.planes}']:
         """The end of the branch: 1x1 convolution and BatchNorm."""
-        y = self.conv(EXPANSION * self.planes, 1, name='conv3')(y)
-        y = self.norm(zero_scale=self.zero_init_last, name='bn3')(y, train)
-        return self.drop_block(y, train)
+        conv = self.conv(EXPANSION * self.planes, 1, name='conv3')
+        norm = self.norm(zero_scale=self.zero_init_last, name='bn3')
+        return self.drop_block(normalised(norm, train, conv, y), train)
 
     def add_shortcut(
         self, y: Float[Array, 'n rows columns features'], x: Float[Array, 'n h w c'], train: bool
@@ -142,8 +145,8 @@ class Downsample(nn.Module):
         stride = self.stride
         if self.pool:
             x, stride = avg_pool_shortcut(x, stride), 1
-        x = self.conv(self.features, 1, stride=stride, name=str(self.first_index))(x)
-        return self.norm(name=str(self.first_index + 1))(x, train)
+        conv = self.conv(self.features, 1, stride=stride, name=str(self.first_index))
+        return normalised(self.norm(name=str(self.first_index + 1)), train, conv, x)
 
 
 class Bottleneck(Block):
@@ -155,12 +158,12 @@ class Bottleneck(Block):
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
         groups = self.arch.cardinality
-        packs = tpu_packs(self.width, groups)
+        packs = packs_of(self.width, groups)
         y = self.first_layers(x, self.width, packs, train)
         conv2 = self.conv(
             self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups, name='conv2'
         )
-        y = self.norm(packs=packs, name='bn2')(conv2(y), train)
+        y = normalised(self.norm(packs=packs, name='bn2'), train, conv2, y)
         y = relu(self.drop_block(y, train))
         y = self.last_layers(y, train)
         if self.arch.se:
@@ -197,17 +200,18 @@ class Res2Bottleneck(Block):
         make_conv = partial(
             self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
-        packs = tpu_packs(self.width, groups)
+        packs = packs_of(self.width, groups)
         convs = ModuleList(make_conv, name='convs')
         bns = ModuleList(partial(self.norm, packs=packs), name='bns')
 
-        y = self.first_layers(x, self.width * scale, scale * packs, train)
+        y = self.first_layers(x, self.width * scale, Packs(scale * packs.tpu), train)
         parts = jnp.split(y, scale, axis=-1)
         outputs: list[Array] = []
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
                 part = part + outputs[-1]
-            outputs.append(relu(bns(i, convs(i, part), train)))
+            again = partial(convs.scaled, i, part) if dense_on_gpu(groups) else None
+            outputs.append(relu(bns(i, convs(i, part), train, again)))
         if scale > 1:
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)
@@ -228,6 +232,11 @@ class ModuleList(nn.Module):
     def __call__(self, i: int, *args: object) -> Float[Array, 'n h w c']:
         return self.make(name=str(i))(*args)
 
+    def scaled(self, i: int, x: Float[Array, 'n h w c'], factor: Array) -> Float[Array, 'n rows columns o']:
+        """`Conv.scaled` of the i-th layer."""
+        conv: Any = self.make(parent=None)
+        return convolved(conv, self.variables['params'][str(i)], x, factor)
+
 
 class SplitAttentionBottleneck(Block):
     """ResNeSt's block (Zhang et al., arXiv 2004.08955, figure 2, right).
@@ -238,7 +247,7 @@ class SplitAttentionBottleneck(Block):
 
     @nn.compact
     def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> BlockMap:
-        packs = tpu_packs(self.width, self.arch.cardinality * self.arch.radix)
+        packs = packs_of(self.width, self.arch.cardinality * self.arch.radix)
         y = self.first_layers(x, self.width, packs, train)
         if self.stride > 1 and self.arch.avd_first:
             y = avg_pool_3x3(y, self.stride)
@@ -289,13 +298,14 @@ class SplitAttention(nn.Module):
         fc1 = self.conv(inner, 1, groups=cardinality, use_bias=True, name='fc1')
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
-        packs = tpu_packs(x.shape[-1], cardinality * radix)
-        splits = self.norm(relu=True, shares=radix, packs=packs, name='bn0')(conv(x), train)
+        packs = packs_of(x.shape[-1], cardinality * radix)
+        norm = self.norm(relu=True, shares=Packs(radix, radix), packs=packs, name='bn0')
+        splits = normalised(norm, train, conv, x)
         # Splits are kept apart, not in one more dimension: XLA's fusions for CPUs (jaxlib 0.10.2) hang at
         # seven dimensions, which vmaps of vmaps would reach.
         parts = jnp.split(splits, radix, axis=-1)
         y = sum(parts[1:], parts[0]).mean((1, 2), keepdims=True)
-        logits = fc2(relu(self.norm(name='bn1')(fc1(y), train)))[:, 0, 0]
+        logits = fc2(relu(normalised(self.norm(name='bn1'), train, fc1, y)))[:, 0, 0]
         if radix == 1:
             weights = jax.nn.sigmoid(logits)
         else:

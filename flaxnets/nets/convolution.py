@@ -36,10 +36,17 @@ from .pooling import shifted
 # the vector or matrix units idle; more are multiplications by zero. On a CPU, groups of 4 channels take 10 ms
 # packed by four, 34 ms one by one and 105 ms as XLA's grouped convolution. A TPU's matrix unit is 128 wide.
 CPU_CHANNELS, TPU_CHANNELS = 16, 128
+# So few groups, cuDNN convolves one by one, and first copies the channels of each to a map of its own. Those
+# copies take 3 ms of the 35 ms of a training step of ResNeSt-50 on an H200. Convolutions of parts of a map
+# need none where it was normalised in parts.
+GPU_FEW_GROUPS = 2
+# A GPU's matrix units take channels in multiples of this. The 7x7 stem with its three channels takes 6 % of a
+# training step of ResNeXt-50 on an H200, seven times what its bytes need.
+GPU_ALIGNED = 8
 # On a CPU, a kernel with more than so many weights per pixel gets its gradient as products of matrices. That
 # takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112. So does a kernel with few input
 # channels, the stem's: half of XLA's time.
-CPU_TAP, CPU_FEW_INPUTS = 512, 4
+CPU_TAP, FEW_INPUTS = 512, 4
 # Up to so many channels, and where the kernel moves by one pixel, that is one product: a training step of
 # ResNeSt-50 needs a quarter less memory than with one for each pixel, since few parts of maps are copied.
 CPU_ONE_PRODUCT = 64
@@ -87,6 +94,9 @@ def conv2d(
         forms = {'cpu': partial(_on_cpu, geometry=geometry, groups=groups)}
         if groups > 1:
             forms['tpu'] = partial(_on_tpu, geometry=geometry, groups=groups)
+            forms['gpu'] = partial(_on_gpu, geometry=geometry, groups=groups)
+        elif kernel.shape[0] > 3 and stride == 2 and kernel.shape[2] <= FEW_INPUTS and dilation == 1:
+            forms['gpu'] = partial(_in_blocks, geometry=geometry)
     return by_platform(native, **forms)(x, kernel)
 
 
@@ -153,11 +163,57 @@ def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
     return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
 
 
-def tpu_packs(channels: int, groups: int) -> int:
-    """In how many packs of channels a TPU convolves a map with that many channels and groups."""
+def _on_gpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
+    convolve = partial(_native, geometry=geometry)
+    return (
+        _side_by_side(convolve, x, kernel, groups)
+        if dense_on_gpu(groups)
+        else convolve(x, kernel, groups=groups)
+    )
+
+
+def dense_on_gpu(groups: int) -> bool:
+    """Whether a GPU convolves each group by itself."""
+    return groups <= GPU_FEW_GROUPS
+
+
+def _in_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
+    """A convolution whose kernel moves by two pixels as one of blocks of two by two pixels.
+
+    The kernel gets a last row and column of zeros if its size is odd; so do the channels of the blocks, up to
+    a multiple of `GPU_ALIGNED`.
+    """
+    padding = geometry.padding
+    n, h, w, inputs = x.shape
+    size, _, _, outputs = kernel.shape
+    taps = -(-size // 2)
+    rows, columns = ((side + 2 * padding - size) // 2 + taps for side in (h, w))
+    zero = jnp.zeros((), x.dtype)
+    sides = [(padding, 2 * count - side - padding, 0) for count, side in ((rows, h), (columns, w))]
+    more = -4 * inputs % GPU_ALIGNED
+    x = lax.pad(x, zero, ((0, 0, 0), *sides, (0, 0, 0)))
+    x = x.reshape(n, rows, 2, columns, 2, inputs).transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
+    x = lax.pad(x, zero, ((0, 0, 0), (0, 0, 0), (0, 0, 0), (0, more, 0)))
+    kernel = lax.pad(kernel, zero, (*[(0, 2 * taps - size, 0)] * 2, (0, 0, 0), (0, 0, 0)))
+    kernel = kernel.reshape(taps, 2, taps, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
+    kernel = kernel.reshape(taps, taps, -1, outputs)
+    kernel = lax.pad(kernel, zero, ((0, 0, 0), (0, 0, 0), (0, more, 0), (0, 0, 0)))
+    return _native(x, kernel, Geometry(1, 0, 1))
+
+
+class Packs(NamedTuple):
+    """In how many packs of channels a map is convolved, each by itself, on TPUs and on GPUs."""
+
+    tpu: int = 1
+    gpu: int = 1
+
+
+def packs_of(channels: int, groups: int) -> Packs:
+    """The packs of a grouped convolution of a map with that many channels."""
     if channels % groups:
-        return 1  # `Conv` refuses it
-    return groups // _groups_in_pack(channels // groups, groups, TPU_CHANNELS)
+        return Packs()  # `Conv` refuses it
+    in_pack = _groups_in_pack(channels // groups, groups, TPU_CHANNELS)
+    return Packs(groups // in_pack, groups if dense_on_gpu(groups) else 1)
 
 
 def _dense(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, str] = ORDER) -> Array:
@@ -169,7 +225,7 @@ def _dense(x: Array, kernel: Array, geometry: Geometry, order: tuple[str, str, s
     channels meet a wide kernel, as in the stem.
     """
     fewest, most = sorted(kernel.shape[2:])
-    stem = kernel.shape[0] > 3 and fewest <= CPU_FEW_INPUTS
+    stem = kernel.shape[0] > 3 and fewest <= FEW_INPUTS
     # Of a symbolic height JAX could not tell that the result has the height that it has otherwise.
     short = isinstance(x.shape[1], int) and x.shape[1] <= CPU_EIGEN * geometry.stride
     dilated = short and most > CPU_NARROW and not stem and x.dtype != jnp.float64
@@ -211,7 +267,7 @@ def _convolution_jvp(
     x = computed_once(x)  # packs, rows and columns are parts of it
     inputs, outputs = kernel.shape[2], kernel.shape[3] // packs
     in_loop = packs >= CPU_LOOP
-    products = not in_loop and (inputs * outputs > CPU_TAP or inputs <= CPU_FEW_INPUTS)
+    products = not in_loop and (inputs * outputs > CPU_TAP or inputs <= FEW_INPUTS)
 
     def each(function: Callable[..., Array], x: Array, kernel: Array) -> Array:
         convolve = partial(function, geometry=geometry)
@@ -286,7 +342,7 @@ def _as_products(x: Array, kernel: Array, geometry: Geometry) -> Array:
     sides = (padding, padding, 0)
     x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), sides, sides, (0, 0, 0)))
     size, strides = (dilation * (high - 1) + 1, dilation * (wide - 1) + 1), (stride, stride)
-    if one or inputs <= CPU_FEW_INPUTS:
+    if one or inputs <= FEW_INPUTS:
         columns = [shifted(x, (0, dilation * j), (1, size[1]), (1, stride)) for j in range(wide)]
         x = jnp.concatenate(columns, -1)
         size, strides, inputs, wide = (size[0], 1), (stride, 1), wide * inputs, 1

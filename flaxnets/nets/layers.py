@@ -21,11 +21,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
-from .convolution import conv2d
-from .platforms import by_platform, computed_again, on_tpu
+from .convolution import Packs, conv2d, dense_on_gpu
+from .platforms import Result, by_platform, computed_again, on_accelerator
 
 MakeConv = Callable[..., 'Conv']
-MakeNorm = Callable[..., nn.Module]
+MakeNorm = Callable[..., 'BatchNorm | FoldedNorm']
+Convolve = Callable[[Array], Array]  # a convolution's result whose channels are multiplied by a vector
 Vector = Float[Array | np.ndarray, ' c']  # variables that were loaded are NumPy's until a program takes them
 
 BN_EPSILON = 1e-5
@@ -91,19 +92,34 @@ class Conv(nn.Module):
         kernel = self.param(
             'kernel', nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'), shape, self.param_dtype
         )
-        y = conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=self.dilation * (k - 1) // 2,
-            dilation=self.dilation,
-            groups=self.groups,
-        )
+        params = {'kernel': kernel}
         if self.use_bias:
             fan_in = k * k * shape[2]
-            bias = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
-            y = y + channels(bias.astype(self.dtype))
-        return y
+            params['bias'] = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
+        return convolved(self, params, x)
+
+    def scaled(
+        self, x: Float[Array, 'n h w c'], factor: Float[Array, ' o']
+    ) -> Float[Array, 'n rows columns o']:
+        """The result times a factor for each of its channels, which is taken into kernel and bias."""
+        return convolved(self, self.variables['params'], x, factor)
+
+
+def convolved(
+    conv: Conv, params: Any, x: Float[Array, 'n h w c'], factor: Float[Array, ' o'] | None = None
+) -> Float[Array, 'n rows columns o']:
+    """What `conv` makes of `x` with these parameters, each multiplied by `factor` if there is one."""
+    if factor is not None:
+        params = jax.tree.map(lambda p: p * factor, params)
+    y = conv2d(
+        x.astype(conv.dtype),
+        params['kernel'].astype(conv.dtype),
+        stride=conv.stride,
+        padding=conv.dilation * (conv.kernel_size - 1) // 2,
+        dilation=conv.dilation,
+        groups=conv.groups,
+    )
+    return y + channels(params['bias'].astype(conv.dtype)) if conv.use_bias else y
 
 
 @dataclass(frozen=True)
@@ -155,14 +171,16 @@ class BatchNorm(nn.Module):
     zero_scale: bool = False
     span: Span = Span()
     relu: bool = False
-    shares: int = 1
-    packs: int = 1
+    shares: Packs = Packs()
+    packs: Packs = Packs()
     frozen: bool = False
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
+    def __call__(
+        self, x: Float[Array, 'n h w c'], train: bool, convolve: Convolve | None = None
+    ) -> Float[Array, 'n h w c']:
         shape = (x.shape[-1],)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param('scale', start, shape, self.param_dtype)
@@ -174,7 +192,18 @@ class BatchNorm(nn.Module):
         if not train or self.frozen or self.is_initializing():
             mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
             factor, offset = _factor_and_offset(var, scale, bias)
-            return self._result(x, mean, factor, offset)
+            if convolve is None or train or self.is_initializing():
+                return self._result(x, mean, factor, offset)
+
+            def within(_: Array, *vectors: Array) -> Array:
+                mean, factor, offset = vectors
+                y, bias = convolve(factor.ravel()), (offset - mean * factor).astype(self.dtype)
+                # So XLA finds the bias and the ReLU of each pack behind its convolution.
+                packs = [jnp.split(v, self.packs.gpu, -1) for v in (y, bias)]
+                sums = [pack + part for pack, part in zip(*packs, strict=True)]
+                return jnp.concatenate([relu(y) if self.relu else y for y in sums], -1)
+
+            return by_platform(self._result, gpu=within)(x, mean, factor, offset)
         parts = self.span.parts
         if x.shape[0] % parts:
             raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
@@ -229,7 +258,7 @@ class BatchNorm(nn.Module):
             # A TPU computes the statistics within the convolution if the shift does not depend on its result;
             # the compiler's estimate is a fifth of a training step. The running mean is near enough: in half
             # precision no mean is more than some hundred standard deviations from 0.
-            shift = jnp.where(on_tpu(), channels(running_mean, x.ndim), shift)
+            shift = jnp.where(on_accelerator(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         mean, square = _over_devices(span, _moments(x, shift, self.packs))
         return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
@@ -245,7 +274,7 @@ def _factor_and_offset(
 
 @partial(jax.jit, static_argnames=('dtype', 'shares'))  # equal layers are traced once
 def _normalise_and_relu(
-    x: Float[Array, '*parts n h w c'], *vectors: Array, dtype: DTypeLike, shares: int
+    x: Float[Array, '*parts n h w c'], *vectors: Array, dtype: DTypeLike, shares: Packs
 ) -> Float[Array, '*parts n h w c']:
     """relu(_normalise(x, *vectors)) in a dtype, on TPUs one share of the channels after the other.
 
@@ -257,12 +286,19 @@ def _normalise_and_relu(
     def whole(*part: Array) -> Array:
         return relu(_normalise(*part).astype(dtype))
 
-    def in_shares(*whole_map: Array) -> Array:
-        parts = zip(*(jnp.split(v, shares, -1) for v in whole_map), strict=True)
+    def in_shares(*whole_map: Array, number: int) -> Array:
+        parts = zip(*(jnp.split(v, number, -1) for v in whole_map), strict=True)
         return jnp.concatenate([whole(*part) for part in parts], -1)
 
-    function = whole if shares == 1 else by_platform(whole, tpu=in_shares)
-    return function(x, *vectors)
+    return _by_packs(whole, in_shares, shares)(x, *vectors)
+
+
+def _by_packs(
+    whole: Callable[..., Result], in_parts: Callable[..., Result], packs: Packs
+) -> Callable[..., Result]:
+    """`whole`, or on TPUs and GPUs `in_parts` with the number of packs there, if there are several."""
+    forms = {k: partial(in_parts, number=n) for k, n in packs._asdict().items() if n > 1}
+    return by_platform(whole, **forms) if forms else whole
 
 
 @jax.custom_jvp
@@ -288,7 +324,7 @@ def _normalise_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> t
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 @partial(jax.jit, static_argnums=2)
 def _moments(
-    x: Float[Array, '*parts n h w c'], shift: Float[Array, '*parts 1 1 1 c'], packs: int
+    x: Float[Array, '*parts n h w c'], shift: Float[Array, '*parts 1 1 1 c'], packs: Packs
 ) -> tuple[Float[Array, '*parts 1 1 1 c'], Float[Array, '*parts 1 1 1 c']]:
     """The means of x - shift and of its square over N, H and W; `shift` counts as a constant.
 
@@ -301,18 +337,17 @@ def _moments(
         x = x.astype(shift.dtype) - shift
         return _mean(x), _mean(lax.square(x))
 
-    def by_pack(x: Array, shift: Array) -> tuple[Array, Array]:
-        parts = zip(*(jnp.split(v, packs, -1) for v in (x, shift)), strict=True)
+    def by_pack(x: Array, shift: Array, number: int) -> tuple[Array, Array]:
+        parts = zip(*(jnp.split(v, number, -1) for v in (x, shift)), strict=True)
         means, squares = zip(*(whole(*part) for part in parts), strict=True)
         return jnp.concatenate(means, -1), jnp.concatenate(squares, -1)
 
-    function = whole if packs == 1 else by_platform(whole, tpu=by_pack)
-    return function(x, shift)
+    return _by_packs(whole, by_pack, packs)(x, shift)
 
 
 @_moments.defjvp
 def _moments_jvp(
-    packs: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]
+    packs: Packs, primals: tuple[Array, Array], tangents: tuple[Array, Array]
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """The derivative of whole maps: those of packs would be added in one more pass."""
     x, shift = primals
@@ -337,15 +372,22 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
     return jnp.asarray(x).reshape((1,) * (ndim - 1) + (-1,))
 
 
+def normalised(norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']) -> Array:
+    """norm(conv(x), train), in inference on GPUs as one operation if the convolution is dense there."""
+    return norm(conv(x), train, partial(conv.scaled, x) if dense_on_gpu(conv.groups) else None)
+
+
 class FoldedNorm(nn.Module):
     """The identity, or a ReLU, in place of a BatchNorm that was folded into the convolution before it."""
 
     relu: bool = False
     zero_scale: bool = False  # this and what follows is accepted like `BatchNorm`'s, without effect
-    shares: int = 1
-    packs: int = 1
+    shares: Packs = Packs()
+    packs: Packs = Packs()
 
-    def __call__(self, x: Float[Array, 'n h w c'], train: bool) -> Float[Array, 'n h w c']:
+    def __call__(
+        self, x: Float[Array, 'n h w c'], train: bool, convolve: Convolve | None = None
+    ) -> Float[Array, 'n h w c']:
         if train:
             raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
         return relu(x) if self.relu else x

@@ -26,14 +26,17 @@ def by_platform(default: Callable[..., Result], **forms: Callable[..., Result]) 
 
     Args:
       default: the form for all other platforms.
-      **forms: a form for each of some platforms, by JAX's name of it ('cpu', 'tpu').
+      **forms: a form for each of some platforms, by JAX's name of it: 'cpu', 'tpu', or 'gpu' for both 'cuda'
+        and 'rocm'.
     """
+    if 'gpu' in forms:
+        forms['cuda'] = forms['rocm'] = forms.pop('gpu')
     return jax.checkpoint(partial(lax.platform_dependent, default=default, **forms), prevent_cse=False)
 
 
-def on_tpu() -> Array:
-    """Whether the program is compiled for a TPU, as a constant of the program."""
-    return lax.platform_dependent(tpu=lambda: jnp.array(True), default=lambda: jnp.array(False))
+def on_accelerator() -> Array:
+    """Whether the program is compiled for a GPU or TPU, as a constant of the program."""
+    return lax.platform_dependent(cpu=lambda: jnp.array(False), default=lambda: jnp.array(True))
 
 
 @jax.custom_jvp

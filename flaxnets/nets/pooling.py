@@ -27,7 +27,7 @@ def max_pool_3x3(x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns c']
     As in torch, the gradient goes to the first of several equal maxima in row-major order, and a window
     with a NaN gives NaN.
     """
-    return by_platform(_reduced_maxima, cpu=_shifted_maxima)(x)
+    return by_platform(_shifted_maxima, tpu=_reduced_maxima)(x)
 
 
 @partial(jax.jit, static_argnames='stride')

@@ -26,6 +26,7 @@ from .layers import (
     MakeNorm,
     Span,
     conv_and_norm,
+    normalised,
     relu,
     torch_uniform,
 )
@@ -181,8 +182,11 @@ class ResNet(nn.Module):
             raise FlaxnetsError(f'images must be [N, H, W, in_chans={self.in_chans}], got {x.shape}')
         y = jnp.asarray(x, self.dtype)
         learns = train and self.frozen_stages < 1
-        y = self.conv1(y, learns) if self.arch.deep_stem else self.conv1(y)
-        maps = [self._frozen(relu(self.bn1(y, learns)), 0)]
+        if self.arch.deep_stem:
+            y = self.bn1(self.conv1(y, learns), learns)
+        else:
+            y = normalised(self.bn1, learns, self.conv1, y)
+        maps = [self._frozen(relu(y), 0)]
         y = max_pool_3x3(maps[0]) if upto else y
         for i, stage in enumerate((self.layer1, self.layer2, self.layer3, self.layer4)[:upto], start=1):
             y = self._frozen(stage(y, train and self.frozen_stages <= i), i)
@@ -239,10 +243,8 @@ class DeepStem(nn.Module):
     def __call__(
         self, x: Float[Array, 'n h w c'], train: bool
     ) -> Float[Array, 'n rows columns {2*self.width}']:
-        x = self.conv(self.width, 3, stride=2, name='0')(x)
-        x = relu(self.norm(name='1')(x, train))
-        x = self.conv(self.width, 3, name='3')(x)
-        x = relu(self.norm(name='4')(x, train))
+        x = relu(normalised(self.norm(name='1'), train, self.conv(self.width, 3, stride=2, name='0'), x))
+        x = relu(normalised(self.norm(name='4'), train, self.conv(self.width, 3, name='3'), x))
         return self.conv(2 * self.width, 3, name='6')(x)
 
 
