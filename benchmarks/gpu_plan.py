@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from benchmarks import gpu_program, report
 from benchmarks.forms import form
 from benchmarks.gpu import NETS
 from benchmarks.tpu import lowered
+from flaxnets.words import count
 
 FORMS = ('', 'plain')  # of benchmarks/forms.py
 # As XLA describes an NVIDIA H200.
@@ -124,10 +124,8 @@ def table(lines: list[dict[str, Any]]) -> str:
             cells.append(f'{ours["memory"] / 2**30:.2f} / {plain["memory"] / 2**30:.2f}')
             text.append(f'| {" | ".join(cells)} |')
     for what, values in ratios.items():
-        mean = math.exp(sum(map(math.log, values)) / len(values))
-        text.append(
-            f'\n{what}: {mean:.2f} of the bytes of plain Flax (geometric mean of {len(values)} nets).'
-        )
+        mean, number = report.geometric_mean(values), count(len(values), 'net')
+        text.append(f'\n{what}: {mean:.2f} of the bytes of plain Flax (geometric mean of {number}).')
     return '\n'.join(text) + '\n'
 
 

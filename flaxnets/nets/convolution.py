@@ -1,17 +1,18 @@
 """Convolution, grouped or not: equal to torch's, and fast on every platform.
 
-GPUs run XLA's grouped convolution (`feature_group_count`), which is fast there. On CPUs it is slow, and the
-gradient of its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with
-the forms below. The kernel's gradient of a dense convolution is two to three times too slow there as well,
-and one core may compute all of a narrow one.
+GPUs run XLA's grouped convolution (`feature_group_count`), but for two wide groups, which are apart, and the
+7x7 stem, which is computed in blocks of pixels. On CPUs the grouped convolution is slow, and the gradient of
+its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with the forms
+below. The kernel's gradient of a dense convolution is two to three times too slow there as well, and one core
+may compute all of a narrow one.
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
 On CPUs the form of the values has a derivative of its own (`jax.custom_jvp`), which JAX transposes to the
 fast gradient and which works in every mode of differentiation. Many packs of groups are differentiated in a
 loop, so that XLA compiles one convolution and not one for each: a training step of ResNeXt-50 is compiled in
-a third of the time. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/tpu.py`
-reads the estimates of the TPU's compiler.
+a third of the time. `benchmarks/nets.py` measures CPUs and `benchmarks/gpu.py` GPUs; `benchmarks/gpu_plan.py`
+and `benchmarks/tpu.py` read programs for GPUs and TPUs that are not there.
 """
 
 from __future__ import annotations
