@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import numpy as np
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
@@ -184,22 +185,21 @@ def _in_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:
     The kernel gets a last row and column of zeros if its size is odd; so do the channels of the blocks, up to
     a multiple of `GPU_ALIGNED`.
     """
-    padding = geometry.padding
-    n, h, w, inputs = x.shape
-    size, _, _, outputs = kernel.shape
-    taps = -(-size // 2)
-    rows, columns = ((side + 2 * padding - size) // 2 + taps for side in (h, w))
-    zero = jnp.zeros((), x.dtype)
-    sides = [(padding, 2 * count - side - padding, 0) for count, side in ((rows, h), (columns, w))]
-    more = -4 * inputs % GPU_ALIGNED
-    x = lax.pad(x, zero, ((0, 0, 0), *sides, (0, 0, 0)))
-    x = x.reshape(n, rows, 2, columns, 2, inputs).transpose(0, 1, 3, 2, 4, 5).reshape(n, rows, columns, -1)
-    x = lax.pad(x, zero, ((0, 0, 0), (0, 0, 0), (0, 0, 0), (0, more, 0)))
+    padding, (_, h, w, inputs), size = geometry.padding, x.shape, kernel.shape[0]
+    taps, zero = -(-size // 2), jnp.zeros((), x.dtype)
+    more = (0, -4 * inputs % GPU_ALIGNED, 0)
+    # Up to the last pixel of the last block that the kernel reaches.
+    ends = [2 * ((side + 2 * padding - size) // 2 + taps) - side - padding for side in (h, w)]
+    x = lax.pad(x, zero, ((0, 0, 0), *((padding, end, 0) for end in ends), (0, 0, 0)))
     kernel = lax.pad(kernel, zero, (*[(0, 2 * taps - size, 0)] * 2, (0, 0, 0), (0, 0, 0)))
-    kernel = kernel.reshape(taps, 2, taps, 2, inputs, outputs).transpose(0, 2, 1, 3, 4, 5)
-    kernel = kernel.reshape(taps, taps, -1, outputs)
-    kernel = lax.pad(kernel, zero, ((0, 0, 0), (0, 0, 0), (0, more, 0), (0, 0, 0)))
-    return _native(x, kernel, Geometry(1, 0, 1))
+    places = list(np.ndindex(2, 2))
+    blocks = jnp.concatenate([shifted(x, place, (2, 2), (2, 2)) for place in places], -1)
+    weights = jnp.concatenate([kernel[i::2, j::2] for i, j in places], 2)
+    return _native(
+        lax.pad(blocks, zero, (*[(0, 0, 0)] * 3, more)),
+        lax.pad(weights, zero, (*[(0, 0, 0)] * 2, more, (0, 0, 0))),
+        Geometry(stride=1, padding=0, dilation=1),
+    )
 
 
 class Packs(NamedTuple):

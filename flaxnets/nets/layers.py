@@ -110,7 +110,7 @@ def convolved(
 ) -> Float[Array, 'n rows columns o']:
     """What `conv` makes of `x` with these parameters, each multiplied by `factor` if there is one."""
     if factor is not None:
-        params = jax.tree.map(lambda p: p * factor, params)
+        params = jax.tree.map(lambda p: p.astype(factor.dtype) * channels(factor, p.ndim), params)
     y = conv2d(
         x.astype(conv.dtype),
         params['kernel'].astype(conv.dtype),
