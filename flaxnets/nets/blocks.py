@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,7 +24,7 @@ from .layers import (
     DropPath,
     MakeConv,
     MakeNorm,
-    convolved,
+    Origin,
     normalised,
     relu,
 )
@@ -201,7 +200,7 @@ class Res2Bottleneck(Block):
             self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
         packs = packs_of(self.width, groups)
-        convs = ModuleList(make_conv, name='convs')
+        convs, convolution = ModuleList(make_conv, name='convs'), make_conv(parent=None).convolution
         bns = ModuleList(partial(self.norm, packs=packs), name='bns')
 
         y = self.first_layers(x, self.width * scale, Packs(scale * packs.tpu), train)
@@ -210,8 +209,9 @@ class Res2Bottleneck(Block):
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
                 part = part + outputs[-1]
-            again = partial(convs.scaled, i, part) if dense_on_gpu(groups) else None
-            outputs.append(relu(bns(i, convs(i, part), train, again)))
+            y = convs(i, part)
+            origin = Origin(convolution, convs.variables['params'][str(i)], part)
+            outputs.append(relu(bns(i, y, train, origin if dense_on_gpu(groups) else None)))
         if scale > 1:
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)
@@ -231,11 +231,6 @@ class ModuleList(nn.Module):
     @nn.compact
     def __call__(self, i: int, *args: object) -> Float[Array, 'n h w c']:
         return self.make(name=str(i))(*args)
-
-    def scaled(self, i: int, x: Float[Array, 'n h w c'], factor: Array) -> Float[Array, 'n rows columns o']:
-        """`Conv.scaled` of the i-th layer."""
-        conv: Any = self.make(parent=None)
-        return convolved(conv, self.variables['params'][str(i)], x, factor)
 
 
 class SplitAttentionBottleneck(Block):
@@ -299,7 +294,8 @@ class SplitAttention(nn.Module):
         fc2 = self.conv(features * radix, 1, groups=cardinality, use_bias=True, name='fc2')
 
         packs = packs_of(x.shape[-1], cardinality * radix)
-        norm = self.norm(relu=True, shares=Packs(radix, radix), packs=packs, name='bn0')
+        shares = Packs(tpu=radix, gpu=radix if dense_on_gpu(cardinality * radix) else 1)
+        norm = self.norm(relu=True, shares=shares, packs=packs, name='bn0')
         splits = normalised(norm, train, conv, x)
         # Splits are kept apart, not in one more dimension: XLA's fusions for CPUs (jaxlib 0.10.2) hang at
         # seven dimensions, which vmaps of vmaps would reach.

@@ -97,7 +97,7 @@ def conv2d(
         if groups > 1:
             forms['tpu'] = partial(_on_tpu, geometry=geometry, groups=groups)
             forms['gpu'] = partial(_on_gpu, geometry=geometry, groups=groups)
-        elif kernel.shape[0] > 3 and stride == 2 and kernel.shape[2] <= FEW_INPUTS and dilation == 1:
+        elif _is_stem(kernel) and stride == 2 and dilation == 1:
             forms['gpu'] = partial(_in_blocks, geometry=geometry)
     return by_platform(native, **forms)(x, kernel)
 
@@ -177,6 +177,11 @@ def _on_gpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
 def dense_on_gpu(groups: int) -> bool:
     """Whether a GPU convolves each group by itself."""
     return groups <= GPU_FEW_GROUPS
+
+
+def _is_stem(kernel: Array) -> bool:
+    high, wide, inputs, _ = kernel.shape
+    return high == wide > 3 and inputs <= FEW_INPUTS
 
 
 def _in_blocks(x: Array, kernel: Array, geometry: Geometry) -> Array:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,6 @@ from .platforms import Result, by_platform, computed_again, on_accelerator
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., 'BatchNorm | FoldedNorm']
-Convolve = Callable[[Array], Array]  # a convolution's result, its channels multiplied by a vector
 Vector = Float[Array | np.ndarray, ' c']  # variables that were loaded are NumPy's until a program takes them
 
 BN_EPSILON = 1e-5
@@ -96,30 +95,37 @@ class Conv(nn.Module):
         if self.use_bias:
             fan_in = k * k * shape[2]
             params['bias'] = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
-        return convolved(self, params, x)
+        return self.convolution(params, x)
 
-    def scaled(
-        self, x: Float[Array, 'n h w c'], factor: Float[Array, ' o']
-    ) -> Float[Array, 'n rows columns o']:
-        """The result times a factor for each of its channels, which is taken into kernel and bias."""
-        return convolved(self, self.variables['params'], x, factor)
+    @property
+    def convolution(self) -> Convolution:
+        padding = self.dilation * (self.kernel_size - 1) // 2
+        return Convolution(self.stride, padding, self.dilation, self.groups, jnp.dtype(self.dtype))
 
 
-def convolved(
-    conv: Conv, params: Any, x: Float[Array, 'n h w c'], factor: Float[Array, ' o'] | None = None
-) -> Float[Array, 'n rows columns o']:
-    """What `conv` makes of `x` with these parameters, each multiplied by `factor` if there is one."""
-    if factor is not None:
-        params = jax.tree.map(lambda p: p.astype(factor.dtype) * channels(factor, p.ndim), params)
-    y = conv2d(
-        x.astype(conv.dtype),
-        params['kernel'].astype(conv.dtype),
-        stride=conv.stride,
-        padding=conv.dilation * (conv.kernel_size - 1) // 2,
-        dilation=conv.dilation,
-        groups=conv.groups,
-    )
-    return y + channels(params['bias'].astype(conv.dtype)) if conv.use_bias else y
+class Convolution(NamedTuple):
+    """What a `Conv` computes, as a function of its parameters and a map. Attributes as in `Conv`."""
+
+    stride: int
+    padding: int
+    dilation: int
+    groups: int
+    dtype: np.dtype[Any]
+
+    def __call__(self, params: Any, x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns o']:
+        *geometry, dtype = self
+        names = ('stride', 'padding', 'dilation', 'groups')
+        settings = dict(zip(names, geometry, strict=True))
+        y = conv2d(x.astype(dtype), params['kernel'].astype(dtype), **settings)
+        return y + channels(params['bias'].astype(dtype)) if 'bias' in params else y
+
+
+class Origin(NamedTuple):
+    """Where a map comes from: it is convolution(params, x)."""
+
+    convolution: Convolution
+    params: Any
+    x: Float[Array, 'n h w c']
 
 
 @dataclass(frozen=True)
@@ -179,9 +185,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'n h w c'], train: bool, convolve: Convolve | None = None
+        self, x: Float[Array, 'n h w c'], train: bool, origin: Origin | None = None
     ) -> Float[Array, 'n h w c']:
-        """Normalises `x`, in inference on GPUs by way of `convolve`, which computes `x` times a factor."""
+        """Normalises `x`; in inference, where `origin` is known, GPUs do so within the convolution."""
         shape = (x.shape[-1],)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param('scale', start, shape, self.param_dtype)
@@ -193,11 +199,10 @@ class BatchNorm(nn.Module):
         if not train or self.frozen or self.is_initializing():
             mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
             factor, offset = _factor_and_offset(var, scale, bias)
-            if convolve is None or train or self.is_initializing():
+            if origin is None or train or self.is_initializing():
                 return self._result(x, mean, factor, offset)
-
-            within = partial(self._within_convolution, convolve)
-            return by_platform(self._result, gpu=within)(x, mean, factor, offset)
+            convolution, params, pixels = origin
+            return _within_convolution(self._how, convolution, x, pixels, params, mean, factor, offset)
         parts = self.span.parts
         if x.shape[0] % parts:
             raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
@@ -214,22 +219,11 @@ class BatchNorm(nn.Module):
         return y.reshape(x.shape)
 
     def _result(self, *map_and_vectors: Array) -> Array:
-        if self.relu:
-            return _normalise_and_relu(*map_and_vectors, dtype=jnp.dtype(self.dtype), shares=self.shares)
-        return _normalise(*map_and_vectors).astype(self.dtype)
+        return _result(self._how, *map_and_vectors)
 
-    def _within_convolution(
-        self, convolve: Convolve, _: Array, mean: Array, factor: Array, offset: Array
-    ) -> Float[Array, 'n h w c']:
-        """`_result` without a pass over the map: the factor is in the kernel, cuDNN adds the rest.
-
-        It does so where sum and ReLU are of the net's dtype, and behind the convolution itself: so each
-        pack has its own. On an H200 the passes of BatchNorm took a third of a forward of ResNeXt-50.
-        """
-        y, bias = convolve(factor.ravel()), (offset - mean * factor).astype(self.dtype)
-        pairs = zip(*(jnp.split(v, self.packs.gpu, -1) for v in (y, bias)), strict=True)
-        sums = [pack + part for pack, part in pairs]
-        return jnp.concatenate([relu(y) if self.relu else y for y in sums], -1)
+    @property
+    def _how(self) -> Normalisation:
+        return Normalisation(self.relu, self.shares, self.packs, jnp.dtype(self.dtype))
 
     def _batch_statistics(
         self, x: Float[Array, '*parts n h w c'], running_mean: Vector
@@ -270,6 +264,61 @@ class BatchNorm(nn.Module):
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         mean, square = _over_devices(span, _moments(x, shift, self.packs))
         return shift + mean, jnp.maximum(square - lax.square(mean), 0), count
+
+
+class Normalisation(NamedTuple):
+    """What a BatchNorm makes of a map and its vectors; attributes as in `BatchNorm`."""
+
+    relu: bool
+    shares: Packs
+    packs: Packs
+    dtype: np.dtype[Any]
+
+
+def _result(how: Normalisation, *map_and_vectors: Array) -> Float[Array, '*parts n h w c']:
+    if how.relu:
+        return _normalise_and_relu(*map_and_vectors, dtype=how.dtype, shares=how.shares)
+    return _normalise(*map_and_vectors).astype(how.dtype)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1))  # equal layers are traced once
+def _within_convolution(
+    how: Normalisation,
+    convolution: Convolution,
+    y: Float[Array, 'n rows columns o'],
+    x: Float[Array, 'n h w c'],
+    params: Any,
+    *vectors: Float[Array, '1 1 1 o'],
+) -> Float[Array, 'n rows columns o']:
+    """_result(how, y, *vectors) of y = convolution(params, x).
+
+    On GPUs it is no pass over the map: the factor is in the kernel, and cuDNN adds the rest. The passes of
+    BatchNorm took a third of a forward of ResNeXt-50 on an H200. cuDNN fuses a bias and a ReLU of the net's
+    dtype only, and directly behind a convolution: so each pack has its own.
+    """
+
+    def apart(y: Array, _x: Array, _params: Any, *vectors: Array) -> Array:
+        return _result(how, y, *vectors)
+
+    def within(_y: Array, x: Array, params: Any, mean: Array, factor: Array, offset: Array) -> Array:
+        vector = factor.ravel()
+        params = jax.tree.map(lambda p: p.astype(vector.dtype) * channels(vector, p.ndim), params)
+        whole = convolution(params, x), (offset - mean * factor).astype(how.dtype)
+        pairs = zip(*(jnp.split(v, how.packs.gpu, -1) for v in whole), strict=True)
+        packs = [pack + bias for pack, bias in pairs]
+        return jnp.concatenate([relu(pack) if how.relu else pack for pack in packs], -1)
+
+    return by_platform(apart, gpu=within)(y, x, params, *vectors)
+
+
+@_within_convolution.defjvp
+def _within_convolution_jvp(
+    how: Normalisation, _: Convolution, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Array, Array]:
+    """That of `_result`: y has the derivatives of x and the parameters."""
+    (y, _x, _params, *vectors), (dy, _dx, _dparams, *dvectors) = primals, tangents
+    return jax.jvp(partial(_result, how), (y, *vectors), (dy, *dvectors))
 
 
 def _factor_and_offset(
@@ -383,7 +432,9 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
 
 def normalised(norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']) -> Array:
     """norm(conv(x), train), in inference on GPUs as one operation if the convolution is dense there."""
-    return norm(conv(x), train, partial(conv.scaled, x) if dense_on_gpu(conv.groups) else None)
+    y = conv(x)
+    dense = dense_on_gpu(conv.groups)
+    return norm(y, train, Origin(conv.convolution, conv.variables['params'], x) if dense else None)
 
 
 class FoldedNorm(nn.Module):
@@ -395,7 +446,7 @@ class FoldedNorm(nn.Module):
     packs: Packs = Packs()
 
     def __call__(
-        self, x: Float[Array, 'n h w c'], train: bool, convolve: Convolve | None = None
+        self, x: Float[Array, 'n h w c'], train: bool, origin: Origin | None = None
     ) -> Float[Array, 'n h w c']:
         if train:
             raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
