@@ -52,10 +52,10 @@ def plain_avg_pool(x: Array, stride: int) -> Array:
 
 
 def products(x: Array, kernel: Array, **geometry: int) -> Array:
-    """1x1 convolutions as matrix products, all others as XLA's."""
+    """1x1 convolutions as matrix products, all others as the package has them."""
     stride, groups = geometry.get('stride', 1), geometry.get('groups', 1)
     if kernel.shape[:2] != (1, 1) or groups > 1 or geometry.get('padding', 0):
-        return plain(x, kernel, **geometry)
+        return conv2d(x, kernel, **geometry)
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
@@ -71,13 +71,14 @@ def split(x: Array, kernel: Array, **geometry: int) -> Array:
 def packed(width: int, apart: bool = False) -> Conv2d:
     """Narrow groups joined until they have `width` input channels, their kernels block-diagonal.
 
-    The packs are groups of one convolution; `apart`, each is a dense convolution of its own.
+    The packs are groups of one convolution; `apart`, each is a dense convolution of its own. All other
+    convolutions are as the package has them.
     """
 
     def convolve(x: Array, kernel: Array, **geometry: int) -> Array:
         groups = geometry.get('groups', 1)
         if groups == 1 or kernel.shape[:2] == (1, 1):
-            return plain(x, kernel, **geometry)
+            return conv2d(x, kernel, **geometry)
         together = max(1, min(groups, width // kernel.shape[2]))
         while groups % together:
             together -= 1

@@ -14,6 +14,7 @@ from jax import Array
 
 from benchmarks.forms import LAYER_FORMS
 
+LEAST_BYTES = 4e8  # of the maps of a convolution in bfloat16: a tenth of a millisecond of an H200
 PACKS = ('plain', *(f'packs of {n}' for n in (8, 16, 32, 64)))
 SPLIT, PADDED = ('plain', 'split', 'channels first'), ('plain', *(f'padded to {n}' for n in (8, 16, 32)))
 
@@ -36,6 +37,12 @@ class Layer(NamedTuple):
     groups: int
     stride: int
     forms: tuple[str, ...]
+
+    @property
+    def images(self) -> int:
+        """So many that a call takes the card longer than the host needs to start it."""
+        of_one = 2 * self.side**2 * (self.inputs + self.outputs / self.stride**2)
+        return max(128, round(LEAST_BYTES / of_one))
 
     @property
     def name(self) -> str:

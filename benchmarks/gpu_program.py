@@ -47,7 +47,11 @@ def read(text: str) -> Program:
         elif match := _OPERATION.match(line):
             current.append(Operation(*match.groups()))
     sizes = {operation.name: size(operation.shapes) for operation in computations['']}
-    started = [operation for operation in computations[''] if operation.kind not in NAMES_ALONE]
+    started = [
+        operation
+        for operation in computations['']
+        if operation.kind not in NAMES_ALONE and not operation.kind.endswith('-done')
+    ]
     moved = 0
     for operation in started:
         called = re.search(r'calls=%([\w.-]+)', operation.settings)

@@ -195,10 +195,11 @@ def layers(spec: Spec, findings: Findings, card_free: Gate) -> None:
     """Convolutions of the nets in every form, and as torch computes them: forward, and both gradients."""
     ready: dict[str, dict[str, Contestant]] = {}
     shapes = {layer.name: layer for layer in (gpu_layers.TOY if spec['toy'] else gpu_layers.LAYERS)}
-    batch, dtype = spec['batch'], spec['dtype']
+    dtype = spec['dtype']
+    images = {what: spec['batch'] if spec['toy'] else layer.images for what, layer in shapes.items()}
     with ThreadPoolExecutor(8) as pool:
         making = {
-            (what, job, form): pool.submit(compiled_layer, layer, form, job, batch, dtype)
+            (what, job, form): pool.submit(compiled_layer, layer, form, job, images[what], dtype)
             for what, layer in shapes.items()
             for job in ('forward', 'gradients')
             for form in layer.forms
@@ -210,11 +211,11 @@ def layers(spec: Spec, findings: Findings, card_free: Gate) -> None:
                 ready.setdefault(f'{what}, {job}', {})[form] = contestant
             except Exception as error:
                 findings.add(what=f'{what}, {job}', contestant=form, left_out=_short(error))
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # those that have begun are waited for
     for what, layer in shapes.items():
         for job in ('forward', 'gradients'):
             for layout in ('channels_last', 'contiguous'):
-                call = gpu_layers.torch_call(layer, layout, job, batch, dtype, torch_device())
+                call = gpu_layers.torch_call(layer, layout, job, images[what], dtype, torch_device())
                 ready.setdefault(f'{what}, {job}', {})[f'torch {layout}'] = Contestant(call, torch_wait())
     card_free()
     for what, contestants in ready.items():
@@ -415,7 +416,8 @@ def compiled(
     traced = time.perf_counter()
     call = lowered.compile()
     facts: dict[str, Any] = {'trace_s': traced - start, 'compile_s': time.perf_counter() - traced}
-    program = call.as_text() or ''
+    program = call.as_text()
+    assert program is not None
     if keep:
         keep.write_text(program)
     read = gpu_program.read(program)
@@ -435,13 +437,13 @@ def timm_contestant(spec: Spec, what: str, mode: str) -> Contestant:
     net = torch.compile(model, backend=spec['backend']) if mode.startswith('compiled') else model
     call = torch_call(net, what, images, narrow=spec['dtype'] == 'bfloat16')
     wait = torch_wait()
-    if net is model:
-        return Contestant(call, wait)
     start = time.perf_counter()
-    call()  # compiles
+    call()  # compiles, and tries cuDNN's algorithms
     wait()
     if device == 'cuda':
         torch.cuda.empty_cache()  # other processes need the card's memory to compile
+    if net is model:
+        return Contestant(call, wait)
     return Contestant(call, wait, {'first_s': round(time.perf_counter() - start, 2)})
 
 

@@ -5,8 +5,9 @@ memory for the 1x1 convolution, whose result it then reads once more for the nex
 kernel normalises what it has just read, and sums what it is about to write. The map is read from memory once
 if the cache holds its rows for all tiles of outputs, and the result is written once.
 
-`benchmarks/gpu.py` times it beside XLA's own program. The nets do not use it as long as no GPU has shown
-what it saves. Without a GPU `interpret=True` runs it, and JAX up to 0.10 lowers it to Triton's code.
+`benchmarks/gpu.py` times it beside XLA's own program. On an H200 that also compiled other things it was the
+slower one at every size, so that the nets do not use it. Without a GPU `interpret=True` runs it, and JAX up
+to 0.10 lowers it to Triton's code.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def convolved(x: Float[Array, 'm c'], kernel: Float[Array, 'c o'], *, side: int)
     return conv2d(x.reshape(-1, side, side, x.shape[1]), kernel[None, None]).reshape(x.shape[0], -1)
 
 
-def fused(layer: Layer, *, warps: int = 8, interpret: bool = False) -> Result:
+def fused(layer: Layer, *, warps: int = 4, interpret: bool = False) -> Result:
     """As `plain`, in one kernel.
 
     Args:

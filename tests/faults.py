@@ -52,8 +52,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'dilated padding',
         'flaxnets/nets/layers.py',
-        'padding=conv.dilation * (conv.kernel_size - 1) // 2',
-        'padding=(conv.kernel_size - 1) // 2',
+        'padding = self.dilation * (self.kernel_size - 1) // 2',
+        'padding = (self.kernel_size - 1) // 2',
         'tests/test_parity.py -k output_stride',
     ),
     Fault(
@@ -129,15 +129,15 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'the folded bias is of another mean',
         'flaxnets/nets/layers.py',
-        '(offset - mean * factor).astype(self.dtype)',
-        '(offset - mean).astype(self.dtype)',
+        '(offset - mean * factor).astype(how.dtype)',
+        '(offset - mean).astype(how.dtype)',
         'tests/test_gpu_forms.py -k "compute_the_same and False"',
     ),
     Fault(
         'BatchNorm is computed by itself on GPUs',
         'flaxnets/nets/layers.py',
-        'by_platform(self._result, gpu=within)',
-        'by_platform(self._result, gpu=self._result)',
+        'by_platform(apart, gpu=within)',
+        'by_platform(apart, gpu=apart)',
         'tests/test_gpu_forms.py -k in_inference',
     ),
     Fault(

@@ -17,6 +17,7 @@ from nets import random_variables
 from flaxnets.nets import convolution, layers, pooling
 from flaxnets.nets.arch import Arch
 from flaxnets.nets.convolution import Geometry, conv2d
+from flaxnets.nets.layers import BatchNorm, Conv
 from flaxnets.nets.resnet import ResNet, abstract_variables, build
 
 ARCHS = {
@@ -71,11 +72,15 @@ def test_nets_compute_the_same(name: str, train: bool, on_gpu: pytest.MonkeyPatc
             assert jnp.linalg.norm(one - other) <= near * jnp.linalg.norm(other) + rounding
 
 
-def test_in_bfloat16_the_folded_batch_norm_is_as_near(on_gpu: pytest.MonkeyPatch) -> None:
-    """Logits beside those in float32: no farther off than those of a BatchNorm by itself."""
-    precise, narrow = (
-        build(ARCHS['resnext'], num_classes=7, dtype=dtype) for dtype in ('float32', 'bfloat16')
-    )
+@pytest.mark.parametrize('name, farther', [('resnext', 1.5), ('resnest', 2.5)])
+def test_in_bfloat16_the_folded_batch_norm_is_near(
+    name: str, farther: float, on_gpu: pytest.MonkeyPatch
+) -> None:
+    """Logits beside those in float32, and how far off those of a BatchNorm by itself are.
+
+    This platform rounds twice, the convolution's result and the sum with the bias. cuDNN does so once.
+    """
+    precise, narrow = (build(ARCHS[name], num_classes=7, dtype=dtype) for dtype in ('float32', 'bfloat16'))
     variables = random_variables(precise)
     images = jax.random.normal(jax.random.key(0), (4, 64, 64, 3))
     expected = precise.apply(variables, images)
@@ -85,7 +90,7 @@ def test_in_bfloat16_the_folded_batch_norm_is_as_near(on_gpu: pytest.MonkeyPatch
 
     apart = error()
     choose(on_gpu)
-    assert 0 < error() < 1.5 * apart + 1e-3
+    assert 0 < error() < farther * apart + 1e-3
 
 
 @pytest.mark.parametrize(
@@ -136,3 +141,27 @@ def test_in_inference_no_map_of_a_dense_convolution_is_normalised(name: str, apa
 
     assert normalised('cuda') == apart
     assert normalised('cpu') > apart + 10
+
+
+def test_a_gradient_in_inference_has_no_convolution_more() -> None:
+    model = build(ARCHS['resnext'])  # 17 convolutions
+    shapes = abstract_variables(model), jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    gradient = jax.grad(
+        lambda variables, images: model.apply(variables, images).sum(), (0, 1), allow_int=True
+    )
+    assert program(gradient, *shapes).count('stablehlo.convolution') == 3 * 17
+
+
+@pytest.mark.parametrize('kind', [Conv, BatchNorm])
+def test_layers_can_be_captured_by_their_type(kind: type) -> None:
+    """With all of their methods: none of them runs within a transformation of its own."""
+    model = build(ARCHS['resnext'])
+    variables, images = random_variables(model), jnp.ones((2, 32, 32, 3))
+
+    def run(variables: Any, images: Array) -> Any:
+        wanted = lambda module, _: isinstance(module, kind)  # noqa: E731
+        return model.apply(variables, images, capture_intermediates=wanted, mutable=['intermediates'])
+
+    eager, compiled = run(variables, images), jax.jit(run)(variables, images)
+    for one, other in zip(jax.tree.leaves(eager), jax.tree.leaves(compiled), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)

@@ -1,10 +1,10 @@
 """Convolution, grouped or not: equal to torch's, and fast on every platform.
 
-GPUs run XLA's grouped convolution (`feature_group_count`), but for two wide groups, which are apart, and the
-7x7 stem, which is computed in blocks of pixels. On CPUs the grouped convolution is slow, and the gradient of
-its kernel slower still: a training step of ResNeXt-50 takes about thirty times as long as with the forms
-below. The kernel's gradient of a dense convolution is two to three times too slow there as well, and one core
-may compute all of a narrow one.
+GPUs run XLA's grouped convolution (`feature_group_count`), but two groups are convolved apart, and the 7x7
+stem in blocks of pixels. On CPUs the grouped convolution is slow, and the gradient of its kernel slower
+still: a training step of ResNeXt-50 takes about thirty times as long as with the forms below. The kernel's
+gradient of a dense convolution is two to three times too slow there as well, and one core may compute all of
+a narrow one.
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
@@ -43,7 +43,7 @@ CPU_CHANNELS, TPU_CHANNELS = 16, 128
 # need none where it was normalised in parts.
 GPU_FEW_GROUPS = 2
 # A GPU's matrix units take channels in multiples of this. The 7x7 stem with its three channels takes 6 % of a
-# training step of ResNeXt-50 on an H200, seven times what its bytes need.
+# training step of ResNeXt-50 on an H200, ten times what its bytes need.
 GPU_ALIGNED = 8
 # On a CPU, a kernel with more than so many weights per pixel gets its gradient as products of matrices. That
 # takes half of XLA's time on maps of 28x28 and 56x56, and a third on 112x112. So does a kernel with few input

@@ -257,7 +257,7 @@ class BatchNorm(nn.Module):
         shift = _over_devices(span, _mean(x[..., middle : middle + 1, :, :].astype(exact)))
         if x.dtype.itemsize < exact.itemsize:
             # A TPU computes the statistics within the convolution if the shift does not depend on its result:
-            # the compiler's estimate is a fifth of a training step. A GPU starts two kernels less. The
+            # the compiler's estimate is a fifth of a training step. A GPU starts two kernels fewer. The
             # running mean is near enough: in half precision no mean is more than some hundred standard
             # deviations from 0.
             shift = jnp.where(on_accelerator(), channels(running_mean, x.ndim), shift)

@@ -1,8 +1,9 @@
 """Pooling layers, equal to torch's in values and gradients. Maps are [N, H, W, C].
 
-XLA's windowed reductions (`lax.reduce_window`) are fast on TPUs. On CPUs their gradients are five to ten
-times as slow as the forms below, which add or compare maps that are shifted against each other. On GPUs the
-gradient of the maximum would be a scatter with atomic additions, and need six more maps.
+XLA's windowed reductions (`lax.reduce_window`) are fast on TPUs, and on GPUs for averages. On CPUs their
+gradients are five to ten times as slow as the forms below, which add or compare maps that are shifted against
+each other. On GPUs the gradient of the maximum would be a scatter with atomic additions, and need six more
+maps.
 """
 
 from __future__ import annotations
