@@ -121,10 +121,11 @@ def test_the_stem_is_convolved_in_blocks(platform: str) -> None:
     assert re.search(r'stablehlo.convolution.*tensor<4x4x16x64xbf16>', text)
 
 
+@pytest.mark.parametrize('size', [1, 3])
 @pytest.mark.parametrize('groups, left', [(2, 0), (4, 1)])
-def test_two_groups_are_convolutions_of_their_own(groups: int, left: int) -> None:
-    shapes = [jax.ShapeDtypeStruct(s, 'bfloat16') for s in ((2, 8, 8, 32), (3, 3, 32 // groups, 64))]
-    text = program(partial(conv2d, padding=1, groups=groups), *shapes)
+def test_two_groups_are_convolutions_of_their_own(groups: int, left: int, size: int) -> None:
+    shapes = [jax.ShapeDtypeStruct(s, 'bfloat16') for s in ((2, 8, 8, 32), (size, size, 32 // groups, 64))]
+    text = program(partial(conv2d, padding=size // 2, groups=groups), *shapes)
     assert text.count(f'feature_group_count = {groups}') == left
     assert text.count('stablehlo.convolution') == (1 if left else groups)
 

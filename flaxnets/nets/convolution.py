@@ -96,9 +96,10 @@ def conv2d(
         forms = {'cpu': partial(_on_cpu, geometry=geometry, groups=groups)}
         if groups > 1:
             forms['tpu'] = partial(_on_tpu, geometry=geometry, groups=groups)
-            forms['gpu'] = partial(_on_gpu, geometry=geometry, groups=groups)
         elif _is_stem(kernel) and stride == 2 and dilation == 1:
             forms['gpu'] = partial(_in_blocks, geometry=geometry)
+    if groups > 1 and dense_on_gpu(groups):
+        forms['gpu'] = partial(_side_by_side, partial(_native, geometry=geometry), packs=groups)
     return by_platform(native, **forms)(x, kernel)
 
 
@@ -163,15 +164,6 @@ def _on_cpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
 def _on_tpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
     packs, kernel = _packed(kernel, groups, TPU_CHANNELS)
     return _side_by_side(partial(_native, geometry=geometry), x, kernel, packs)
-
-
-def _on_gpu(x: Array, kernel: Array, geometry: Geometry, groups: int) -> Array:
-    convolve = partial(_native, geometry=geometry)
-    return (
-        _side_by_side(convolve, x, kernel, groups)
-        if dense_on_gpu(groups)
-        else convolve(x, kernel, groups=groups)
-    )
 
 
 def dense_on_gpu(groups: int) -> bool:

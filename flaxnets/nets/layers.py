@@ -113,11 +113,15 @@ class Convolution(NamedTuple):
     dtype: np.dtype[Any]
 
     def __call__(self, params: Any, x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns o']:
-        *geometry, dtype = self
-        names = ('stride', 'padding', 'dilation', 'groups')
-        settings = dict(zip(names, geometry, strict=True))
-        y = conv2d(x.astype(dtype), params['kernel'].astype(dtype), **settings)
-        return y + channels(params['bias'].astype(dtype)) if 'bias' in params else y
+        y = conv2d(
+            x.astype(self.dtype),
+            params['kernel'].astype(self.dtype),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return y + channels(params['bias'].astype(self.dtype)) if 'bias' in params else y
 
 
 class Origin(NamedTuple):
