@@ -25,7 +25,7 @@ class Wider(nn.Module):
     """Stands for a mistake in a layer: it doubles the channels of a map."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, origin: Any) -> jax.Array:
         return jnp.concatenate([x, x], -1)
 
 

@@ -434,7 +434,9 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
     return jnp.asarray(x).reshape((1,) * (ndim - 1) + (-1,))
 
 
-def normalised(norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']) -> Array:
+def normalised(
+    norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']
+) -> Float[Array, 'n rows columns o']:
     """norm(conv(x), train), in inference on GPUs as one operation if the convolution is dense there."""
     y = conv(x)
     dense = dense_on_gpu(conv.groups)
