@@ -11,10 +11,7 @@ step of one device. Findings are kept as they come in `gpu_plan.jsonl`; a second
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +19,10 @@ import jax
 from jax.experimental import topologies
 
 from benchmarks import gpu_program, report
-from benchmarks.forms import form
 from benchmarks.gpu import NETS
-from benchmarks.tpu import lowered
+from benchmarks.tpu import compare, key, lowered
 from flaxnets.words import count
 
-FORMS = ('', 'plain')  # of benchmarks/forms.py
 # As XLA describes an NVIDIA H200.
 H200 = """
 gpu_device_info {
@@ -63,36 +58,22 @@ def main() -> None:
     parser.add_argument('--out', default='build/bench')
     options = parser.parse_args()
     os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # of a driver that is not there
-    os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+    jax.config.update('jax_platforms', 'cpu')
+    out = Path(options.out)
     try:
-        devices = topologies.get_topology_desc(
+        description = topologies.get_topology_desc(
             'h200', platform='cuda', target_config=H200, topology='1x1x1'
-        ).devices
+        )
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(str(error))
     except (NotImplementedError, RuntimeError) as error:
         parser.error(f'JAX cannot compile for CUDA here: {error} (pip install "jax[cuda13]")')
-    out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
-    log = out / 'gpu_plan.jsonl'
-    done = {key(line) for line in report.lines(log)}
-    for name in options.nets:
-        for what in options.only:
-            for kind in FORMS:
-                line: dict[str, Any] = dict(net=name, what=what, form=kind or 'flaxnets')
-                if key(line) in done:
-                    continue
-                print(' '.join(line.values()), file=sys.stderr, flush=True)
-                start = time.monotonic()
-                with form(kind):
-                    program = lowered(name, what, devices).compile()
-                line |= finding(program) | {'compiled_s': round(time.monotonic() - start)}
-                with log.open('a') as file:
-                    file.write(json.dumps(line) + '\n')
-                (out / 'gpu_plan.md').write_text(table(list(report.lines(log))))
-    print((out / 'gpu_plan.md').read_text())
 
+    def measured(name: str, what: str) -> dict[str, Any]:
+        return finding(lowered(name, what, description.devices).compile())
 
-def key(line: dict[str, Any]) -> tuple[str, ...]:
-    return line['net'], line['what'], line['form']
+    compare(options.nets, options.only, out / 'gpu_plan.jsonl', {}, measured, table)
 
 
 def finding(program: Any) -> dict[str, Any]:
@@ -115,7 +96,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     ratios: dict[str, list[float]] = {}
     for what in ('forward', 'step'):
         for name in dict.fromkeys(line['net'] for line in lines):
-            ours, plain = (found.get((name, what, kind)) for kind in ('flaxnets', 'plain'))
+            ours, plain = (found.get((name, '', what, kind)) for kind in ('flaxnets', 'plain'))
             if not ours or not plain:
                 continue
             ratios.setdefault(what, []).append(ours['moved'] / plain['moved'])

@@ -11,10 +11,12 @@ a second call leaves out what is there. `tpu.md` is the table. A step takes two 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +52,47 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
     except (FlaxnetsError, OSError) as error:
         parser.error(str(error))
-    log = out / 'tpu.jsonl'
+
+    def measured(name: str, what: str) -> dict[str, Any]:
+        return finding(compiled(lowered(name, what, devices)))
+
+    compare(options.nets, options.only, out / 'tpu.jsonl', {'slice': topology}, measured, table)
+
+
+def compare(
+    nets: list[str],
+    jobs: list[str],
+    log: Path,
+    where: dict[str, str],
+    measured: Callable[[str, str], dict[str, Any]],
+    table: Callable[[list[dict[str, Any]]], str],
+) -> None:
+    """Measures each net and job in both forms, but for those in `log`; prints and keeps the table of all.
+
+    Args:
+      log: the findings, a line of JSON for each; the table is beside it as `.md`.
+      where: what else names a line.
+      measured: the findings of a net and a job, traced within it.
+      table: of all findings.
+    """
     done = {key(line) for line in report.lines(log)}
-    for name in options.nets:
-        for what in options.only:
-            for kind in FORMS:
-                line: dict[str, Any] = dict(net=name, slice=topology, what=what, form=kind or 'flaxnets')
-                if key(line) in done:
-                    continue
-                print(' '.join(line.values()), file=sys.stderr, flush=True)
-                start = time.monotonic()
-                with form(kind):
-                    program = compiled(lowered(name, what, devices))
-                line |= finding(program) | {'compiled_s': round(time.monotonic() - start)}
-                with log.open('a') as file:
-                    file.write(json.dumps(line) + '\n')
-                (out / 'tpu.md').write_text(table(list(report.lines(log))))
-    print((out / 'tpu.md').read_text())
+    for name, what, kind in itertools.product(nets, jobs, FORMS):
+        line: dict[str, Any] = {'net': name, **where, 'what': what, 'form': kind or 'flaxnets'}
+        if key(line) in done:
+            continue
+        print(' '.join(line.values()), file=sys.stderr, flush=True)
+        start = time.monotonic()
+        with form(kind):
+            line |= measured(name, what)
+        line['compiled_s'] = round(time.monotonic() - start)
+        with log.open('a') as file:
+            file.write(json.dumps(line) + '\n')
+        log.with_suffix('.md').write_text(table(list(report.lines(log))))
+    print(table(list(report.lines(log))))
 
 
 def key(line: dict[str, Any]) -> tuple[str, ...]:
-    return line['net'], line['slice'], line['what'], line['form']
+    return line['net'], line.get('slice', ''), line['what'], line['form']
 
 
 def lowered(name: str, what: str, devices: list[Any]) -> Any:
