@@ -215,6 +215,9 @@ def run(
         while time.monotonic() < deadline - 20 and not all(_settled(t, n, folder) for t, n in pairs):
             time.sleep(0.05)
         for task, number in pairs:
+            if not _settled(task, number, folder):
+                stop(task)  # it would compile on while others are timed
+        for task, number in pairs:
             if (folder / f'{number}.ready').exists():
                 (folder / f'{number}.go').touch()
                 finish(task, min(deadline, time.monotonic() + SLOT))  # one that hangs holds up no others
@@ -262,9 +265,14 @@ def finish(task: Task, deadline: float) -> None:
         code = task.process.wait(max(0.1, deadline - time.monotonic()))
         task.ended = 'well' if code == 0 else f'exit code {code}'
     except subprocess.TimeoutExpired:
-        task.process.kill()
-        task.process.wait()
-        task.ended = f'stopped: no time left, or {SLOT} s on the card'
+        stop(task)
+
+
+def stop(task: Task) -> None:
+    assert task.process is not None
+    task.process.kill()
+    task.process.wait()
+    task.ended = f'stopped: no time left, or {SLOT} s on the card'
 
 
 # The report.
