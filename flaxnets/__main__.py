@@ -15,6 +15,7 @@ from . import zoo
 from .command_line import as_typed, start_with_huge_pages
 from .errors import FlaxnetsError
 from .nets.arch import Arch
+from .onednn import ask_for_onednn
 from .siblings import sibling
 from .zoo.records import Weights, to_json
 
@@ -418,6 +419,8 @@ def command() -> int:
     """The process of the command `flaxnets`."""
     if sys.argv[1:2] == ['train']:  # the others are too short to be worth a second start of Python
         start_with_huge_pages()
+    if sys.argv[1:2] != ['export']:  # what it writes runs where nobody may ask for it
+        ask_for_onednn()
     return main()
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flaxnets import command_line
 from flaxnets.errors import FlaxnetsError
+from flaxnets.onednn import ask_for_onednn
 
 PROG = 'python -m train'
 DESCRIPTION = """Trains Res2Net, Res2NeXt, ResNeXt and ResNeSt by their published recipes, on one device or on
@@ -327,4 +328,5 @@ def _export(arguments: Sequence[str], prog: str) -> int:
 
 if __name__ == '__main__':
     command_line.start_with_huge_pages()
+    ask_for_onednn()
     sys.exit(main())

@@ -211,7 +211,7 @@ class Res2Bottleneck(Block):
                 part = part + outputs[-1]
             y = convs(i, part)
             origin = Origin(convolution, convs.variables['params'][str(i)], part)
-            outputs.append(relu(bns(i, y, train, origin if dense_on_gpu(groups) else None)))
+            outputs.append(relu(bns(i, y, train, origin)))
         if scale > 1:
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)

@@ -31,7 +31,7 @@ from jax.custom_derivatives import SymbolicZero
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from .platforms import by_platform, computed_once, linear_once
+from .platforms import by_onednn, by_platform, computed_once, linear_once
 from .pooling import shifted
 
 # Groups are packed into one dense convolution until it has this many input channels. Fewer channels leave
@@ -90,7 +90,7 @@ def conv2d(
     """
     geometry = Geometry(stride, padding, dilation)
     native = partial(_native, geometry=geometry, groups=groups)
-    if kernel.shape[:2] == (1, 1) and padding == 0:
+    if _is_pointwise(kernel, geometry):
         forms = {'cpu': partial(_pointwise, stride=stride, groups=groups)}
     else:
         forms = {'cpu': partial(_on_cpu, geometry=geometry, groups=groups)}
@@ -100,6 +100,8 @@ def conv2d(
             forms['gpu'] = partial(_in_blocks, geometry=geometry)
     if groups > 1 and dense_on_gpu(groups):
         forms['gpu'] = partial(_side_by_side, partial(_native, geometry=geometry), packs=groups)
+    if by_onednn(x.dtype):
+        forms['cpu'] = partial(_onednn_convolution, groups=groups, geometry=geometry)
     return by_platform(native, **forms)(x, kernel)
 
 
@@ -137,6 +139,10 @@ def _native(
         feature_group_count=groups,
         out_sharding=sharding,
     )
+
+
+def _is_pointwise(kernel: Array, geometry: Geometry) -> bool:
+    return kernel.shape[:2] == (1, 1) and geometry.padding == 0
 
 
 def _pointwise(x: Array, kernel: Array, *, stride: int, groups: int) -> Array:
@@ -261,22 +267,78 @@ def _convolution(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Arr
 def _convolution_jvp(
     packs: int, geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
+    x = computed_once(primals[0])  # packs, rows and columns are parts of it
+    each = partial(_each_pack, packs=packs, geometry=geometry)
+    in_kernel = partial(_packs_linear_in_kernel, packs=packs, geometry=geometry)
+    dy = _tangent(partial(each, _linear_in_map), in_kernel, (x, primals[1]), tangents)
+    return each(_dense, x, primals[1]), linear_once(dy)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(2, 3))
+def _onednn_convolution(x: Array, kernel: Array, groups: int, geometry: Geometry) -> Array:
+    """For `by_onednn` alone, with gradients that a CPU computes fast."""
+    return _for_onednn(x, kernel, groups, geometry)
+
+
+def _for_onednn(x: Array, kernel: Array, groups: int, geometry: Geometry) -> Array:
+    """XLA's convolution, which it leaves to oneDNN, grouped or not, as it does its gradient of the map."""
+    convolve = partial(_native, geometry=geometry)
+    if groups == 1 or x.dtype != jnp.bfloat16:
+        return convolve(x, kernel, groups=groups)
+    # Of bfloat16 XLA leaves to oneDNN dense convolutions alone, and is slow at others.
+    if groups < CPU_LOOP:
+        return _side_by_side(convolve, x, kernel, groups)
+    return convolve(x.astype('float32'), kernel.astype('float32'), groups=groups).astype(x.dtype)
+
+
+@partial(_onednn_convolution.defjvp, symbolic_zeros=True)
+def _onednn_jvp(
+    groups: int, geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any]
+) -> tuple[Array, Array]:
+    """In training, 1x1 convolutions are products of matrices: of those, oneDNN has the gradients too."""
+    x, kernel = primals
+    if _is_pointwise(kernel, geometry):
+        product = partial(_pointwise, stride=geometry.stride, groups=groups)
+        return product(x, kernel), _tangent(product, product, primals, tangents)
+    x = computed_once(x)  # as in `_convolution_jvp`
+    convolve = partial(_for_onednn, geometry=geometry, groups=groups)
+
+    def in_kernel(x: Array, kernel: Array) -> Array:
+        packs, kernel = _packed(kernel, groups, CPU_CHANNELS)
+        return _packs_linear_in_kernel(x, kernel, packs, geometry)
+
+    return convolve(x, kernel), linear_once(_tangent(convolve, in_kernel, (x, kernel), tangents))
+
+
+def _tangent(
+    in_map: Callable[[Array, Array], Array],
+    in_kernel: Callable[[Array, Array], Array],
+    primals: tuple[Array, Array],
+    tangents: tuple[Any, Any],
+) -> Array:
+    """The tangent of a convolution whose map or kernel may be constant, from the form for each of them."""
     (x, kernel), (dx, dkernel) = primals, tangents
-    x = computed_once(x)  # packs, rows and columns are parts of it
-    inputs, outputs = kernel.shape[2], kernel.shape[3] // packs
-    in_loop = packs >= CPU_LOOP
-    products = not in_loop and (inputs * outputs > CPU_TAP or inputs <= FEW_INPUTS)
-
-    def each(function: Callable[..., Array], x: Array, kernel: Array) -> Array:
-        convolve = partial(function, geometry=geometry)
-        return (_one_by_one if in_loop else _side_by_side)(convolve, x, kernel, packs)
-
     terms = []
     if not isinstance(dx, SymbolicZero):
-        terms.append(each(_linear_in_map, dx, kernel))
+        terms.append(in_map(dx, kernel))
     if not isinstance(dkernel, SymbolicZero):
-        terms.append(each(_as_products if products else _linear_in_kernel, x, dkernel))
-    return each(_dense, x, kernel), linear_once(sum(terms[1:], terms[0]))
+        terms.append(in_kernel(x, dkernel))
+    return sum(terms[1:], terms[0])
+
+
+def _packs_linear_in_kernel(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Array:
+    """A convolution of packs, in the form that is transposed to the kernel's gradient."""
+    inputs, outputs = kernel.shape[2], kernel.shape[3] // packs
+    products = packs < CPU_LOOP and (inputs * outputs > CPU_TAP or inputs <= FEW_INPUTS)
+    return _each_pack(_as_products if products else _linear_in_kernel, x, kernel, packs, geometry)
+
+
+def _each_pack(
+    function: Callable[..., Array], x: Array, kernel: Array, packs: int, geometry: Geometry
+) -> Array:
+    """Convolves each pack's channels by itself, many of them in a loop."""
+    convolve = partial(function, geometry=geometry)
+    return (_one_by_one if packs >= CPU_LOOP else _side_by_side)(convolve, x, kernel, packs)
 
 
 def _side_by_side(convolve: Callable[[Array, Array], Array], x: Array, kernel: Array, packs: int) -> Array:

@@ -22,7 +22,7 @@ from jaxtyping import Float, PRNGKeyArray
 
 from ..errors import FlaxnetsError
 from .convolution import Packs, conv2d, dense_on_gpu
-from .platforms import Result, by_platform, computed_again, on_accelerator
+from .platforms import Result, by_onednn, by_platform, computed_again, on_accelerator
 
 MakeConv = Callable[..., 'Conv']
 MakeNorm = Callable[..., 'BatchNorm | FoldedNorm']
@@ -191,7 +191,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, 'n h w c'], train: bool, origin: Origin | None = None
     ) -> Float[Array, 'n h w c']:
-        """Normalises `x`; in inference, where `origin` is known, GPUs do so within the convolution."""
+        """Normalises `x`; in inference, where `origin` is known, it may be done within the convolution."""
         shape = (x.shape[-1],)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param('scale', start, shape, self.param_dtype)
@@ -203,8 +203,9 @@ class BatchNorm(nn.Module):
         if not train or self.frozen or self.is_initializing():
             mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
             factor, offset = _factor_and_offset(var, scale, bias)
-            if origin is None or train or self.is_initializing():
-                return self._result(x, mean, factor, offset)
+            traced = isinstance(x, jax.core.Tracer)  # else the convolution has been computed by now
+            if origin is None or train or not traced or self.is_initializing():
+                return _result(self._how, x, mean, factor, offset)
             convolution, params, pixels = origin
             return _within_convolution(self._how, convolution, x, pixels, params, mean, factor, offset)
         parts = self.span.parts
@@ -216,14 +217,11 @@ class BatchNorm(nn.Module):
         # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
         # a CPU one more pass over the map.
         near = lax.stop_gradient(mean)
-        y = self._result(split, near, factor, offset - (mean - near) * factor)
+        y = _result(self._how, split, near, factor, offset - (mean - near) * factor)
         mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
         running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
         running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
         return y.reshape(x.shape)
-
-    def _result(self, *map_and_vectors: Array) -> Array:
-        return _result(self._how, *map_and_vectors)
 
     @property
     def _how(self) -> Normalisation:
@@ -297,23 +295,33 @@ def _within_convolution(
 ) -> Float[Array, 'n rows columns o']:
     """_result(how, y, *vectors) of y = convolution(params, x).
 
-    On GPUs it is no pass over the map: the factor is in the kernel, and cuDNN adds the rest. The passes of
-    BatchNorm took a third of a forward of ResNeXt-50 on an H200. cuDNN fuses a bias and a ReLU of the net's
-    dtype only, and directly behind a convolution: so each pack has its own.
+    Where cuDNN and oneDNN convolve it is no pass over the map: the factor is in the kernel, and they add the
+    rest. The passes of BatchNorm took a third of a forward of ResNeXt-50 on an H200. Both fuse a bias and a
+    ReLU of the net's dtype only, and directly behind a convolution: so each pack has its own. No card has
+    shown how fast cuDNN is with the bias of a grouped one. On a CPU, kernels are not small beside maps.
     """
 
     def apart(y: Array, _x: Array, _params: Any, *vectors: Array) -> Array:
         return _result(how, y, *vectors)
 
-    def within(_y: Array, x: Array, params: Any, mean: Array, factor: Array, offset: Array) -> Array:
+    def within(
+        _y: Array, x: Array, params: Any, mean: Array, factor: Array, offset: Array, number: int
+    ) -> Array:
         vector = factor.ravel()
         params = jax.tree.map(lambda p: p.astype(vector.dtype) * channels(vector, p.ndim), params)
         whole = convolution(params, x), (offset - mean * factor).astype(how.dtype)
-        pairs = zip(*(jnp.split(v, how.packs.gpu, -1) for v in whole), strict=True)
+        pairs = zip(*(jnp.split(v, number, -1) for v in whole), strict=True)
         packs = [pack + bias for pack, bias in pairs]
         return jnp.concatenate([relu(pack) if how.relu else pack for pack in packs], -1)
 
-    return by_platform(apart, gpu=within)(y, x, params, *vectors)
+    forms = {}
+    if dense_on_gpu(convolution.groups):
+        forms['gpu'] = partial(within, number=how.packs.gpu)
+    pixels, weights = y.shape[:3], params['kernel'].shape[:3]  # of an output channel
+    known = all(isinstance(size, int) for size in pixels)
+    if by_onednn(convolution.dtype) and known and math.prod(pixels) > math.prod(weights):
+        forms['cpu'] = partial(within, number=1)
+    return by_platform(apart, **forms)(y, x, params, *vectors)
 
 
 @_within_convolution.defjvp
@@ -437,10 +445,8 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
 def normalised(
     norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']
 ) -> Float[Array, 'n rows columns o']:
-    """norm(conv(x), train), in inference on GPUs as one operation if the convolution is dense there."""
-    y = conv(x)
-    dense = dense_on_gpu(conv.groups)
-    return norm(y, train, Origin(conv.convolution, conv.variables['params'], x) if dense else None)
+    """norm(conv(x), train), in inference as one operation where that is faster."""
+    return norm(conv(x), train, Origin(conv.convolution, conv.variables['params'], x))
 
 
 class FoldedNorm(nn.Module):

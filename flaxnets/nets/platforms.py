@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.xla_metadata import set_xla_metadata
+from jax.sharding import SingleDeviceSharding
+from jax.typing import DTypeLike
+
+from ..onednn import ASKED
 
 Result = TypeVar('Result')
 
@@ -37,6 +42,37 @@ def by_platform(default: Callable[..., Result], **forms: Callable[..., Result]) 
 def on_accelerator() -> Array:
     """Whether the program is compiled for a GPU or TPU, as a constant of the program."""
     return lax.platform_dependent(cpu=lambda: jnp.array(False), default=lambda: jnp.array(True))
+
+
+def by_onednn(dtype: DTypeLike) -> bool:
+    """Whether XLA gives convolutions of that type to oneDNN in programs for CPUs.
+
+    That takes flags in the environment (`onednn.ask_for_onednn`) and a jaxlib that heeds them. Grouped ones
+    are among them unless they are of bfloat16.
+    """
+    wide = jnp.dtype(dtype) == jnp.float64
+    return not wide and ASKED in os.environ.get('XLA_FLAGS', '') and _has_onednn()
+
+
+@cache
+def _has_onednn() -> bool:
+    """Compiles a small convolution of two groups and looks at the program: the flags alone say little."""
+    try:
+        where = SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    except RuntimeError:
+        return False  # `JAX_PLATFORMS` leaves CPUs out
+
+    def convolve(x: Array, kernel: Array) -> Array:
+        order = ('NHWC', 'HWIO', 'NHWC')
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), 'SAME', dimension_numbers=order, feature_group_count=2
+        )
+
+    x, kernel = (
+        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for shape in ((1, 8, 8, 32), (3, 3, 16, 32))
+    )
+    program = jax.jit(convolve).lower(x, kernel).compile().as_text()
+    return program is not None and '__onednn$convolution' in program
 
 
 @jax.custom_jvp
