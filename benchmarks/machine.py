@@ -21,6 +21,7 @@ def description() -> dict[str, Any]:
         'cores': len(os.sched_getaffinity(0)),
         'memory_gib': round(int(_first(r'MemTotal:\s*(\d+)', '/proc/meminfo') or 0) / 2**20, 1),
         'python': platform.python_version(),
+        'xla_flags': os.environ.get('XLA_FLAGS', ''),
         'versions': {name: version for name in PACKAGES if (version := installed(name))},
     }
 

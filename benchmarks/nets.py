@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
+from flaxnets.onednn import ask_for_onednn
 
 ROOT = Path(__file__).parent.parent
 # In order of importance. The largest pictures go in at batch 2: what counts is the ratio.
@@ -76,6 +77,8 @@ class Measurement:
 
 def main() -> None:
     options = parse()
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    ask_for_onednn()  # as the package's commands do; each measurement inherits it
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     log = out / 'cpu.jsonl'
@@ -176,7 +179,6 @@ def measure(
     }
     environment = {
         **os.environ,
-        'JAX_PLATFORMS': 'cpu',
         'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')])),
         'JAX_COMPILATION_CACHE_DIR': f'{cache}/jax',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',

@@ -156,9 +156,10 @@ def tables(log: Path) -> None:
     log.with_suffix('.json').write_text(json.dumps(found, indent=1) + '\n')
     machine = found.get('machine', {})
     versions = ', '.join(f'{k} {v}' for k, v in machine.get('versions', {}).items())
+    flags = machine.get('xla_flags', '')
     out = [
         f'{machine.get("cpu")} ({machine.get("vector")}), {found.get("threads")} threads; {versions}; '
-        f'{found.get("started")}.',
+        f'{found.get("started")}{"; XLA_FLAGS=" + flags if flags else ""}.',
         '',
         'Times are medians of interleaved rounds; a ratio is the time of another over that of flaxnets: '
         'above 1, flaxnets is the faster. The JSON file has quartiles and all rounds.',

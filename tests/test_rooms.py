@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
     'flaxnets': (
         ('errors', 'version', 'checks'),
-        ('siblings', 'words', 'command_line'),
+        ('siblings', 'words', 'command_line', 'onednn'),
         ('nets', 'images'),
         ('zoo',),
         ('store',),
