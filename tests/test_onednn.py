@@ -23,6 +23,7 @@ from test_gpu_forms import ARCHS, results
 from flaxnets import onednn
 from flaxnets.nets import convolution, layers, platforms
 from flaxnets.nets.resnet import build
+from flaxnets.store.compiled import keep_compiled
 
 JAXLIB = tuple(map(int, metadata.version('jaxlib').split('.')[:2]))
 HERE = JAXLIB in ((0, 11), (0, 12)) and sys.platform == 'linux' and platform.machine() == 'x86_64'
@@ -124,7 +125,7 @@ def asked(
     monkeypatch.setattr(onednn.metadata, 'version', lambda name: jaxlib)
     monkeypatch.setattr(onednn.platform, 'machine', lambda: 'x86_64')
     monkeypatch.setattr(onednn.sys, 'platform', 'linux')
-    for name in ('XLA_FLAGS', 'JAX_PLATFORMS'):
+    for name in ('XLA_FLAGS', 'JAX_PLATFORMS', 'JAX_COMPILATION_CACHE_DIR'):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -142,6 +143,8 @@ def test_flags_are_for_versions_that_are_known(
 def test_what_the_user_has_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     own = '--xla_cpu_experimental_ynn_fusion_type='
     assert asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', XLA_FLAGS=own) == own
+    kept = asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', JAX_COMPILATION_CACHE_DIR='compiled')
+    assert kept == ''
     other = '--xla_force_host_platform_device_count=2'
     expected = f'{other} {onednn.FLAGS}'
     assert asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', XLA_FLAGS=other) == expected
@@ -166,6 +169,21 @@ def test_flags_alone_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     platforms._has_onednn.cache_clear()
     assert not platforms.by_onednn('float32')
     platforms._has_onednn.cache_clear()
+
+
+@cpu
+@pytest.mark.parametrize('flags', ['', onednn.FLAGS])
+def test_programs_with_onednn_are_not_kept(
+    flags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLA fails to write them."""
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
+    monkeypatch.setenv('FLAXNETS_HOME', str(tmp_path))
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    chosen: list[str] = []
+    monkeypatch.setattr(jax.config, 'update', lambda name, value: chosen.append(name))
+    keep_compiled(on_cpus=True)
+    assert chosen == ([] if flags else ['jax_compilation_cache_dir'])
 
 
 @cpu

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from ..onednn import ASKED
 from .home import home
 
 
@@ -26,7 +27,8 @@ def keep_compiled(*, on_cpus: bool) -> None:
         return
     folder = home() / 'compiled'
     if jax.default_backend() == 'cpu':
-        if not on_cpus:
+        # What has oneDNN's convolutions XLA cannot write (jaxlib 0.12.0: std::bad_alloc). It compiles soon.
+        if not on_cpus or ASKED in os.environ.get('XLA_FLAGS', ''):
             return
         # A program compiled for another processor can crash on an illegal instruction, and hosts may share
         # a home.
