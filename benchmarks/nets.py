@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
-from flaxnets.onednn import ask_for_onednn
+from flaxnets.onednn import ASKED, ask_for_onednn
 
 ROOT = Path(__file__).parent.parent
 # In order of importance. The largest pictures go in at batch 2: what counts is the ratio.
@@ -180,7 +180,8 @@ def measure(
     environment = {
         **os.environ,
         'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')])),
-        'JAX_COMPILATION_CACHE_DIR': f'{cache}/jax',
+        # Programs with oneDNN's convolutions cannot be kept.
+        'JAX_COMPILATION_CACHE_DIR': '' if ASKED in os.environ.get('XLA_FLAGS', '') else f'{cache}/jax',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
         'TORCHINDUCTOR_CACHE_DIR': f'{cache}/torch-{measurement.key.replace("|", "-")}',
         'OMP_NUM_THREADS': str(options.threads),
