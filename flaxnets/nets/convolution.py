@@ -5,6 +5,7 @@ stem in blocks of pixels. On CPUs the grouped convolution is slow, and the gradi
 still: a training step of ResNeXt-50 takes about thirty times as long as with the forms below. The kernel's
 gradient of a dense convolution is two to three times too slow there as well, and one core may compute all of
 a narrow one.
+Where XLA leaves convolutions to oneDNN (`platforms.by_onednn`), values and gradients of maps are its own.
 On TPUs narrow groups leave most of the matrix unit idle, and grouping costs copies of whole maps.
 
 `lax.platform_dependent` chooses the form within one program, exported ones included, at no cost at run time.
@@ -267,11 +268,12 @@ def _convolution(x: Array, kernel: Array, packs: int, geometry: Geometry) -> Arr
 def _convolution_jvp(
     packs: int, geometry: Geometry, primals: tuple[Array, Array], tangents: tuple[Any, Any]
 ) -> tuple[Array, Array]:
-    x = computed_once(primals[0])  # packs, rows and columns are parts of it
+    x, kernel = primals
+    x = computed_once(x)  # packs, rows and columns are parts of it
     each = partial(_each_pack, packs=packs, geometry=geometry)
     in_kernel = partial(_packs_linear_in_kernel, packs=packs, geometry=geometry)
-    dy = _tangent(partial(each, _linear_in_map), in_kernel, (x, primals[1]), tangents)
-    return each(_dense, x, primals[1]), linear_once(dy)
+    dy = _tangent(partial(each, _linear_in_map), in_kernel, (x, kernel), tangents)
+    return each(_dense, x, kernel), linear_once(dy)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(2, 3))

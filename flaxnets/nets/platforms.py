@@ -50,13 +50,14 @@ def by_onednn(dtype: DTypeLike) -> bool:
     That takes flags in the environment (`onednn.ask_for_onednn`) and a jaxlib that heeds them. Grouped ones
     are among them unless they are of bfloat16.
     """
-    wide = jnp.dtype(dtype) == jnp.float64
-    return not wide and ASKED in os.environ.get('XLA_FLAGS', '') and _has_onednn()
+    dtype = jnp.dtype(dtype)
+    asked = ASKED in os.environ.get('XLA_FLAGS', '')
+    return asked and dtype != jnp.float64 and _has_onednn(dtype.name, 1 if dtype == jnp.bfloat16 else 2)
 
 
 @cache
-def _has_onednn() -> bool:
-    """Compiles a small convolution of two groups and looks at the program: the flags alone say little."""
+def _has_onednn(dtype: str, groups: int) -> bool:
+    """Compiles a small convolution and looks at the program: the flags alone say little."""
     try:
         where = SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
     except RuntimeError:
@@ -65,12 +66,11 @@ def _has_onednn() -> bool:
     def convolve(x: Array, kernel: Array) -> Array:
         order = ('NHWC', 'HWIO', 'NHWC')
         return lax.conv_general_dilated(
-            x, kernel, (1, 1), 'SAME', dimension_numbers=order, feature_group_count=2
+            x, kernel, (1, 1), 'SAME', dimension_numbers=order, feature_group_count=groups
         )
 
-    x, kernel = (
-        jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where) for shape in ((1, 8, 8, 32), (3, 3, 16, 32))
-    )
+    shapes = (1, 8, 8, 32), (3, 3, 32 // groups, 32)
+    x, kernel = (jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape in shapes)
     program = jax.jit(convolve).lower(x, kernel).compile().as_text()
     return program is not None and '__onednn$convolution' in program
 
