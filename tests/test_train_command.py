@@ -73,6 +73,23 @@ def test_errors_are_one_clear_message(
     assert not list(tmp_path.glob('x/checkpoints/*'))
 
 
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['--workdir', 'x'],
+        ['eval', '--model', 'x', '--data', 'digits'],
+        ['probe', '--model', 'x', '--data', 'y'],
+    ],
+)
+def test_a_package_that_is_missing_is_named(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The nets alone do not bring those of training."""
+    monkeypatch.setattr(command, 'NEEDED', (*command.NEEDED, 'no_such_package'))
+    assert command.main(arguments) == 1
+    assert capsys.readouterr().err == 'error: this needs no_such_package: pip install no_such_package\n'
+
+
 def test_print_shows_what_would_happen(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(['--print', 'lr=0.2']) == 0
     out = capsys.readouterr().out

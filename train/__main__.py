@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import sys
@@ -36,6 +37,7 @@ python -m train recipes NAME prints them all.
 
 exit codes: 0 done, 1 an error, 2 a wrong option, 75 stopped (SIGTERM, ctrl-C, preemption): run again"""
 
+NEEDED = ('optax', 'grain')  # of the packages that the nets alone do without
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: "try again later"
 
 
@@ -94,6 +96,7 @@ def _train(arguments: Sequence[str], prog: str) -> int:
     from .settings import apply, validate
 
     options = _train_parser(prog).parse_intermixed_args(arguments)
+    _check_packages()
     settings = recipes.get(options.recipe)
     changes = [f'data={options.data}'] if options.data else []
     settings = apply(settings, changes + options.changes)
@@ -119,6 +122,12 @@ def _train(arguments: Sequence[str], prog: str) -> int:
         print(f'{result.images} images: top-1 {result.top1:.2f} %, top-5 {result.top5:.2f} %')
         print(f'weights in {outcome.weights}; open them with flaxnets.load({outcome.weights!r})')
     return 0
+
+
+def _check_packages() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise FlaxnetsError(f'this needs {" and ".join(missing)}: pip install {" ".join(missing)}')
 
 
 def _train_parser(prog: str) -> argparse.ArgumentParser:
@@ -244,6 +253,7 @@ def _eval(arguments: Sequence[str], prog: str) -> int:
     _add_work(add)
     _add_hosts(parser)
     options = parser.parse_args(arguments)
+    _check_packages()
     _connect(options, training=False)
     from .evaluation.report import run
 
@@ -272,6 +282,7 @@ def _probe(arguments: Sequence[str], prog: str) -> int:
     add('--strength', type=float, default=1.0, metavar='C', help='inverse of the L2 penalty (1)')
     _add_work(add)
     options = parser.parse_args(arguments)
+    _check_packages()
     from flaxnets.store.compiled import keep_compiled
 
     from .evaluation.probes import run
