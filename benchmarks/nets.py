@@ -80,7 +80,10 @@ def main() -> None:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     ask_for_onednn()  # as the package's commands do; each measurement inherits it
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f'error: --out: {error}')
     log = out / 'cpu.jsonl'
     if not options.resume:
         log.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ from . import zoo
 from .command_line import as_typed, start_with_huge_pages
 from .errors import FlaxnetsError
 from .nets.arch import Arch
-from .onednn import ask_for_onednn
 from .siblings import sibling
 from .zoo.records import Weights, to_json
 
@@ -35,6 +34,10 @@ _ELSEWHERE = {
     'recipes': ('train.__main__', ('recipes',), 'the training recipes'),
     'push': ('convert.publishing.command', (), 'weights to the Hugging Face hub, where timm opens them too'),
 }
+
+
+# What computes with nets here. What `export` writes runs where nobody may ask for oneDNN.
+_COMPUTING = ('predict', 'embed', 'explain', 'train', 'evaluate', 'probe')
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -419,7 +422,9 @@ def command() -> int:
     """The process of the command `flaxnets`."""
     if sys.argv[1:2] == ['train']:  # the others are too short to be worth a second start of Python
         start_with_huge_pages()
-    if sys.argv[1:2] != ['export']:  # what it writes runs where nobody may ask for it
+    if sys.argv[1:2] and sys.argv[1] in _COMPUTING:  # to ask takes the others a third of their time
+        from .onednn import ask_for_onednn
+
         ask_for_onednn()
     return main()
 

@@ -7,7 +7,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib import metadata
+from importlib import metadata, util
 from pathlib import Path
 
 import jax
@@ -27,6 +27,7 @@ from flaxnets.store.compiled import keep_compiled
 
 JAXLIB = tuple(map(int, metadata.version('jaxlib').split('.')[:2]))
 HERE = JAXLIB in ((0, 11), (0, 12)) and sys.platform == 'linux' and platform.machine() == 'x86_64'
+HERE = HERE and util.find_spec('libtpu') is None
 cpu = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='the forms are those of CPUs')
 
 
@@ -186,14 +187,38 @@ def test_programs_with_onednn_are_not_kept(
     assert chosen == ([] if flags else ['jax_compilation_cache_dir'])
 
 
+@pytest.mark.parametrize(
+    'module, arguments, asks',
+    [
+        ('flaxnets', ['predict', 'nowhere.jpg', '--model', 'nowhere'], 1),
+        ('flaxnets', ['recipes'], 0),  # needs no JAX
+        ('flaxnets', ['export', 'nowhere', '--out', 'x.onnx'], 0),  # runs elsewhere
+        ('train', ['eval', '--model', 'nowhere', '--data', 'digits'], 1),
+    ],
+)
+def test_commands_that_compute_ask(module: str, arguments: list[str], asks: int) -> None:
+    code = f"""
+import contextlib, runpy, sys
+from flaxnets import command_line, onednn
+command_line.start_with_huge_pages = lambda: None
+onednn.ask_for_onednn = lambda: print('asked')
+sys.argv = ['', *{arguments!r}]
+with contextlib.suppress(SystemExit):
+    runpy.run_module({module!r}, run_name='__main__')
+"""
+    command = [sys.executable, '-c', code]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert said.splitlines().count('asked') == asks
+
+
 @cpu
 def test_commands_get_onednn_where_jaxlib_has_it(tmp_path: Path) -> None:
     """In a process of their own: the flags are known to this jaxlib, and heeded where that is expected."""
     code = """
 import sys
 import flaxnets.__main__
-sys.argv = ['flaxnets', 'list', 'resnest50d']
-assert flaxnets.__main__.command() == 0
+sys.argv = ['flaxnets', 'predict', 'nowhere.jpg', '--model', 'nowhere']
+assert flaxnets.__main__.command() == 1
 from flaxnets.nets import platforms
 import jax.numpy as jnp
 print(platforms.by_onednn(jnp.float32), platforms.by_onednn(jnp.float64))

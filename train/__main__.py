@@ -14,7 +14,6 @@ from typing import Any
 
 from flaxnets import command_line
 from flaxnets.errors import FlaxnetsError
-from flaxnets.onednn import ask_for_onednn
 
 PROG = 'python -m train'
 DESCRIPTION = """Trains Res2Net, Res2NeXt, ResNeXt and ResNeSt by their published recipes, on one device or on
@@ -338,6 +337,8 @@ def _export(arguments: Sequence[str], prog: str) -> int:
 
 
 if __name__ == '__main__':
+    from flaxnets.onednn import ask_for_onednn
+
     command_line.start_with_huge_pages()
     ask_for_onednn()
     sys.exit(main())
