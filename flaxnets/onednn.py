@@ -12,10 +12,10 @@ import sys
 from importlib import metadata, util
 
 # XLA heeds the first only for what YNNPACK, its first choice, was told not to take.
-ASKED = '--xla_cpu_experimental_onednn_custom_call=true'
-FLAGS = f'{ASKED} --xla_cpu_experimental_ynn_fusion_type=-individual_convolution'
-# jaxlib 0.10 has the flags without effect. Later versions may not have them, and an unknown flag ends a
-# process.
+ASKED, LEFT = '--xla_cpu_experimental_onednn_custom_call', '--xla_cpu_experimental_ynn_fusion_type'
+FLAGS = f'{ASKED}=true {LEFT}=-individual_convolution'
+# jaxlib 0.10 knows the flags but has no oneDNN, so that they only take YNNPACK away. Later versions may not
+# have them, and an unknown flag ends a process.
 VERSIONS = ((0, 11), (0, 12))
 
 
@@ -23,15 +23,24 @@ def ask_for_onednn() -> None:
     """Adds the flags to this process's environment, where they are known to work, before JAX is used.
 
     On two cores a forward of ResNeXt-50 takes a fifth less time for it, a training step a seventh. Nothing is
-    done if `XLA_FLAGS` has either flag already; if the user has JAX keep what it compiles, which XLA cannot
-    do of these programs (jaxlib 0.12.0: std::bad_alloc); or if a GPU or TPU might be used: JAX's plug-ins for
-    these have an XLA of their own, which reads the same flags and may be of another version.
+    done if `XLA_FLAGS` has either flag already, or names a file of flags; if the user has JAX keep what it
+    compiles, which XLA cannot do of these programs (jaxlib 0.12.0: std::bad_alloc); or if a GPU or TPU might
+    be used: JAX's plug-ins for these have an XLA of their own, which reads the same flags and may be of
+    another version.
     """
-    flags = os.environ.get('XLA_FLAGS', '')
-    decided = any(flag.partition('=')[0] in flags for flag in FLAGS.split())
+    flags = os.environ.get('XLA_FLAGS', '').strip()
+    decided = any(name in flags for name in (ASKED, LEFT))
+    decided = decided or (flags != '' and not flags.startswith('-'))  # XLA takes it for the name of a file
     decided = decided or bool(os.environ.get('JAX_COMPILATION_CACHE_DIR'))
     if not decided and _known_to_work() and not _other_xla():
         os.environ['XLA_FLAGS'] = f'{flags} {FLAGS}'.strip()
+
+
+def asked_for_onednn() -> bool:
+    """Whether `XLA_FLAGS` has the flag for oneDNN, and the last one, which counts, does not refuse it."""
+    flags = (flag.partition('=') for flag in os.environ.get('XLA_FLAGS', '').split())
+    values = [value.lower() for name, _, value in flags if name == ASKED]
+    return bool(values) and values[-1] not in ('false', 'f', '0')
 
 
 def _known_to_work() -> bool:

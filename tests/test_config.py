@@ -47,6 +47,7 @@ def test_frozen(value: Any) -> None:
         ({'block': 'res2net'}, "radix=2 only means something with block='resnest'"),
         ({'block': 'resnext', 'radix': 1, 'avd_first': True}, 'avd_first=True only means something'),
         ({'se': True}, 'se=True is only built'),
+        ({'block': 'resnext', 'se': True, 'planes': 2}, 'planes=2 must be at least 4 with se=True'),
         ({'se': True, 'scale': 0}, 'scale=0 must be at least 1.*se=True is only built'),
     ],
 )

@@ -182,7 +182,10 @@ BAD = [
     (dict(param_dtype='float99'), "param_dtype='float99'"),
     (dict(features_only=True, out_indices=(5,)), r'out_indices=\(5,\)'),
     (dict(features_only=True, out_indices=()), r'out_indices=\(\)'),
+    (dict(features_only=True, out_indices=None), 'out_indices=None'),
     (dict(axis_name=3), 'axis_name=3'),
+    (dict(remat='no'), "remat='no'"),
+    (dict(zero_init_last=1, folded=0), 'zero_init_last=1.*folded=0'),
 ]
 
 
@@ -321,7 +324,50 @@ def test_average_pools_of_small_maps(stride: int, images: int) -> None:
         np.testing.assert_allclose(three, expected.permute(0, 2, 3, 1), atol=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['float16', 'bfloat16'])
+@pytest.mark.parametrize('stride', [1, 2])
+def test_average_pools_of_half_precision_are_rounded_once(stride: int, kind: str) -> None:
+    """As torch does it: sums of float16 would be infinite, and those of bfloat16 rounded each time."""
+    rng = np.random.default_rng(0)
+    large = jnp.full((1, 9, 9, 2), 20000, kind)
+    for x in (jnp.asarray(rng.normal(size=(2, 9, 9, 4)), kind), large):
+        nchw = torch.from_numpy(np.asarray(x, np.float32).transpose(0, 3, 1, 2)).to(getattr(torch, kind))
+        pairs = [(avg_pool_3x3(x, stride), torch.nn.AvgPool2d(3, stride, padding=1)(nchw))]
+        if stride == 2:
+            shortcut = torch.nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+            pairs.append((avg_pool_shortcut(x, 2), shortcut(nchw)))
+        for found, expected in pairs:
+            assert found.dtype == x.dtype
+            np.testing.assert_array_equal(
+                np.asarray(found, np.float32), expected.float().permute(0, 2, 3, 1).numpy()
+            )
+
+
+@pytest.mark.parametrize('kind', ['resnext', 'res2net', 'resnest'])
+def test_no_images(kind: str) -> None:
+    model = shallow(build(TINY[kind], num_classes=7, global_pool='catavgmax'))
+    assert model.apply(random_variables(model), jnp.ones((0, 32, 32, 3))).shape == (0, 7)
+
+
 # --- layers in training
+
+
+@jax.enable_x64(True)
+@pytest.mark.parametrize('train', [False, True])
+def test_batch_norm_computes_float64_with_parameters_of_float32(train: bool) -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 6, 7)))
+    layers = [BatchNorm(dtype='float64', param_dtype=kind) for kind in ('float32', 'float64')]
+    found, expected = (layer.init_with_output(jax.random.key(0), x, train) for layer in layers)
+    if train:  # the first call only makes the parameters
+        found, expected = (
+            layer.apply(variables, x, True, mutable=['batch_stats'])
+            for layer, (_, variables) in zip(layers, (found, expected), strict=True)
+        )
+        assert {leaf.dtype for leaf in jax.tree.leaves(found[1])} == {np.dtype('float32')}
+        np.testing.assert_allclose(
+            found[1]['batch_stats']['var'], expected[1]['batch_stats']['var'], rtol=1e-6
+        )
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-12, atol=1e-12)
 
 
 def batch_norm(features: int) -> dict[str, Any]:
@@ -598,6 +644,8 @@ def test_drop_block_drops_squares_shared_by_the_batch() -> None:
     first, second = np.split(z == 0, 2)
     assert (first == first[0]).all() and (second == second[0]).all() and (first != second).any()
     np.testing.assert_allclose([z[0].mean(), z[-1].mean()], 1, rtol=1e-5)
+    with pytest.raises(FlaxnetsError, match='4 images'):
+        DropBlock(0.1, groups=3).apply({}, x, True, rngs={'dropout': jax.random.key(0)})
 
 
 def test_drop_path_keeps_the_shortcut() -> None:

@@ -9,7 +9,9 @@ import sys
 from collections.abc import Iterator
 from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +119,79 @@ def test_a_batch_norm_is_within_the_convolution_where_its_kernel_is_small() -> N
     assert 0 < few < norms / 2 < many <= norms
 
 
+@cpu
+@pytest.mark.usefixtures('with_onednn')
+@pytest.mark.parametrize('kind', ['resnext', 'res2net'])
+@pytest.mark.parametrize('changed', [layers.Conv, layers.BatchNorm])
+def test_what_is_changed_on_the_way_to_a_batch_norm_counts(kind: str, changed: type[nn.Module]) -> None:
+    """The convolution is not computed again of its own input: it may have been replaced, or its result."""
+    model = build(ARCHS[kind], num_classes=7)
+    variables = random_variables(model)
+    images = jnp.ones((32, 32, 32, 3))
+
+    def zeroed(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+        inside = isinstance(context.module, changed) and 'layer1' in context.module.path
+        if not inside or context.method_name != '__call__':
+            return call(*args, **kwargs)
+        if changed is layers.Conv:
+            return jnp.zeros_like(call(*args, **kwargs))
+        return call(jnp.zeros_like(args[0]), *args[1:], **kwargs)
+
+    def run(variables: Any) -> Array:
+        with nn.intercept_methods(zeroed):
+            return model.apply(variables, images)
+
+    found, expected = jax.jit(run)(variables), run(variables)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert jnp.abs(found - model.apply(variables, images)).max() > 1e-3
+
+
+def grouped_gradient(stride: int) -> str:
+    """The program of the gradient of a grouped convolution's map."""
+
+    def run(x: Array) -> Array:
+        return convolution.conv2d(x, kernel, stride=stride, padding=1, groups=32).sum()
+
+    kernel = jnp.ones((3, 3, 2, 64))
+    return jax.jit(jax.grad(run)).lower(jnp.ones((1, 8, 8, 64))).as_text()
+
+
+@cpu
+@pytest.mark.usefixtures('with_onednn')
+def test_no_gradient_of_a_map_is_grouped_where_the_kernel_moves_by_two() -> None:
+    """Of those oneDNN gets none, and XLA's own take three times as long as packs."""
+    assert 'lhs_dilate = [2, 2]' in grouped_gradient(2)
+    assert 'feature_group_count = 32' in grouped_gradient(1)
+    lines = grouped_gradient(2).splitlines()
+    assert not any('lhs_dilate = [2, 2]' in line and 'feature_group_count = 32' in line for line in lines)
+
+
+@cpu
+def test_a_mesh_that_is_set_is_none_of_the_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is compiled for one device, whatever devices the caller's mesh has."""
+    monkeypatch.setenv('XLA_FLAGS', onednn.FLAGS)
+    platforms._has_onednn.cache_clear()
+    with jax.set_mesh(jax.make_mesh((2,), ('data',), devices=jax.local_devices()[:2])):
+        assert platforms.by_onednn('float32') in (True, False)
+    platforms._has_onednn.cache_clear()
+
+
+@pytest.mark.parametrize(
+    'flags, expected',
+    [
+        (f'{onednn.ASKED}=true', True),
+        (f'--xla_cpu_enable_fast_math=false {onednn.ASKED}', True),
+        (f'{onednn.ASKED}=1', True),
+        (f'{onednn.ASKED}=true {onednn.ASKED}=False', False),
+        (f'{onednn.ASKED}s=true', False),
+        ('', False),
+    ],
+)
+def test_asked_for_however_it_is_written(flags: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv('XLA_FLAGS', flags)
+    assert onednn.asked_for_onednn() == expected
+
+
 def asked(
     monkeypatch: pytest.MonkeyPatch, jaxlib: str, there: tuple[str, ...] = (), **environment: str
 ) -> str:
@@ -146,6 +221,7 @@ def test_what_the_user_has_set_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', XLA_FLAGS=own) == own
     kept = asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', JAX_COMPILATION_CACHE_DIR='compiled')
     assert kept == ''
+    assert asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', XLA_FLAGS='flags.txt') == 'flags.txt'  # a file
     other = '--xla_force_host_platform_device_count=2'
     expected = f'{other} {onednn.FLAGS}'
     assert asked(monkeypatch, '0.12.0', JAX_PLATFORMS='cpu', XLA_FLAGS=other) == expected
@@ -163,7 +239,7 @@ def test_another_xla_is_not_given_the_flags(monkeypatch: pytest.MonkeyPatch) -> 
 @cpu
 def test_flags_alone_are_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     """XLA read its flags long ago: a program of this process has what it had before."""
-    if onednn.ASKED in os.environ.get('XLA_FLAGS', ''):
+    if onednn.asked_for_onednn():
         pytest.skip('this process was started with the flags')
     assert not platforms.by_onednn('float32')
     monkeypatch.setenv('XLA_FLAGS', onednn.FLAGS)

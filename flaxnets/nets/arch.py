@@ -66,6 +66,8 @@ class Arch:
             problems.append("avd_first=True only means something with block='resnest'")
         if self.se and self.block != 'resnext':
             problems.append("se=True is only built for block='resnext'")
+        if self.se and 0 < self.planes < 4:
+            problems.append(f'planes={self.planes} must be at least 4 with se=True: the gate has no channels')
         if problems:
             raise FlaxnetsError('not an architecture: ' + '; '.join(problems))
 

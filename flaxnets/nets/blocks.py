@@ -200,7 +200,7 @@ class Res2Bottleneck(Block):
             self.conv, self.width, 3, stride=self.stride, dilation=self.dilation, groups=groups
         )
         packs = packs_of(self.width, groups)
-        convs, convolution = ModuleList(make_conv, name='convs'), make_conv(parent=None).convolution
+        convs = ModuleList(make_conv, name='convs')
         bns = ModuleList(partial(self.norm, packs=packs), name='bns')
 
         y = self.first_layers(x, self.width * scale, Packs(scale * packs.tpu), train)
@@ -209,9 +209,9 @@ class Res2Bottleneck(Block):
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
                 part = part + outputs[-1]
-            y = convs(i, part)
-            origin = Origin(convolution, convs.variables['params'][str(i)], part)
-            outputs.append(relu(bns(i, y, train, origin)))
+            origins: list[Origin] = []
+            y = convs(i, part, origins)
+            outputs.append(relu(bns(i, y, train, origins)))
         if scale > 1:
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)

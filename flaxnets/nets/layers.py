@@ -7,7 +7,7 @@ differently in training takes `train` as an argument of its call.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -80,7 +80,10 @@ class Conv(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, 'n h w c']) -> Float[Array, 'n rows columns {self.features}']:
+    def __call__(
+        self, x: Float[Array, 'n h w c'], origins: list[Origin] | None = None
+    ) -> Float[Array, 'n rows columns {self.features}']:
+        """Convolves `x`; where the result comes from is added to `origins`, for a `BatchNorm`."""
         k = self.kernel_size
         if x.shape[-1] % self.groups or self.features % self.groups:
             raise FlaxnetsError(
@@ -95,12 +98,12 @@ class Conv(nn.Module):
         if self.use_bias:
             fan_in = k * k * shape[2]
             params['bias'] = self.param('bias', torch_uniform(fan_in), (self.features,), self.param_dtype)
-        return self.convolution(params, x)
-
-    @property
-    def convolution(self) -> Convolution:
-        padding = self.dilation * (self.kernel_size - 1) // 2
-        return Convolution(self.stride, padding, self.dilation, self.groups, jnp.dtype(self.dtype))
+        padding = self.dilation * (k - 1) // 2
+        convolution = Convolution(self.stride, padding, self.dilation, self.groups, jnp.dtype(self.dtype))
+        y = convolution(params, x)
+        if origins is not None:
+            origins.append(Origin(y, convolution, params, x))
+        return y
 
 
 class Convolution(NamedTuple):
@@ -125,8 +128,9 @@ class Convolution(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """Where a map comes from: it is convolution(params, x)."""
+    """Where a map comes from: `y` is convolution(params, x)."""
 
+    y: Float[Array, 'n rows columns o']
     convolution: Convolution
     params: Any
     x: Float[Array, 'n h w c']
@@ -163,7 +167,8 @@ class BatchNorm(nn.Module):
 
     As in torch, the batch is normalised with its biased variance, but the running variance is updated with
     the unbiased one. Flax's own layer stores the biased one, so that a net trained with it drifts from
-    torch's. Statistics are computed and kept in float32 at least, whatever `dtype` is.
+    torch's. Statistics are computed and kept in float32 at least, whatever `dtype` is. They are computed in
+    the map's type if that is wider.
 
     Attributes:
       zero_scale: the scale starts at 0 instead of 1 (last BatchNorm of a residual branch).
@@ -189,9 +194,9 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'n h w c'], train: bool, origin: Origin | None = None
+        self, x: Float[Array, 'n h w c'], train: bool, origins: Sequence[Origin] = ()
     ) -> Float[Array, 'n h w c']:
-        """Normalises `x`; in inference, where `origin` is known, it may be done within the convolution."""
+        """Normalises `x`; in inference, if its origin is given, it may be done within the convolution."""
         shape = (x.shape[-1],)
         start = nn.initializers.zeros if self.zero_scale else nn.initializers.ones
         scale = self.param('scale', start, shape, self.param_dtype)
@@ -200,27 +205,31 @@ class BatchNorm(nn.Module):
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, exact)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, exact)
 
+        wide = jnp.promote_types(x.dtype, exact)
+
         if not train or self.frozen or self.is_initializing():
-            mean, var = (channels(v.value, x.ndim) for v in (running_mean, running_var))
+            mean, var = (channels(v.value.astype(wide), x.ndim) for v in (running_mean, running_var))
             factor, offset = _factor_and_offset(var, scale, bias)
+            # Not if somebody has changed the map on its way here, such as by `nn.intercept_methods`.
+            origin = next((origin for origin in origins if origin.y is x), None)
             traced = isinstance(x, jax.core.Tracer)  # else the convolution has been computed by now
             if origin is None or train or not traced or self.is_initializing():
                 return _result(self._how, x, mean, factor, offset)
-            convolution, params, pixels = origin
+            _, convolution, params, pixels = origin
             return _within_convolution(self._how, convolution, x, pixels, params, mean, factor, offset)
         parts = self.span.parts
         if x.shape[0] % parts:
             raise FlaxnetsError(f'{x.shape[0]} images cannot be normalised in {parts} equal parts')
         split = x if parts == 1 else x.reshape(parts, -1, *x.shape[1:])
-        mean, var, count = self._batch_statistics(split, running_mean.value)
+        mean, var, count = self._batch_statistics(split, running_mean.value.astype(wide))
         factor, offset = _factor_and_offset(var, scale, bias)
         # The mean's derivative goes through the offset, one number per channel. Through the map it would cost
         # a CPU one more pass over the map.
         near = lax.stop_gradient(mean)
         y = _result(self._how, split, near, factor, offset - (mean - near) * factor)
         mean, unbiased = (v.reshape(parts, -1).mean(0) for v in (mean, var * (count / (count - 1))))
-        running_mean.value += BN_MOMENTUM * (mean - running_mean.value)
-        running_var.value += BN_MOMENTUM * (unbiased - running_var.value)
+        for running, new in ((running_mean, mean), (running_var, unbiased)):
+            running.value += (BN_MOMENTUM * (new - running.value)).astype(exact)
         return y.reshape(x.shape)
 
     @property
@@ -257,11 +266,11 @@ class BatchNorm(nn.Module):
             )
         middle = x.shape[-3] // 2
         shift = _over_devices(span, _mean(x[..., middle : middle + 1, :, :].astype(exact)))
-        if x.dtype.itemsize < exact.itemsize:
+        if x.dtype == jnp.bfloat16:
             # A TPU computes the statistics within the convolution if the shift does not depend on its result:
             # the compiler's estimate is a fifth of a training step. A GPU starts two kernels fewer. The
-            # running mean is near enough: in half precision no mean is more than some hundred standard
-            # deviations from 0.
+            # running mean is near enough: rounding to 8 bits itself spreads values whose mean is more than
+            # some hundred standard deviations from 0. Those of float16 may lie ten times as far.
             shift = jnp.where(on_accelerator(), channels(running_mean, x.ndim), shift)
         shift = lax.stop_gradient(jnp.where(jnp.isfinite(shift), shift, 0))
         mean, square = _over_devices(span, _moments(x, shift, self.packs))
@@ -298,7 +307,8 @@ def _within_convolution(
     Where cuDNN and oneDNN convolve it is no pass over the map: the factor is in the kernel, and they add the
     rest. The passes of BatchNorm took a third of a forward of ResNeXt-50 on an H200. Both fuse a bias and a
     ReLU of the net's dtype only, and directly behind a convolution: so each pack has its own. No card has
-    shown how fast cuDNN is with the bias of a grouped one. On a CPU, kernels are not small beside maps.
+    shown how fast cuDNN is with the bias of a grouped one. On a CPU, kernels are not small beside maps:
+    there only those are multiplied that have fewer weights than the map has pixels, for each channel.
     """
 
     def apart(y: Array, _x: Array, _params: Any, *vectors: Array) -> Array:
@@ -446,7 +456,9 @@ def normalised(
     norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']
 ) -> Float[Array, 'n rows columns o']:
     """norm(conv(x), train), in inference as one operation where that is faster."""
-    return norm(conv(x), train, Origin(conv.convolution, conv.variables['params'], x))
+    origins: list[Origin] = []
+    y = conv(x, origins)
+    return norm(y, train, origins)
 
 
 class FoldedNorm(nn.Module):
@@ -458,7 +470,7 @@ class FoldedNorm(nn.Module):
     packs: Packs = Packs()
 
     def __call__(
-        self, x: Float[Array, 'n h w c'], train: bool, origin: Origin | None = None
+        self, x: Float[Array, 'n h w c'], train: bool, origins: Sequence[Origin] = ()
     ) -> Float[Array, 'n h w c']:
         if train:
             raise FlaxnetsError('a net with folded BatchNorm is for inference: it cannot run with train=True')
@@ -542,6 +554,8 @@ class DropBlock(nn.Module):
         if not train or (isinstance(self.rate, int | float) and self.rate == 0):
             return x
         n, h, w, channels = x.shape
+        if n % self.groups:
+            raise FlaxnetsError(f'{n} images cannot be dropped from in {self.groups} equal parts')
         size = min(self.block_size, h, w)
         # The rate of squares' centres at which they cover `rate` of the map, if none overlapped.
         seeds = self.rate * h * w / size**2 / ((h - size + 1) * (w - size + 1))

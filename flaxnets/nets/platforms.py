@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import TypeVar
 
@@ -14,7 +14,7 @@ from jax.experimental.xla_metadata import set_xla_metadata
 from jax.sharding import SingleDeviceSharding
 from jax.typing import DTypeLike
 
-from ..onednn import ASKED
+from ..onednn import asked_for_onednn
 
 Result = TypeVar('Result')
 
@@ -51,8 +51,8 @@ def by_onednn(dtype: DTypeLike) -> bool:
     are among them unless they are of bfloat16.
     """
     dtype = jnp.dtype(dtype)
-    asked = ASKED in os.environ.get('XLA_FLAGS', '')
-    return asked and dtype != jnp.float64 and _has_onednn(dtype.name, 1 if dtype == jnp.bfloat16 else 2)
+    groups = 1 if dtype == jnp.bfloat16 else 2
+    return asked_for_onednn() and dtype != jnp.float64 and _has_onednn(dtype.name, groups)
 
 
 @cache
@@ -71,8 +71,13 @@ def _has_onednn(dtype: str, groups: int) -> bool:
 
     shapes = (1, 8, 8, 32), (3, 3, 32 // groups, 32)
     x, kernel = (jax.ShapeDtypeStruct(shape, dtype, sharding=where) for shape in shapes)
-    program = jax.jit(convolve).lower(x, kernel).compile().as_text()
-    return program is not None and '__onednn$convolution' in program
+
+    def program() -> str:
+        return jax.jit(convolve).lower(x, kernel).compile().as_text() or ''
+
+    # In a thread of its own: a mesh that the caller has set, which may have other devices, is its thread's.
+    with ThreadPoolExecutor(1) as thread:
+        return '__onednn$convolution' in thread.submit(program).result()
 
 
 @jax.custom_jvp

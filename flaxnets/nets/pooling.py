@@ -37,7 +37,7 @@ def avg_pool_3x3(x: Float[Array, 'n h w c'], stride: int) -> Float[Array, 'n row
     """`torch.nn.AvgPool2d(3, stride, padding=1)`: the zeros of the border count in the average."""
     window = ((3, 3), (stride, stride), ((1, 1), (1, 1)))
     sums, shifted_sums = (partial(form, window=window) for form in (_window_sums, _shifted_sums))
-    return by_platform(sums, cpu=shifted_sums)(x) / 9
+    return (by_platform(sums, cpu=shifted_sums)(_summable(x)) / 9).astype(x.dtype)
 
 
 def avg_pool_shortcut(x: Float[Array, 'n h w c'], stride: int) -> Float[Array, 'n rows columns c']:
@@ -48,14 +48,20 @@ def avg_pool_shortcut(x: Float[Array, 'n h w c'], stride: int) -> Float[Array, '
     `AvgPool2dSame(2, 1)`: a row and a column of zeros are added at the end, and they count.
     """
     if stride == 1:
-        return _window_sums(x, ((2, 2), (1, 1), ((0, 1), (0, 1)))) / 4
+        sums = _window_sums(_summable(x), ((2, 2), (1, 1), ((0, 1), (0, 1))))
+        return (sums / 4).astype(x.dtype)
     _, h, w, _ = x.shape
     # A side of one pixel is left as it is: XLA's fusions for CPUs (jaxlib 0.10.2) compute wrong sums of
     # windows that reach beyond it, if the images are few.
     size = (1 if h == 1 else 2, 1 if w == 1 else 2)
     window = (size, size, tuple((0, side - 1) for side in size))  # an even map's padding is in no window
-    counts = _window_sums(jnp.ones((1, h, w, 1), x.dtype), window)
-    return _window_sums(x, window) / counts
+    counts = _window_sums(jnp.ones((1, h, w, 1), jnp.float32), window)
+    return (_window_sums(_summable(x), window) / counts).astype(x.dtype)
+
+
+def _summable(x: Array) -> Array:
+    """Half precision as float32, as torch sums it: it would round each sum, and float16 ends at 65504."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _window_sums(x: Array, window: Any) -> Array:
@@ -180,6 +186,7 @@ def global_pool(
 
 def _maximum(x: Float[Array, 'n h w c']) -> Float[Array, 'n c']:
     """`torch.nn.AdaptiveMaxPool2d(1)`: the first of several equal maxima gets the gradient."""
-    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    n, h, w, channels = x.shape
+    x = x.reshape(n, h * w, channels)
     place = x.argmax(1, keepdims=True)
     return jnp.where(lax.broadcasted_iota(place.dtype, x.shape, 1) == place, x, 0).sum(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -360,8 +360,16 @@ def build(
         )
     if not _is_int(frozen_stages) or not 0 <= frozen_stages <= 5:
         problems.append(f'frozen_stages={frozen_stages!r} must be a whole number from 0 to 5')
-    if not isinstance(freeze_bn, bool):
-        problems.append(f'freeze_bn={freeze_bn!r} must be True or False')
+    switches = dict(
+        freeze_bn=freeze_bn,
+        features_only=features_only,
+        remat=remat,
+        zero_init_last=zero_init_last,
+        folded=folded,
+    )
+    for field, switch in switches.items():
+        if not isinstance(switch, bool):
+            problems.append(f'{field}={switch!r} must be True or False')
     if output_stride not in (8, 16, 32):
         problems.append(f'output_stride={output_stride!r} is not one of 8, 16, 32')
     rates = dict(drop_rate=drop_rate, drop_path_rate=drop_path_rate, drop_block_rate=drop_block_rate)
@@ -371,7 +379,8 @@ def build(
     for field, kind in dict(dtype=dtype, param_dtype=param_dtype).items():
         if not _is_floating(kind):
             problems.append(f'{field}={kind!r} is not a floating-point type')
-    indices = tuple(range(-out_indices, 0)) if isinstance(out_indices, int) else tuple(out_indices)
+    listed = range(-out_indices, 0) if isinstance(out_indices, int) else out_indices
+    indices = tuple(listed) if isinstance(listed, Iterable) else ()
     if not indices or not all(_is_int(i) and -5 <= i < 5 for i in indices):
         problems.append(f'out_indices={out_indices!r} must name maps 0 to 4 (or -5 to -1), at least one')
     if axis_name is not None and not isinstance(axis_name, str):

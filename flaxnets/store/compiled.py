@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ..onednn import ASKED
+from ..onednn import asked_for_onednn
 from .home import home
 
 
@@ -28,7 +28,7 @@ def keep_compiled(*, on_cpus: bool) -> None:
     folder = home() / 'compiled'
     if jax.default_backend() == 'cpu':
         # What has oneDNN's convolutions XLA cannot write (jaxlib 0.12.0: std::bad_alloc). It compiles soon.
-        if not on_cpus or ASKED in os.environ.get('XLA_FLAGS', ''):
+        if not on_cpus or asked_for_onednn():
             return
         # A program compiled for another processor can crash on an illegal instruction, and hosts may share
         # a home.
