@@ -20,6 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.machine import memory_mb
+from flaxnets.onednn import ask_for_onednn
 from train import parallel, recipes
 from train.fields import sides
 from train.job import initial_state, make_job
@@ -36,6 +38,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--epochs', type=int, default=50)
     options = parser.parse_args()
+    ask_for_onednn()  # as `python -m train` does
     with tempfile.TemporaryDirectory() as folder:
         share_of_the_loop(options, Path(folder))
         memory_over_epochs(options.epochs, Path(folder))
@@ -96,17 +99,9 @@ def memory_over_epochs(epochs: int, folder: Path) -> None:
     sizes = []
     for last in (5, epochs):  # goes on in the same process
         train(dataclasses.replace(settings, max_steps=last * 22), str(folder / 'digits'), quiet=True)
-        sizes.append(resident())
+        sizes.append(memory_mb('VmRSS'))
     growth = 100 * (sizes[1] / sizes[0] - 1)
     print(f'digits: {sizes[0]:.0f} MB after 5 epochs, {sizes[1]:.0f} MB after {epochs}: {growth:+.1f} %')
-
-
-def resident() -> float:
-    """Megabytes of memory that this process holds now."""
-    for line in Path('/proc/self/status').read_text().splitlines():
-        if line.startswith('VmRSS'):
-            return int(line.split()[1]) / 1e3
-    raise RuntimeError('no VmRSS')
 
 
 if __name__ == '__main__':

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
-from flaxnets.onednn import ASKED, ask_for_onednn
+from flaxnets.onednn import ask_for_onednn, asked_for_onednn
 
 ROOT = Path(__file__).parent.parent
 # In order of importance. The largest pictures go in at batch 2: what counts is the ratio.
@@ -87,10 +87,10 @@ def main() -> None:
     log = out / 'cpu.jsonl'
     if not options.resume:
         log.unlink(missing_ok=True)
-    done = {line['key'] for line in report.lines(log) if 'key' in line}
+    done = {line['key'] for line in report.lines(log) if 'findings' in line}
     start = time.monotonic()
     header = {'machine': machine.description(), 'threads': options.threads, 'short': options.short}
-    append(log, {'started': time.strftime('%Y-%m-%d'), **header})
+    report.append(log, {'started': time.strftime('%Y-%m-%d'), **header})
     with tempfile.TemporaryDirectory() as cache:
         try:
             for measurement in plan(options):
@@ -98,10 +98,10 @@ def main() -> None:
                 if measurement.key in done:
                     continue
                 if left < 20:
-                    append(log, {'key': measurement.key, 'left_out': 'no time left'})
+                    report.append(log, {'key': measurement.key, 'left_out': 'no time left'})
                     continue
                 print(f'{time.monotonic() - start:6.0f} s  {measurement.key}', flush=True)
-                append(log, measure(measurement, options, min(left, options.limit), cache))
+                report.append(log, measure(measurement, options, min(left, options.limit), cache))
                 report.tables(log)
         except KeyboardInterrupt:
             print('stopped; what was found is kept', file=sys.stderr)
@@ -184,7 +184,7 @@ def measure(
         **os.environ,
         'PYTHONPATH': os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')])),
         # Programs with oneDNN's convolutions cannot be kept.
-        'JAX_COMPILATION_CACHE_DIR': '' if ASKED in os.environ.get('XLA_FLAGS', '') else f'{cache}/jax',
+        'JAX_COMPILATION_CACHE_DIR': '' if asked_for_onednn() else f'{cache}/jax',
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '1',
         'TORCHINDUCTOR_CACHE_DIR': f'{cache}/torch-{measurement.key.replace("|", "-")}',
         'OMP_NUM_THREADS': str(options.threads),
@@ -212,11 +212,6 @@ def measure(
         'ended': ended,
         'findings': list(report.lines(findings)),
     }
-
-
-def append(log: Path, line: dict[str, Any]) -> None:
-    with log.open('a') as file:
-        file.write(json.dumps(line) + '\n')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ makes them again from a file of findings.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import statistics
@@ -46,14 +47,19 @@ COLOURS = {
 
 
 def lines(path: Path) -> Iterable[dict[str, Any]]:
-    """The lines of a file of JSON, up to one that a stopped process has left incomplete."""
+    """The lines of a file of JSON, but for those that a stopped process has left incomplete."""
     if not path.exists():
         return
     for line in path.read_text().splitlines():
-        try:
+        with contextlib.suppress(json.JSONDecodeError):
             yield json.loads(line)
-        except json.JSONDecodeError:
-            return
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Adds a line to a file of JSON, apart from a last one that a stopped process has left incomplete."""
+    torn = path.exists() and not path.read_bytes().endswith(b'\n')
+    with path.open('a') as file:
+        file.write('\n' * torn + json.dumps(line) + '\n')
 
 
 def summary(log: Path) -> dict[str, Any]:

@@ -100,6 +100,9 @@ def memory() -> float:
 
 def flaxnets(net: str, size: int, folder: Path) -> dict[str, float]:
     noted, note = clock()
+    from flaxnets.onednn import ask_for_onednn
+
+    ask_for_onednn()  # as the package's commands do
     import jax
 
     import flaxnets

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -85,8 +83,7 @@ def compare(
         with form(kind):
             line |= measured(name, what)
         line['compiled_s'] = round(time.monotonic() - start)
-        with log.open('a') as file:
-            file.write(json.dumps(line) + '\n')
+        report.append(log, line)
         log.with_suffix('.md').write_text(table(list(report.lines(log))))
     print(table(list(report.lines(log))))
 
@@ -154,19 +151,17 @@ def table(lines: list[dict[str, Any]]) -> str:
             cells += [_pair(ours[field], plain[field], unit, digits), _ratio(ours[field], plain[field])]
         cells += [_pair(ours['copied'], plain['copied'], 1e9, 2), ours['largest_copy']]
         text.append(f'| {" | ".join(cells)} |')
-    for what in ('forward', 'step'):
-        for field in ('cycles', 'moved'):
-            ratios = [
-                o[field] / p[field] for w, _, _, o, p in rows if w == what and o['memory'] and p['memory']
-            ]
-            if ratios:
-                mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
-                bar = f'; the goal is {BAR}, none above 1' if what == 'step' else ''
-                rows_counted = count(len(ratios), 'row')
-                text.append(
-                    f'\n{what}, {field}: {mean:.2f} of plain Flax in {rows_counted} '
-                    f'(geometric mean; the worst {max(ratios):.2f}{bar})'
-                )
+    for what, topology in dict.fromkeys((what, topology) for what, _, topology, _, _ in rows):
+        both = [
+            (o, p) for w, _, t, o, p in rows if (w, t) == (what, topology) and o['memory'] and p['memory']
+        ]
+        for field in ('cycles', 'moved') if both else ():
+            ratios = [ours[field] / plain[field] for ours, plain in both]
+            bar = f'; the goal is {BAR}, none above 1' if what == 'step' else ''
+            text.append(
+                f'\n{what} on {topology}, {field}: {report.geometric_mean(ratios):.2f} of plain Flax in '
+                f'{count(len(both), "row")} (geometric mean; the worst {max(ratios):.2f}{bar})'
+            )
     return '\n'.join(text) + '\n'
 
 

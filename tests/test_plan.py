@@ -164,7 +164,7 @@ def test_forms_are_compared_where_both_fit() -> None:
     text = tpu.table(lines)
     assert '| step | `a` | v5e:4x4 | 1.0 / 2.0 | 0.50 | 1.0 / 4.0 | 0.25 | 1.00 / 2.00 | 0.50 |' in text
     assert '| step | `b` | v5e:4x4 | 1.0 / too much |  | 1.0 / too much |  | 1.00 / too much |  |' in text
-    assert 'step, cycles: 0.50 of plain Flax in 1 row ' in text
+    assert 'step on v5e:4x4, cycles: 0.50 of plain Flax in 1 row ' in text
 
 
 @pytest.mark.parametrize('name', list(recipes.RECIPES) if FULL else KINDS)

@@ -214,5 +214,5 @@ def test_who_makes_the_batches() -> None:
     assert workers_for('auto', 2, 1_000_000) == {'threads': 2}
     assert workers_for('auto', 16, 1_000_000) == {'processes': 16}
     assert workers_for('auto', 16, 1_000) == {'threads': 16}
-    assert workers_for('processes', 0, 10) == {'processes': os.cpu_count()}
+    assert workers_for('processes', 0, 10) == {'processes': len(os.sched_getaffinity(0))}
     assert workers_for('threads', 64, 1_000_000) == {'threads': 64}

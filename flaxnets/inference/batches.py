@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, Shaped
 
+from ..cores import cores
 from ..errors import FlaxnetsError, ImageError
 from ..images.listing import ImageFile
 from ..images.transforms import Transform
@@ -106,7 +106,7 @@ def _batches(
     p = transform.preprocess
     starts = collections.deque(range(0, len(files), size))
     pending: collections.deque[tuple[int, list[Future[Any]]]] = collections.deque()
-    with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix='images') as pool:
+    with ThreadPoolExecutor(cores(), thread_name_prefix='images') as pool:
         try:
             while starts or pending:
                 while starts and len(pending) <= AHEAD:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
+from ..cores import cores
 
 Description = dict[str, Any]  # {'shape': [2048, 1000], 'dtype': 'float32', 'sha256': '9f86...'}
 
@@ -30,7 +31,7 @@ def prepared(arrays: Iterable[Any]) -> Iterator[tuple[np.ndarray, Description]]:
     Threads copy and hash a few arrays ahead of the caller. Both release Python's global lock, and never more
     than a few copies are in memory.
     """
-    threads = min(8, os.cpu_count() or 1)
+    threads = min(8, cores())
     waiting: deque[Future[tuple[np.ndarray, Description]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for array in arrays:

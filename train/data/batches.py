@@ -18,6 +18,7 @@ from typing import Any
 
 import grain
 
+from flaxnets.cores import cores
 from flaxnets.errors import FlaxnetsError
 
 from .images import (
@@ -57,7 +58,7 @@ def workers_for(feed: str, workers: int, images: int) -> dict[str, int]:
     Returns:
       {'threads': number} or {'processes': number}.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     if feed == 'auto':
         many = workers > MOST_THREADS and images >= FEWEST_IMAGES and hasattr(os, 'fork')
         feed = 'processes' if many else 'threads'
@@ -147,7 +148,7 @@ def train_batches(
     """
     share = Share(batch_size, host, hosts)
     images = TrainImages(source, transform, seed, in_chans, share, scaled)
-    workers = processes or threads or os.cpu_count() or 1
+    workers = processes or threads or cores()
     tally = _Tally(workers, max_bad, start_step * share.rows, bad)
     steps = range(start_step, ENDLESS // share.rows)
     batches = _made(
@@ -179,7 +180,7 @@ def _made(
         raise FlaxnetsError(f'{threads=} and {processes=} must be 0 or more')
     if processes:
         return Pool(images, rows=rows, steps=steps, processes=processes, bad=bad, made=made)
-    threads = threads or os.cpu_count() or 1
+    threads = threads or cores()
 
     def load(place: int) -> Fields:
         batch, row = divmod(place, rows)
