@@ -270,4 +270,5 @@ def _one_of_all(name: str, out: Path, options: argparse.Namespace) -> tuple[str,
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    command_line.heed_interrupts()
+    sys.exit(command_line.ended(main()))

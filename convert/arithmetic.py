@@ -211,14 +211,18 @@ def with_images(checkpoint: Checkpoint, changes: Sequence[str]) -> Checkpoint:
       changes: 'field=value' each, as `flaxnets.Preprocess.changed` takes them.
 
     Raises:
-      FlaxnetsError: there is no such field, or it cannot have this value.
+      FlaxnetsError: there is no such field, or it cannot have this value; or mean or std are for another
+        number of channels.
     """
     before = checkpoint.config.preprocess
-    preprocess = before.changed(changes)
+    config = replace(checkpoint.config, preprocess=before.changed(changes))
+    preprocess = config.preprocess
+    if any(change.startswith(('mean=', 'std=')) for change in changes):
+        preprocess.channel_values(config.in_chans)
     notes = [note for note in checkpoint.source.notes if not note.startswith('images: ')]
     notes += [f'images: {note}' for note in before.overruled]
     source = replace(checkpoint.source, notes=(*notes, f'images: {preprocess} (as asked for)'))
-    return replace(checkpoint, config=replace(checkpoint.config, preprocess=preprocess), source=source)
+    return replace(checkpoint, config=config, source=source)
 
 
 def as_dtype(checkpoint: Checkpoint, dtype: str) -> Checkpoint:

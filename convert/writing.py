@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flaxnets.errors import FlaxnetsError
 from flaxnets.store import weights
-from flaxnets.store.files import read_small, sha256_of, written_whole
+from flaxnets.store.files import check_place, read_small, sha256_of, written_whole
 from flaxnets.store.remote import check_free, is_remote, staged_as
 from flaxnets.store.safetensors_file import write_safetensors
 from flaxnets.zoo.records import Config, config_from_json, to_json
@@ -114,6 +114,8 @@ class Target:
         if self.kind is None:
             weights.check_target(self.out, self.overwrite)
             return
+        if not is_remote(self.out):
+            check_place(self.out)
         for path in (self.out, _certificate_of(self.out)):
             check_free(path, self.overwrite)
 

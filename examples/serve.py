@@ -32,8 +32,13 @@ class Net:
     """An exported net, which gives the probabilities of its classes for pictures."""
 
     def __init__(self, path: Path) -> None:
-        header, _, program = path.read_bytes().partition(b'\n\n')
-        self.says: dict[str, Any] = json.loads(header)
+        try:
+            header, _, program = path.read_bytes().partition(b'\n\n')
+            self.says: dict[str, Any] = json.loads(header)
+        except (OSError, ValueError) as error:
+            raise SystemExit(
+                f'{path} is no net that `flaxnets export` wrote as .stablehlo: {error}'
+            ) from error
         self.images: dict[str, Any] = self.says['preprocess']
         self._run = jax.jit(export.deserialize(bytearray(program)).call)
         self._check()
@@ -43,12 +48,12 @@ class Net:
         """Refuses nets whose images this example cannot prepare, or that have no classifier."""
         p = self.images
         known = p['crop_mode'] in ('center', 'squash') and p['crop_pct'] <= 1 and len(set(p['size'])) == 1
-        if (
-            not known
-            or p['channel_order'] != 'rgb'
-            or p['unsupported']
-            or self.says['input']['shape'][-1] != 3
-        ):
+        channels = self.says['input']['shape'][-1]
+        if channels not in (1, 3):
+            raise SystemExit(
+                f'this example prepares colours or grey, and the net expects {channels} channels'
+            )
+        if not known or p['channel_order'] != 'rgb' or p['unsupported']:
             raise SystemExit(f'this example prepares other images than the net expects: {p["in_words"]}')
         if self.says['output']['name'] != 'logits':
             raise SystemExit('the net has no classifier, so there are no classes to answer with')
@@ -62,8 +67,10 @@ class Net:
         return [{'class': names[i], 'probability': round(float(shares[i]), 6)} for i in best]
 
     def _prepared(self, picture: Image.Image) -> np.ndarray:
-        """The net's input [height, width, 3]: resized, cropped and normalised as the file says."""
+        """The net's input [height, width, channels]: resized, cropped and normalised as the file says."""
         p = self.images
+        if len(p['mean']) == 1:
+            picture = picture.convert('L')
         side = p['size'][0]
         goal = math.floor(side / p['crop_pct'])
         if p['crop_mode'] == 'squash':
@@ -73,7 +80,7 @@ class Net:
         picture = picture.resize(resized, Image.Resampling[p['interpolation'].upper()])
         left, top = (round((have - side) / 2) for have in picture.size)
         picture = picture.crop((left, top, left + side, top + side))
-        values = np.asarray(picture, np.float32) / 255
+        values = np.asarray(picture, np.float32).reshape(side, side, -1) / 255
         return (values - np.array(p['mean'], np.float32)) / np.array(p['std'], np.float32)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import zoo
-from .command_line import as_typed, start_with_huge_pages
+from .command_line import as_typed, ended, heed_interrupts, start_with_huge_pages
 from .errors import FlaxnetsError
 from .nets.arch import Arch
 from .siblings import sibling
@@ -187,9 +187,9 @@ def _info(options: argparse.Namespace) -> int:
 
         draw_net(conf, options.plot)
     net = build(conf.arch, conf.num_classes, conf.in_chans, folded=conf.folded)
-    # A directory has one row of weights at most; a name stands for all published files of its net.
+    # Somebody's weights are one published file at most; a name stands for all those of its net.
     own = (conf.weights,) if conf.weights else ()
-    rows = own if Path(options.name).is_dir() else zoo.weights_of(conf.name)
+    rows = zoo.weights_of(conf.name) if _is_a_name(options.name) else own
     facts: dict[str, Any] = {
         'name': conf.name,
         'architecture': _describe_arch(conf.arch) + (', BatchNorm folded' if conf.folded else ''),
@@ -206,6 +206,11 @@ def _info(options: argparse.Namespace) -> int:
         return 0
     _print_info(facts)
     return 0
+
+
+def _is_a_name(source: str) -> bool:
+    """Whether it stands for a net or published weights, and not for a file, a folder or a repository."""
+    return not Path(source).exists() and ':' not in source
 
 
 def _weights_facts(row: Weights) -> dict[str, Any]:
@@ -420,13 +425,14 @@ def _export(options: argparse.Namespace) -> int:
 
 def command() -> int:
     """The process of the command `flaxnets`."""
+    heed_interrupts()
     if sys.argv[1:2] == ['train']:  # the others are too short to be worth a second start of Python
         start_with_huge_pages()
     if sys.argv[1:2] and sys.argv[1] in _COMPUTING:  # to ask takes the others a third of their time
         from .onednn import ask_for_onednn
 
         ask_for_onednn()
-    return main()
+    return ended(main())
 
 
 if __name__ == '__main__':

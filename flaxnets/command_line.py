@@ -7,9 +7,12 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 HUGE_PAGES = Path('/sys/kernel/mm/transparent_hugepage/enabled')
 
@@ -41,6 +44,39 @@ def as_typed(message: str, options: Mapping[str, str], valued: Sequence[str] = (
         return f'--{match[1].removeprefix("file_")} {shlex.quote(match[2][1:-1])}'
 
     return re.sub(rf"\b({'|'.join(valued)})=('[^']*'|\"[^\"]*\")", as_option, message)
+
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count it
+
+
+def heed_interrupts() -> None:
+    """Makes ctrl-C interrupt this process also while it collects garbage.
+
+    jaxlib has Python call a function of its own at each collection, and Python drops an exception that is
+    raised within it. While a net is traced that is often: one ctrl-C in three had no effect.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if frame is not None and frame.f_code.co_name == '_xla_gc_callback':
+            threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
+        else:
+            signal.default_int_handler(number, frame)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else somebody wants it ignored
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def ended(code: int) -> int:
+    """The exit code of a command, unless it was interrupted: then the process ends here.
+
+    XLA may be compiling in other threads. At an ordinary exit Python would wait for them, and crash.
+    """
+    if code == INTERRUPTED:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def start_with_huge_pages() -> None:

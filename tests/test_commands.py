@@ -121,12 +121,20 @@ def test_costs_are_those_of_timms_parts(kind: str) -> None:
     assert found['layer2'].output == (9, 13, 512) and found['fc'].output == (5,)
 
 
+def test_info_of_a_file_has_nobody_elses_weights(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    torch.save(timm_net(NET).state_dict(), tmp_path / 'mine.pth')
+    assert json.loads(run(capsys, 'info', NET, '--json'))['weights']
+    assert json.loads(run(capsys, 'info', str(tmp_path / 'mine.pth'), '--json'))['weights'] == []
+
+
 def test_info_of_a_directory(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     model = build(zoo.ARCHS[NET], 7, 1)
     weights.save(
         tmp_path / 'mine', random_variables(model), Config(NET, zoo.ARCHS[NET], num_classes=7, in_chans=1)
     )
-    assert '7 classes, 1 input channels' in run(capsys, 'info', str(tmp_path / 'mine'))
+    said = run(capsys, 'info', str(tmp_path / 'mine'))
+    assert '7 classes, 1 input channels' in said
+    assert 'mean (0.449,), std (0.226,)' in said  # what is applied: the averages of the colours'
     own = Config('my own', SMALL, num_classes=7, folded=True)
     weights.save(tmp_path / 'own', random_variables(build(SMALL, 7, folded=True)), own)
     text = run(capsys, 'info', str(tmp_path / 'own'))

@@ -71,6 +71,8 @@ def test_stem_channels() -> None:
         ({'size': (24, 48, 3)}, 'size='),
         ({'size': 24.5}, 'size='),
         ({'crop_pct': 0.0}, r'crop_pct=0\.0'),
+        ({'mean': (123.675, 116.28, 103.53)}, r'mean=\(123.675.*from 0 to 255.*divide mean and std by 255'),
+        ({'std': (58.4,)}, r'std=\(58.4,\) is of values from 0 to 255'),
         ({'crop_pct': float('nan')}, 'crop_pct=nan'),
         ({'crop_pct': '0.9'}, 'crop_pct='),
         ({'crop_mode': 'five'}, "crop_mode='five' is not one of center, squash, border, center_first"),

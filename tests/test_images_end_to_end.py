@@ -174,6 +174,8 @@ def test_weights_whose_images_cannot_be_prepared_convert_and_are_refused_where_a
     with pytest.raises(FlaxnetsError, match='random'):
         flaxnets.transform(tmp_path / 'out')
     told = with_images(checkpoint, ['size=24'])
+    with pytest.raises(FlaxnetsError, match='2 values for images of 3 channels'):
+        with_images(checkpoint, ['mean=0.5,0.5'])
     assert not told.config.preprocess.unsupported
     assert any('random' in note and 'as told' in note for note in told.source.notes)  # overruled, and said
 

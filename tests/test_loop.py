@@ -196,6 +196,19 @@ def test_another_run_is_not_gone_on_with(
     assert digests(workdir) == before
 
 
+def test_a_run_goes_on_with_other_images_of_the_evaluation(tmp_path: Path) -> None:
+    """One that could not be read may have been repaired."""
+    source = open_source('digits', 'test', training=True)
+    images, labels = (np.stack(each) for each in zip(*((r.image, r.label) for r in source), strict=True))
+    few = {'x_train': images, 'y_train': labels, 'classes': list('0123456789')}
+    settings = dataclasses.replace(SHORT, data=f'arrays:{tmp_path}/digits.npz', train_split='')
+    for step, last in ((11, 40), (12, 50)):
+        np.savez(tmp_path / 'digits.npz', **few, x_test=images[:last], y_test=labels[:last])
+        assert quiet(dataclasses.replace(settings, max_steps=step), tmp_path / 'run').step == step
+    said = [record['message'] for record in read(str(tmp_path / 'run')) if record['kind'] == 'note']
+    assert sum('the evaluation images are not those of before' in text for text in said) == 1
+
+
 def test_a_finished_run_is_evaluated_again_and_not_trained(finished: tuple[Path, Outcome]) -> None:
     workdir, outcome = finished
     log_before = (workdir / 'log.jsonl').read_text()

@@ -103,6 +103,7 @@ def test_bad_values_are_named(field: str, value: Any, complaint: str) -> None:
         (dict(mixup=0.2, mix_images=1), 'mix_images=1 mixes each image with itself'),
         (dict(mean=(0.5, 0.5)), 'mean=(0.5, 0.5) must be one number, or one for each'),
         (dict(in_chans=2, jitter=0.4), 'in_chans=2 needs jitter=0.0'),
+        (dict(mean=(127.0,), std=(58.0,)), 'std=(58.0,) is of values from 0 to 255'),
     ],
 )
 def test_bad_combinations_are_named(changes: dict[str, Any], complaint: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,46 @@ import train.data.augment, train.data.planes, train.data.sources
 print([name for name in {HEAVY} if name in sys.modules])
 """
     assert run(code).strip() == '[]'
+
+
+def test_ctrl_c_counts_while_garbage_is_collected() -> None:
+    code = """
+import gc, os, signal, time
+from flaxnets import command_line
+
+def _xla_gc_callback(*_):  # as jaxlib calls it; Python drops what is raised within
+    if sent:
+        return
+    sent.append(True)
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        pass
+
+sent = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+command_line.heed_interrupts()
+gc.callbacks.append(_xla_gc_callback)
+try:
+    gc.collect()
+    time.sleep(20)
+except KeyboardInterrupt:
+    print('interrupted')
+"""
+    assert run(code).strip() == 'interrupted'
+
+
+def test_an_interrupted_command_waits_for_no_thread() -> None:
+    code = """
+import threading, time
+from flaxnets.command_line import ended
+threading.Thread(target=time.sleep, args=(60,)).start()
+assert ended(0) == 0
+print('said')
+ended(130)
+"""
+    start = time.monotonic()
+    found = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, cwd=ROOT)
+    assert (found.returncode, found.stdout) == (130, b'said\n') and time.monotonic() - start < 30
 
 
 def test_every_public_name_is_there() -> None:

@@ -57,6 +57,11 @@ def test_compiled_programs_lie_with_all_else_that_is_kept(
         (['--workdir', 'x', 'data=nowhere'], "data='nowhere' is not understood"),
         (['eval', '--model', 'absent.pth', '--data', 'digits'], 'absent.pth: no such file'),
         (['export', 'absent', '--out', 'x'], 'no checkpoint of a training run'),
+        (['--workdir', 'x', '--distributed'], 'cannot join the other processes: .*--coordinator'),
+        (
+            ['eval', '--model', 'absent', '--data', 'digits', '--out', 'file'],
+            'file: no such folder can',
+        ),
     ],
 )
 def test_errors_are_one_clear_message(
@@ -67,6 +72,7 @@ def test_errors_are_one_clear_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path('file').write_text('')
     assert command.main(arguments) == 1
     err = capsys.readouterr().err
     assert err.startswith('error: ') and re.search(message, err, re.DOTALL)

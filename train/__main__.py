@@ -159,7 +159,6 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def _connect(options: argparse.Namespace, *, training: bool) -> None:
     """Joins the other processes if the options ask for it, and keeps compiled programs."""
-    import jax
 
     from flaxnets.store.compiled import keep_compiled
 
@@ -167,10 +166,22 @@ def _connect(options: argparse.Namespace, *, training: bool) -> None:
     if any(value is not None for value in explicit):
         if any(value is None for value in explicit):
             raise FlaxnetsError('--coordinator, --processes and --process go together')
-        jax.distributed.initialize(*explicit)
+        _join(*explicit)
     elif options.distributed:
-        jax.distributed.initialize()
+        _join()
     keep_compiled(on_cpus=not training)
+
+
+def _join(*others: Any) -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize(*others)
+    except (ValueError, RuntimeError) as error:
+        raise FlaxnetsError(
+            f'cannot join the other processes: {error} (--distributed finds them on TPU pods, with Slurm and '
+            'Open MPI; elsewhere give --coordinator, --processes and --process)'
+        ) from error
 
 
 def _window(text: str | None) -> tuple[int, int] | None:
@@ -340,5 +351,6 @@ if __name__ == '__main__':
     from flaxnets.onednn import ask_for_onednn
 
     command_line.start_with_huge_pages()
+    command_line.heed_interrupts()
     ask_for_onednn()
-    sys.exit(main())
+    sys.exit(command_line.ended(main()))

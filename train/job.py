@@ -30,6 +30,8 @@ from .step.schedule import count_steps
 from .step.state import TrainState, create_state, initial_variables
 from .step.step import Step, make_train_step
 
+EVALUATION = 'evaluation'  # of `Job.fingerprints`
+
 
 @dataclass(frozen=True)
 class Job:
@@ -100,7 +102,7 @@ class Job:
     @property
     def fingerprints(self) -> dict[str, str]:
         """What tells these images from others, for comparing at a resume."""
-        return {'training': self.training.fingerprint, 'evaluation': self.evaluation.fingerprint}
+        return {'training': self.training.fingerprint, EVALUATION: self.evaluation.fingerprint}
 
 
 def make_job(settings: Settings, earlier: Settings | None = None) -> Job:

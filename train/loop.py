@@ -23,7 +23,7 @@ from .data.batches import Batch, train_batches, workers_for
 from .evaluation import pictures
 from .evaluation.feed import device_batches
 from .evaluation.metrics import Evaluation, Evaluator
-from .job import Job, abstract_state, initial_state, make_job
+from .job import EVALUATION, Job, abstract_state, initial_state, make_job
 from .notes import Note
 from .run.checkpoints import Checkpoints
 from .run.lock import Lock
@@ -115,8 +115,8 @@ def train(
                 )
             )
         )
-        for note in notes:
-            log.event('weights', note, step=start.step)
+        for note in notes:  # of the weights that a run begins with, or of the images that it goes on with
+            log.event('note' if start.step else 'weights', note, step=start.step)
         for step, reason in start.damaged:
             log.event('damaged', f'checkpoint {step} is set aside: {reason}', step=step)
         _check_profile(profile, start.step, job.total_steps, log)
@@ -180,12 +180,13 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
     Args:
       job: the run.
       checkpoints: of its workdir.
-      say: called with a note on whether a new run keeps the classifier of its initial weights.
+      say: called with a note on whether a new run keeps the classifier of its initial weights, or on other
+        images of the evaluation.
 
     Raises:
       FlaxnetsError: the workdir's run had other settings or data.
     """
-    restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta))
+    restored = checkpoints.restore(abstract_state(job), check=lambda meta: check_same_run(job, meta, say))
     if restored is None:
         return Start(parallel.together(lambda: initial_state(job, say)))
     # Checkpoints of earlier versions lack `evaluated`; their score says so, unless logits were not finite.
@@ -200,15 +201,26 @@ def restore(job: Job, checkpoints: Checkpoints, say: Callable[[str], None] = lam
     )
 
 
-def check_same_run(job: Job, meta: dict[str, Any]) -> None:
-    """Refuses to go on with other settings or data than the run began with.
+def check_same_run(job: Job, meta: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Refuses to go on with other settings or training images than the run began with.
+
+    The images of the evaluation may be others: one that could not be read has been repaired, for instance.
+
+    Args:
+      job: the run.
+      meta: what its checkpoint says.
+      say: called with a note if the images of the evaluation are not the same.
 
     Raises:
       FlaxnetsError: something differs; the message lists every difference.
     """
     differences = difference(complete(from_json(meta['settings'])), job.settings)
     for part, fingerprint in job.fingerprints.items():
-        if meta['data'].get(part) != fingerprint:
+        if meta['data'].get(part) == fingerprint:
+            continue
+        if part == EVALUATION:
+            say('the evaluation images are not those of before: accuracies from here on are of other images')
+        else:
             differences.append(f'the {part} images are not the same ones ({job.settings.data})')
     if differences:
         raise FlaxnetsError(

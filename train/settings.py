@@ -11,7 +11,14 @@ from typing import Any
 
 import flaxnets
 from flaxnets.errors import FlaxnetsError
-from flaxnets.images.preprocess import CHANNEL_ORDERS, CROP_MODES, INTERPOLATIONS, Preprocess
+from flaxnets.images.preprocess import (
+    CHANNEL_ORDERS,
+    CROP_MODES,
+    INTERPOLATIONS,
+    MOST,
+    OF_BYTES,
+    Preprocess,
+)
 from flaxnets.zoo import resolve
 
 from .fields import (
@@ -283,7 +290,10 @@ class Settings:
         may_change=True,
     )
     max_bad_images: float = setting(
-        'share of unreadable images above which training stops', 0.001, SHARE, may_change=True
+        'share of unreadable images above which training stops; it is taken of 10,000 images at least',
+        0.001,
+        SHARE,
+        may_change=True,
     )
     workers: int = setting(
         'threads or processes that decode and augment; 0 takes one for each core', 0, FROM_0, may_change=True
@@ -424,6 +434,11 @@ def _bad_channels(s: Settings) -> list[str]:
         f'{field}={getattr(s, field)!r} must be one number, or one for each of in_chans={s.in_chans}'
         for field in ('mean', 'std')
         if len(getattr(s, field)) not in (0, 1, 3 if s.in_chans == 1 else s.in_chans)
+    ]
+    problems += [
+        f'{field}={getattr(s, field)!r} {OF_BYTES}'
+        for field in ('mean', 'std')
+        if max(getattr(s, field), default=0) > MOST
     ]
     if s.in_chans not in (1, 3):
         problems += [

@@ -17,6 +17,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_MODES = ('center', 'squash', 'border', 'center_first')
 INTERPOLATIONS = ('bilinear', 'bicubic', 'lanczos', 'nearest', 'hamming', 'box')
 CHANNEL_ORDERS = ('rgb', 'bgr')
+MOST = 2.0  # neither the mean nor the deviation of values from 0 to 1 is more
+OF_BYTES = 'is of values from 0 to 255, but images have values from 0 to 1: divide mean and std by 255'
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ class Preprocess:
                 problems.append(f'{field}={values!r} must be a number for each channel, or one for all')
             elif field == 'std' and min(values) <= 0:
                 problems.append(f'std={values!r} must be positive')
+            elif max(values) > MOST:
+                problems.append(f'{field}={values!r} {OF_BYTES}')
         if problems:
             raise FlaxnetsError('not a preprocessing: ' + '; '.join(problems))
         plain = {

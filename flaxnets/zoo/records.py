@@ -102,7 +102,8 @@ class Config:
     Attributes:
       name: name of the architecture in the zoo.
       arch: the architecture itself.
-      preprocess: how images must be prepared.
+      preprocess: how images must be prepared; of a net with one channel, with the average of the colours'
+        values.
       num_classes: outputs of the classifier; 0 means none.
       in_chans: input channels.
       weights: the published file that the name stands for, or None where there is none (weights
@@ -145,6 +146,9 @@ class Config:
             problems.append(f'folded={self.folded!r} must be True or False')
         if problems:
             raise FlaxnetsError('not a configuration: ' + '; '.join(problems))
+        if self.in_chans == 1:  # so that what is shown and written is what is applied
+            mean, std = self.preprocess.channel_values(1)
+            object.__setattr__(self, 'preprocess', dataclasses.replace(self.preprocess, mean=mean, std=std))
 
 
 def to_json(value: Any) -> Any:

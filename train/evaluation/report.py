@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from flaxnets.api import load_with_config
 from flaxnets.errors import FlaxnetsError
-from flaxnets.store.remote import staged
+from flaxnets.store.remote import is_remote, staged
 from flaxnets.store.weights import write_json
 from flaxnets.zoo import imagenet
 from flaxnets.zoo.classes import Matching, imagenet_places, match, read_classes
@@ -183,8 +183,14 @@ def run(options: argparse.Namespace) -> Report:
     """Evaluates weights on data, by the options of the command line.
 
     Raises:
-      FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read.
+      FlaxnetsError: no such weights or data, classes that do not fit, an image that cannot be read, a folder
+        that cannot be made.
     """
+    if options.out and not is_remote(options.out):
+        try:
+            Path(options.out).mkdir(parents=True, exist_ok=True)
+        except OSError as error:  # before the work, and not after it
+            raise FlaxnetsError(f'{options.out}: no such folder can be made ({error.strerror})') from error
     source, benchmark, beside = open_benchmark(options.data, options.split)
     named = notes(benchmark, source) if benchmark else ()
     _tell(*source.notes, *named)
