@@ -736,8 +736,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         'other images at a resume',
         'train/loop.py',
-        "if meta['data'].get(part) != fingerprint:",
-        'if False:',
+        "if meta['data'].get(part) == fingerprint:",
+        'if True:',
         'tests/test_loop.py -k another_run',
     ),
     Fault(

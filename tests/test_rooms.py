@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 ROWS: dict[str, tuple[tuple[str, ...], ...]] = {
     'flaxnets': (
         ('errors', 'version', 'checks'),
-        ('siblings', 'words', 'command_line', 'onednn'),
+        ('siblings', 'words', 'command_line', 'onednn', 'cores'),
         ('nets', 'images'),
         ('zoo',),
         ('store',),
