@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
+from flaxnets.cores import cores
 
 ROOT = Path(__file__).parent.parent
 NETS = {  # in order of importance: pixels, images
@@ -135,7 +136,7 @@ def parse() -> argparse.Namespace:
     if options.keep:
         options.keep = str(Path(options.keep).absolute())
         Path(options.keep).mkdir(parents=True, exist_ok=True)
-    options.together = options.together or min(6, max(2, int(len(os.sched_getaffinity(0)) / 2.5)))
+    options.together = options.together or min(6, max(2, int(cores() / 2.5)))
     return options
 
 

@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from flaxnets.cores import cores
+
 Run = Callable[[], Any]
 # Side of the map, input channels, output channels, groups, images. 0 groups: the average pool, stride 2.
 SHAPES = [
@@ -37,7 +39,7 @@ SHAPES = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--threads', type=int, default=cores())
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--maps', type=int, nargs='+', default=[], help='only maps of these sides')
     parser.add_argument('--groups', type=int, nargs='+', default=[], help='only so many groups; 0: pools')

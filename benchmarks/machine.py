@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from flaxnets.cores import cores
+
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'torch', 'timm', 'numpy', 'onnxruntime', 'openvino')
 
 
@@ -18,7 +20,7 @@ def description() -> dict[str, Any]:
     return {
         'cpu': _first(r'model name\s*:\s*(.+)', '/proc/cpuinfo') or platform.machine(),
         'vector': _vector_unit(),
-        'cores': len(os.sched_getaffinity(0)),
+        'cores': cores(),
         'memory_gib': round(int(_first(r'MemTotal:\s*(\d+)', '/proc/meminfo') or 0) / 2**20, 1),
         'python': platform.python_version(),
         'xla_flags': os.environ.get('XLA_FLAGS', ''),

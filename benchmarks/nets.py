@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine, report
+from flaxnets.cores import cores
 from flaxnets.onednn import ask_for_onednn, asked_for_onednn
 
 ROOT = Path(__file__).parent.parent
@@ -119,7 +120,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument('--seconds', type=float, default=0.4, help='that a turn takes at least')
     parser.add_argument('--batch', type=int, default=0, help='in place of the 8 or 2 of each net')
     parser.add_argument('--size', type=int, default=0, help="of the images, in place of each net's")
-    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument('--threads', type=int, default=cores())
     parser.add_argument('--minutes', type=float, default=0, help='after which nothing more is begun')
     parser.add_argument('--limit', type=float, default=900, help='seconds of one process')
     parser.add_argument('--out', default='build/bench')

@@ -12,8 +12,8 @@ import sys
 from importlib import metadata, util
 
 # XLA heeds the first only for what YNNPACK, its first choice, was told not to take.
-ASKED, LEFT = '--xla_cpu_experimental_onednn_custom_call', '--xla_cpu_experimental_ynn_fusion_type'
-FLAGS = f'{ASKED}=true {LEFT}=-individual_convolution'
+ASKED, YNNPACK = '--xla_cpu_experimental_onednn_custom_call', '--xla_cpu_experimental_ynn_fusion_type'
+FLAGS = f'{ASKED}=true {YNNPACK}=-individual_convolution'
 # jaxlib 0.10 knows the flags but has no oneDNN, so that they only take YNNPACK away. Later versions may not
 # have them, and an unknown flag ends a process.
 VERSIONS = ((0, 11), (0, 12))
@@ -29,7 +29,7 @@ def ask_for_onednn() -> None:
     another version.
     """
     flags = os.environ.get('XLA_FLAGS', '').strip()
-    decided = any(name in flags for name in (ASKED, LEFT))
+    decided = any(name in flags for name in (ASKED, YNNPACK))
     decided = decided or (flags != '' and not flags.startswith('-'))  # XLA takes it for the name of a file
     decided = decided or bool(os.environ.get('JAX_COMPILATION_CACHE_DIR'))
     if not decided and _known_to_work() and not _other_xla():

@@ -159,7 +159,6 @@ def _add_hosts(parser: argparse.ArgumentParser) -> None:
 
 def _connect(options: argparse.Namespace, *, training: bool) -> None:
     """Joins the other processes if the options ask for it, and keeps compiled programs."""
-
     from flaxnets.store.compiled import keep_compiled
 
     explicit = (options.coordinator, options.processes, options.process)

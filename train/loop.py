@@ -219,7 +219,10 @@ def check_same_run(job: Job, meta: dict[str, Any], say: Callable[[str], None]) -
         if meta['data'].get(part) == fingerprint:
             continue
         if part == EVALUATION:
-            say('the evaluation images are not those of before: accuracies from here on are of other images')
+            say(
+                'the evaluation images are not those of before: '
+                'earlier accuracies, the best one too, are of others'
+            )
         else:
             differences.append(f'the {part} images are not the same ones ({job.settings.data})')
     if differences:

@@ -109,7 +109,8 @@ class Settings:
     )
 
     data: str = setting(
-        'where the images are (`train.data.sources.open_source`); at a resume they must be the same images',
+        'where the images are (`train.data.sources.open_source`); '
+        'at a resume those of training must be the same',
         '',
         may_change=True,
         chapter='The data',

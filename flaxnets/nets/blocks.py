@@ -24,7 +24,6 @@ from .layers import (
     DropPath,
     MakeConv,
     MakeNorm,
-    Origin,
     normalised,
     relu,
 )
@@ -209,9 +208,7 @@ class Res2Bottleneck(Block):
         for i, part in enumerate(parts[: max(1, scale - 1)]):
             if outputs and not self.has_downsample:
                 part = part + outputs[-1]
-            origins: list[Origin] = []
-            y = convs(i, part, origins)
-            outputs.append(relu(bns(i, y, train, origins)))
+            outputs.append(relu(normalised(partial(bns, i), train, partial(convs, i), part)))
         if scale > 1:
             last = parts[-1]
             outputs.append(avg_pool_3x3(last, self.stride) if self.has_downsample else last)

@@ -453,7 +453,7 @@ def channels(x: Vector, ndim: int = 4) -> Float[Array, '*ones c']:
 
 
 def normalised(
-    norm: BatchNorm | FoldedNorm, train: bool, conv: Conv, x: Float[Array, 'n h w c']
+    norm: Callable[..., Array], train: bool, conv: Callable[..., Array], x: Float[Array, 'n h w c']
 ) -> Float[Array, 'n rows columns o']:
     """norm(conv(x), train), in inference as one operation where that is faster."""
     origins: list[Origin] = []
